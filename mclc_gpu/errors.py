@@ -1,0 +1,8 @@
+"""The one error type for bad input."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message is one line: which file or value, what is wrong, what to do.
+
+    The command line turns it into exit code 2. Bulk commands catch it per item, report the item and go on.
+    """
