@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv; only Python >= 3.11 and, for `reference`, a C++ compiler are asked for.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+REFERENCE := $(VENV)/.reference
+TYPES := build/types
+
+.PHONY: demo test lint bench reference clean
+
+demo: $(INSTALLED)
+	$(BIN)/mclc-gpu demo --out demo-out
+
+test: lint
+	@$(MAKE) --no-print-directory reference || echo "pydensecrf did not build: the tests that compare with it are skipped"
+	$(BIN)/python -m pytest
+
+# mypy sees the layout of an installed package through links: see [tool.mypy] in pyproject.toml.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/mclc_gpu
+	@cd $(TYPES)/mclc_gpu && ln -s ../../../mclc_gpu/* $(addprefix ../../../,$(wildcard kernels networks bench)) .
+	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+bench: $(INSTALLED)
+	@$(MAKE) --no-print-directory reference || echo "pydensecrf did not build: the CPU reference is measured without it"
+	$(BIN)/mclc-gpu bench
+
+reference: $(REFERENCE)
+
+clean:
+	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+
+$(INSTALLED): pyproject.toml constraints/test.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mclc-gpu needs Python >= 3.11: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints/test.txt --editable '.[dev]'
+	@touch $@
+
+# pip >= 25.3 reads the constraints of a build from PIP_BUILD_CONSTRAINT, older ones from PIP_CONSTRAINT.
+$(REFERENCE): $(INSTALLED) constraints/pydensecrf.txt
+	CYTHON_FORCE_REGEN=1 PIP_CONSTRAINT=constraints/pydensecrf.txt PIP_BUILD_CONSTRAINT=constraints/pydensecrf.txt \
+	  $(PIP) install --quiet --editable '.[reference]'
+	@touch $@
