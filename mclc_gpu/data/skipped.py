@@ -1,0 +1,14 @@
+"""What a bulk command left out, and why."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One input that was left out while the rest went on.
+
+    `file`: the file's name or path as the user knows it. `why`: one line, what is wrong with it.
+    """
+
+    file: str
+    why: str
