@@ -1,0 +1,80 @@
+"""sRGB to CIELAB in numba: device functions on scalars (the caller's loop over pixels vectorises) and a batch loop."""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+F = np.float32
+
+
+@intrinsic
+def float_bits(typingctx: Any, x: Any) -> Any:
+    """Bits of a float32 as int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def bits_float(typingctx: Any, i: Any) -> Any:
+    """Float32 with the bits of an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@njit(inline="always")
+def cube_root(x):
+    # Start from the exponent divided by three (magic constant fitted for least error), two Newton steps on
+    # x^(-1/3) without a division, one step on the root itself: relative error 1e-7 on 0.008..1.1.
+    r = bits_float(np.int32(np.int32(0x54A21F2A) - np.int32(F(float_bits(x)) * F(1 / 3))))
+    r = r + r * ((F(1) - x * (r * r * r)) * F(1 / 3))
+    r = r + r * ((F(1) - x * (r * r * r)) * F(1 / 3))
+    y = x * (r * r)
+    return y + (x - y * y * y) * ((r * r) * F(1 / 3))
+
+
+@njit(inline="always")
+def linear_light(v):
+    # ((v + 0.055) / 1.055) ** 2.4 as x * x^(1/5) with x the square: the fifth root by Newton on x^(-1/5).
+    y = (v + F(0.055)) * F(1 / 1.055)
+    x = y * y
+    r = bits_float(np.int32(np.int32(0x4C2B9213) - np.int32(F(float_bits(x)) * F(1 / 5))))
+    r = r + r * ((F(1) - x * (r * r * r * r * r)) * F(1 / 5))
+    r = r + r * ((F(1) - x * (r * r * r * r * r)) * F(1 / 5))
+    r = r + r * ((F(1) - x * (r * r * r * r * r)) * F(1 / 5))
+    bright = x * (x * ((r * r) * (r * r)))
+    return bright if v > F(0.04045) else v * F(1 / 12.92)
+
+
+@njit(inline="always")
+def lab_curve(t):
+    return cube_root(max(t, F(0.008856))) if t > F(0.008856) else F(7.787) * t + F(16 / 116)
+
+
+@njit(inline="always")
+def lab_of_linear(r, g, b):
+    # Rows of the sRGB-to-XYZ matrix divided by the D65 white point (0.95047, 1, 1.08883).
+    x = lab_curve(F(0.412453 / 0.95047) * r + F(0.357580 / 0.95047) * g + F(0.180423 / 0.95047) * b)
+    y = lab_curve(F(0.212671) * r + F(0.715160) * g + F(0.072169) * b)
+    z = lab_curve(F(0.019334 / 1.08883) * r + F(0.119193 / 1.08883) * g + F(0.950227 / 1.08883) * b)
+    return F(116) * y - F(16), F(500) * (x - y), F(200) * (y - z)
+
+
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def convert(image, out):
+    height = image.shape[2]
+    for row in prange(image.shape[0] * height):
+        b = row // height
+        y = row % height
+        for x in range(image.shape[3]):
+            out[b, 0, y, x], out[b, 1, y, x], out[b, 2, y, x] = lab_of_linear(
+                linear_light(image[b, 0, y, x]), linear_light(image[b, 1, y, x]), linear_light(image[b, 2, y, x])
+            )
