@@ -1,0 +1,148 @@
+"""The direction of imports between the rooms of the project, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("mclc_gpu", "kernels", "networks", "bench")
+SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))
+
+# Higher rooms may import lower ones. CHAIN names modules of mclc_gpu/ itself; its others are what people run.
+RANK = {"errors": 0, "kernels": 1, "networks": 1, "data": 2, "chain": 3, "run": 4, "cli": 5, "bench": 6}
+CHAIN = {"labeling", "windows", "refine", "losses", "metrics"}
+THIRD_PARTY = {"kernels": {"torch", "triton", "numba", "llvmlite", "numpy"}, "networks": {"torch"}}
+
+
+def room_of(module: str) -> str:
+    """The room of a project module such as `mclc_gpu.data.images`."""
+    if module == "mclc_gpu":
+        return "errors"  # it holds nothing but the path mapping, and names it imports when asked for them
+    first = module.split(".")[1]
+    if first == "__main__":
+        return "cli"
+    return first if first in RANK else "chain" if first in CHAIN else "run"
+
+
+def module_of(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    parts = parts if parts[0] == "mclc_gpu" else ("mclc_gpu", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every imported name, with whether the import waits for a function to be called.
+
+    `from a.b import c` gives `a.b.c`: whether c is a module or something in a.b, the room is the same.
+    """
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{'.' * node.level}{node.module or ''}.{alias.name}", lazy) for alias in node.names)
+        yield from imports(node, lazy or isinstance(node, functions))
+
+
+def fault(path: Path, name: str, lazy: bool) -> str | None:
+    """What is wrong with `path` importing `name`; None when nothing is."""
+    top, here = name.split(".")[0], room_of(module_of(path))
+    if top in {"", "kernels", "networks", "bench"}:
+        return f"import it by its full name under mclc_gpu, not as {name}"
+    if top != "mclc_gpu":
+        allowed = THIRD_PARTY.get(here)
+        unknown = allowed is not None and top not in allowed | sys.stdlib_module_names
+        return f"{here} may import {sorted(allowed)} only, not {top}" if unknown else None
+    there = room_of(name)
+    if path == Path("mclc_gpu/__init__.py"):
+        return None if lazy else f"importing mclc_gpu must stay cheap: import {name} when it is asked for"
+    if there == "bench" and here == "cli":
+        return None if lazy else f"{name} is for the bench command alone: import it inside the command"
+    if RANK[there] > RANK[here] or {here, there} == {"kernels", "networks"}:
+        return f"{here} lies below {there} and may not import {name}"
+    for own, other in (("_cpu", "_triton"), ("_triton", "_cpu")):
+        if path.stem.endswith(own) and any(part.endswith(other) for part in name.split(".")):
+            return f"one backend may not import another: {name}"
+    return None
+
+
+def faults(path: Path, source: str) -> list[str]:
+    found = ((name, fault(path, name, lazy)) for name, lazy in imports(ast.parse(source)))
+    return [f"{path}: {text}" for _, text in found if text]
+
+
+def asks_for_hardware(source: str) -> bool:
+    """Whether the source asks for the presence of CUDA, under whatever name it imported torch."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "torch.cuda":
+            return True
+        is_question = isinstance(node, ast.Attribute) and node.attr in {"is_available", "device_count"}
+        if is_question and ast.unparse(node.value).split(".")[-1] == "cuda":
+            return True
+    return False
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_go_down_only(path: Path) -> None:
+    assert faults(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("kernels/slic.py", "import skimage"),
+        ("kernels/slic.py", "from kernels import backend"),
+        ("kernels/slic.py", "def f():\n    from mclc_gpu.data import images"),
+        ("kernels/slic.py", "from mclc_gpu import labeling"),
+        ("kernels/slic.py", "from mclc_gpu.networks import zoo"),
+        ("kernels/slic.py", "from . import backend"),
+        ("kernels/slic_cpu.py", "from mclc_gpu.kernels import slic_triton"),
+        ("kernels/slic_triton.py", "from mclc_gpu.kernels.slic_cpu import assign"),
+        ("networks/zoo.py", "import numpy"),
+        ("networks/zoo.py", "from mclc_gpu.kernels import slic"),
+        ("mclc_gpu/data/images.py", "from mclc_gpu.labeling import label_images"),
+        ("mclc_gpu/data/images.py", "import mclc_gpu.cli.main"),
+        ("mclc_gpu/__init__.py", "from mclc_gpu.labeling import label_images"),
+        ("mclc_gpu/labeling.py", "from mclc_gpu.training import fit"),
+        ("mclc_gpu/training.py", "from mclc_gpu.bench import timing"),
+        ("mclc_gpu/cli/main.py", "from mclc_gpu.bench import timing"),
+        ("mclc_gpu/cli/main.py", "class C:\n    import networks"),
+    ],
+)
+def test_a_forbidden_import_is_found(path: str, source: str) -> None:
+    assert len(faults(Path(path), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("kernels/slic.py", "import math\nimport torch\nfrom mclc_gpu.errors import InputError"),
+        ("kernels/slic.py", "def f():\n    from mclc_gpu.kernels import slic_cpu, slic_triton"),
+        ("mclc_gpu/training.py", "from mclc_gpu.refine import crf\nfrom mclc_gpu.networks import zoo"),
+        ("mclc_gpu/__init__.py", "def __getattr__(name):\n    from mclc_gpu.labeling import label_images"),
+        ("mclc_gpu/cli/main.py", "def f():\n    from mclc_gpu.bench import timing"),
+        ("bench/timing.py", "import skimage\nimport mclc_gpu.labeling\nfrom mclc_gpu.kernels import slic"),
+    ],
+)
+def test_a_permitted_import_passes(path: str, source: str) -> None:
+    assert faults(Path(path), source) == []
+
+
+def test_only_the_backend_module_asks_what_hardware_there_is() -> None:
+    assert [str(p) for p in SOURCES if asks_for_hardware((ROOT / p).read_text())] == ["kernels/backend.py"]
+    assert asks_for_hardware("import torch as t\nt.cuda.is_available()")
+    assert asks_for_hardware("from torch import cuda\ncuda.device_count()")
+    assert asks_for_hardware("from torch.cuda import is_available as gpu\ngpu()")
+    assert not asks_for_hardware("torch.distributed.is_available()")
+
+
+@pytest.mark.parametrize("module", ["mclc_gpu", "mclc_gpu.cli.main", "mclc_gpu.__main__"])
+def test_start_up_is_lazy(module: str) -> None:
+    heavy = "[m for m in ('torch', 'triton', 'numba', 'skimage', 'scipy') if m in sys.modules]"
+    code = f"import sys, {module}; print({heavy})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "[]\n", "")
