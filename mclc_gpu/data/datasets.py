@@ -1,0 +1,90 @@
+"""Data sets as they lie on disk: split lists, and pairs of images and masks."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from mclc_gpu.data.images import stem_of
+from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.errors import InputError
+
+Item = TypeVar("Item")
+
+# Where the releases keep their lists: NUAA-SIRST; IRSTD-1k, NUDT-SIRST and NUDT-SIRST-sea; DNANet's copies
+# (50_50/).
+_LISTS = ("splits/{}.txt", "img_idx/{}.txt", "img_idx/{}_*.txt", "{}.txt", "[0-9]*_[0-9]*/{}.txt")
+_SPLIT_NAMES = {"train": ("train", "trainval"), "test": ("test",)}
+
+
+def read_list(path: Path | str) -> list[str]:
+    """Names of a split list, one a line, as stems (see `mclc_gpu.data.images.stem_of`), in order, each once.
+
+    Line ends of any system, a missing last one, blank lines, folders and image suffixes are all accepted.
+    Raises InputError when the file is missing, is not UTF-8 text, or names nothing.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path of the list") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text; give a list with one file name a line") from error
+    stems = [stem_of(line.strip()) for line in text.splitlines() if line.strip()]
+    if not stems:
+        raise InputError(f"{path}: the list names no file; give one file name a line")
+    return list(dict.fromkeys(stems))
+
+
+def select(files: Mapping[str, Item], names: Iterable[str]) -> tuple[dict[str, Item], list[Skipped]]:
+    """What `files` (anything by stem) holds under `names`, in the order of `names`, and the names it
+    lacks."""
+    chosen: dict[str, Item] = {}
+    skipped: list[Skipped] = []
+    for name in names:
+        if name in files:
+            chosen[name] = files[name]
+        else:
+            skipped.append(Skipped(name, "the list names it, but there is no such file"))
+    return chosen, skipped
+
+
+def find_split(root: Path | str, split: Literal["train", "test"]) -> Path:
+    """The list of a data set's train or test images, in the layout of any of the field's releases.
+
+    Looked for below `root`, first found: splits/SPLIT.txt (NUAA-SIRST); img_idx/SPLIT.txt or
+    img_idx/SPLIT_NAME.txt (IRSTD-1k, NUDT-SIRST, NUDT-SIRST-sea); SPLIT.txt; 50_50/SPLIT.txt and the like;
+    the same with trainval for train. Of several img_idx lists the one whose NAME is that of the folder
+    counts.
+
+    Raises InputError when there is none, or when it cannot be told which of several.
+    """
+    root = Path(root)
+    for name in _SPLIT_NAMES[split]:
+        for pattern in _LISTS:
+            found = sorted(root.glob(pattern.format(name)))
+            own = [path for path in found if path.stem.lower() == f"{name}_{root.name}".lower()]
+            found = own or found
+            if len(found) > 1:
+                several = ", ".join(str(path.relative_to(root)) for path in found)
+                raise InputError(f"{root}: several {split} lists ({several}); name one by its path")
+            if found:
+                return found[0]
+    raise InputError(f"{root}: no {split} list (splits/{split}.txt, img_idx/{split}_NAME.txt, {split}.txt)")
+
+
+def pair_files(
+    images: Mapping[str, Path], masks: Mapping[str, Path]
+) -> tuple[dict[str, tuple[Path, Path]], list[Skipped]]:
+    """(image, mask) by stem, in the order of `images`, and the images without a mask.
+
+    Masks of other images are passed over: a folder of masks often serves several lists. Sizes are compared
+    when a mask is read (`read_mask` with the image's shape).
+    """
+    pairs: dict[str, tuple[Path, Path]] = {}
+    skipped: list[Skipped] = []
+    for stem, image in images.items():
+        if stem in masks:
+            pairs[stem] = (image, masks[stem])
+        else:
+            skipped.append(Skipped(str(image), "there is no mask of this image"))
+    return pairs, skipped

@@ -1,0 +1,226 @@
+"""Images and masks on disk: finding them, and reading them into arrays of their own size."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
+from mclc_gpu.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+_MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DIRECT_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """Read one image at its stored size.
+
+    Returns [H, W] or [H, W, 3], of dtype uint8 (0-255), uint16 (0-65535) or float32 (any finite range). PNG,
+    TIFF, BMP and JPEG are recognised by content. Palettes are expanded, 1-bit images become 0 and 255, alpha
+    is dropped, CMYK becomes RGB. A colour image whose three channels are equal everywhere is returned as [H,
+    W]: it holds the same numbers in a third of the memory. Integers of other widths become uint16 when all
+    their values fit, else float32. Pixels keep the file's order: an orientation tag is not applied, since
+    masks do not have one.
+
+    Raises InputError for a file that is missing, empty, truncated, not an image, or of several pages, and for
+    NaN or infinite pixels.
+    """
+    path = Path(path)
+    with _named_errors(path):
+        data = path.read_bytes()
+        if _magic(data) in _TIFF_MAGIC:
+            pixels = _decode_tiff(data)
+        elif is_deep_colour_png(data[:26]):
+            pixels = decode_deep_colour_png(data)
+        else:
+            pixels = _decode_pillow(data)
+        return _canonical(pixels)
+
+
+def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask file as bool [H, W]: true on targets.
+
+    True is a value > 127, or > 0 when the largest value of the file is 1 (masks written as 0/1) or the file
+    has 1 bit per pixel. A 16-bit mask with values above 255 is cut at half of its range (> 32767), a float
+    mask with values up to 1 at > 0.5. In a colour mask a pixel is true where any of its channels is.
+
+    `shape`: (H, W) of the image that the mask belongs to. Raises InputError when the mask has another size
+    (it is never resized), and as `read_image` does.
+    """
+    pixels = read_image(path)
+    if shape is not None and pixels.shape[:2] != tuple(shape):
+        (height, width), (rows, columns) = pixels.shape[:2], shape
+        raise InputError(
+            f"{path}: the mask is {width}x{height} but its image is {columns}x{rows} (width x height); "
+            "give the mask of this image, masks are not resized"
+        )
+    if pixels.ndim == 3:
+        pixels = pixels.max(axis=2)
+    return pixels > _mask_threshold(pixels)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) from a file's header, without decoding its pixels; InputError as for `read_image`."""
+    path = Path(path)
+    with _named_errors(path), path.open("rb") as file:
+        if _magic(file.read(4)) in _TIFF_MAGIC:
+            with tifffile.TiffFile(file) as tiff:
+                page = _single_page(tiff)
+                return int(page.imagelength), int(page.imagewidth)
+        file.seek(0)
+        with Image.open(file) as image:
+            return image.height, image.width
+
+
+def stem_of(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
+    """The stem by which files of one scene find each other, from a file name or path of any system.
+
+    Folders, a suffix that is one of `suffixes` (lower case) and the ending `_pixels0` of NUAA-SIRST's masks
+    are dropped; dots elsewhere in the name stay.
+    """
+    base = PurePosixPath(name.replace("\\", "/")).name
+    head, suffix = os.path.splitext(base)
+    if suffix.lower() in suffixes:
+        base = head
+    return base.removesuffix(_MASK_ENDING) or base
+
+
+def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Files of one folder by stem (see `stem_of`), sorted by stem; the case of `suffixes` does not matter.
+
+    Sub-folders, hidden files and files of other suffixes (XML beside masks) are passed over. Raises
+    InputError when the folder is missing, holds no such file, or holds two files of the same stem.
+    """
+    directory = Path(directory)
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(
+                entry.name
+                for entry in entries
+                if entry.name.lower().endswith(wanted) and not entry.name.startswith(".") and entry.is_file()
+            )
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be read as a folder ({error.strerror})") from error
+    found: dict[str, Path] = {}
+    for name in names:
+        stem = stem_of(name, wanted)
+        if stem in found:
+            raise InputError(f"{directory}: {found[stem].name} and {name} are both named {stem!r}; keep one")
+        found[stem] = directory / name
+    if not found:
+        raise InputError(f"{directory}: the folder holds no {', '.join(wanted)} file; check the path")
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises on a bad file into one line that names the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    # Decoders raise nearly anything on damaged bytes (struct.error, SyntaxError, KeyError), by no documented
+    # list.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as an image ({reason}); copy or export it again") from error
+
+
+def _magic(data: bytes) -> bytes:
+    """The first four bytes of a file that is not empty."""
+    if not data:
+        raise InputError("the file is empty; copy it again")
+    return data[:4]
+
+
+def _decode_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode in _DIRECT_MODES:
+            return np.asarray(image)
+        if image.mode in ("1", "LA", "La"):
+            return np.asarray(image.convert("L"))
+        return np.asarray(image.convert("RGB"))
+
+
+def _decode_tiff(data: bytes) -> np.ndarray:
+    """Pillow knows the colour models of 8-bit TIFF, tifffile the number formats of all the others."""
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page = _single_page(tiff)
+        if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind != "i"):
+            return _decode_pillow(data)
+        try:
+            pixels = page.asarray()
+        except ValueError:
+            # A compression that tifffile lacks without an extra package. Pillow has its own decoders, but
+            # reads 16-bit colour as 8 bits: its result counts only when it has the width that the header
+            # declares.
+            pixels = _decode_pillow(data)
+            if pixels.dtype.newbyteorder("=") != page.dtype.newbyteorder("="):
+                raise
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, 2)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+            pixels = np.iinfo(pixels.dtype).max - pixels
+        return pixels
+
+
+def _single_page(tiff: tifffile.TiffFile) -> Any:
+    """The only full-size page of a TIFF file."""
+    first, *rest = tiff.pages
+    count = 1 + sum(not getattr(page, "is_reduced", False) for page in rest)
+    if count > 1:
+        raise InputError(f"the file holds {count} pages; save each as a file of its own")
+    return first
+
+
+def _canonical(pixels: np.ndarray) -> np.ndarray:
+    """To the shapes and dtypes that `read_image` promises."""
+    if pixels.ndim == 3 and pixels.shape[2] in (1, 2):
+        pixels = pixels[:, :, 0]
+    elif pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels = pixels[:, :, :3]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise InputError(f"the image has shape {pixels.shape}; save it as gray or RGB")
+    if not pixels.size:
+        raise InputError("the image has no pixels")
+    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+        pixels = pixels[:, :, 0]
+    return np.ascontiguousarray(_canonical_numbers(pixels))
+
+
+def _canonical_numbers(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8 or pixels.dtype.newbyteorder("=") == np.uint16:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype.kind in "iu" and pixels.min() >= 0 and pixels.max() <= 65535:
+        return pixels.astype(np.uint16)
+    if pixels.dtype.kind not in "iuf":
+        raise InputError(f"pixels of type {pixels.dtype} cannot be used; save them as integers or floats")
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = pixels.astype(np.float32)
+    bad = single.size - np.count_nonzero(np.isfinite(single))
+    if bad:
+        raise InputError(f"{bad} pixels are NaN, infinite or beyond float32; replace them by numbers")
+    return single
+
+
+def _mask_threshold(pixels: np.ndarray) -> float:
+    """The value above which a pixel of a mask is a target."""
+    largest = pixels.max()
+    if pixels.dtype == np.float32 and largest <= 1:
+        return 0.5
+    if largest == 1:
+        return 0
+    return 32767 if pixels.dtype == np.uint16 and largest > 255 else 127
