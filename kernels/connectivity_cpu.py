@@ -1,13 +1,15 @@
 """Connectivity enforcement on the CPU: one image at a time, compiled by numba.
 
-An image is worked on in place in a *padded state*: one border row above and below, one border column at the right
-(which is the left border of the next row), so that a flood never asks whether a neighbour lies inside. A pixel holds
-`-(label + 1)` until it is reached and its final label afterwards; the border holds `OUTSIDE`, equal to neither.
+An image is worked on in place in a *padded state*: one border row above and below, one border column at the
+right (which is the left border of the next row), so that a flood never asks whether a neighbour lies inside.
+A pixel holds `-(label + 1)` until it is reached and its final label afterwards; the border holds `OUTSIDE`,
+which equals neither.
 """
 
 import numpy as np
 from numba import njit, prange
 
+U = np.uintp  # Signed indices would be checked for wrap-around, at half as many instructions again.
 OUTSIDE = np.int32(-(2**31))
 
 
@@ -18,63 +20,78 @@ def scratch_size(height: int, width: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _last_neighbour(state, queue, popped, skipped, stride, current):  # type: ignore[no-untyped-def]
+def _last_neighbour(state, queue, popped, skipped, stride, current):
     """Final label of the last labelled foreign pixel met by the flood; `current` when it met none.
 
-    Labels of other pieces do not change during a flood, so walking the queue backwards afterwards finds the same pixel
-    as watching every neighbour during the flood does, and only small pieces pay for it.
+    Labels of other pieces do not change during a flood, so walking the queue backwards afterwards finds the
+    same pixel as watching every neighbour during the flood does, and only small pieces pay for it.
     """
-    for i in range(popped - 1, -1, -1):
-        p = queue[i]
-        first = skipped if i == popped - 1 else 0
+    first = skipped
+    while popped > U(0):
+        popped -= U(1)
+        p = U(queue[popped])
         for direction in range(first, 4):
             if direction == 0:
                 label = state[p - stride]
             elif direction == 1:
                 label = state[p + stride]
             elif direction == 2:
-                label = state[p - 1]
+                label = state[p - U(1)]
             else:
-                label = state[p + 1]
+                label = state[p + U(1)]
             if label >= 0 and label != current:
                 return label
+        first = 0
     return current
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _take(state, queue, q, tail, code, current):
+    """Append neighbour q to the piece if it belongs to it, without a branch that nobody could predict.
+
+    The slot after the queue's end is written in any case and counts when the neighbour does.
+    """
+    value = state[q]
+    joins = value == code
+    queue[tail] = q
+    state[q] = current if joins else value
+    return tail + U(joins)
+
+
 @njit(cache=True, nogil=True)
-def _flood(state, queue, stride, current, max_size):  # type: ignore[no-untyped-def]
-    """Grow the piece seeded at queue[0]. Returns (size, pixels popped, directions the last of them did not look at)."""
+def _flood(state, queue, stride, current, max_size):
+    """Grow the piece seeded at queue[0].
+
+    Returns its size, the number of pixels popped, and in how many directions the last of those did not look.
+    """
     code = state[queue[0]]
     state[queue[0]] = current
-    head, tail = 0, 1
-    # Far from max_size nothing can stop the flood, and a push without a branch is faster than one hard to predict:
-    # the slot after the queue's end is always written, and counts when the neighbour belongs to the piece.
-    while head < tail and tail <= max_size - 4:
-        p = queue[head]
-        head += 1
-        for offset in (1, -1, stride, -stride):
-            q = p + offset
-            value = state[q]
-            joins = value == code
-            queue[tail] = q
-            state[q] = current if joins else value
-            tail += joins
-    while head < tail and tail < max_size:
-        p = queue[head]
-        head += 1
-        for direction, offset in enumerate((1, -1, stride, -stride)):
-            q = p + offset
-            if state[q] == code:
-                state[q] = current
-                queue[tail] = q
-                tail += 1
-                if tail >= max_size:
-                    return tail, head, 3 - direction
+    head, tail, limit = U(0), U(1), U(max_size)
+    while head < tail and tail + U(4) <= limit:
+        p = U(queue[head])
+        head += U(1)
+        tail = _take(state, queue, p + U(1), tail, code, current)
+        tail = _take(state, queue, p - U(1), tail, code, current)
+        tail = _take(state, queue, p + stride, tail, code, current)
+        tail = _take(state, queue, p - stride, tail, code, current)
+    while head < tail and tail < limit:
+        p = U(queue[head])
+        head += U(1)
+        tail = _take(state, queue, p + U(1), tail, code, current)
+        if tail >= limit:
+            return tail, head, 3
+        tail = _take(state, queue, p - U(1), tail, code, current)
+        if tail >= limit:
+            return tail, head, 2
+        tail = _take(state, queue, p + stride, tail, code, current)
+        if tail >= limit:
+            return tail, head, 1
+        tail = _take(state, queue, p - stride, tail, code, current)
     return tail, head, 0
 
 
 @njit(cache=True, nogil=True)
-def relabel_state(state, queue, height, width, min_size, max_size):  # type: ignore[no-untyped-def]
+def relabel_state(state, queue, height, width, min_size, max_size):
     """Relabel one image in its padded state (see the module's text), in place.
 
     Args:
@@ -87,12 +104,21 @@ def relabel_state(state, queue, height, width, min_size, max_size):  # type: ign
     Returns:
         Number of final labels; they are 0 .. number - 1.
     """
-    stride = np.int32(width + 1)
+    stride = U(width + 1)
     current = np.int32(0)
+    # The pixel above is met only by a flood that pops its seed, which one of at most one pixel does not do.
+    speck = 1 if max_size > 1 else min_size
     shared = 0  # 1 while a small piece without neighbour holds `current`, which the next piece will take too
     for y in range(height):
-        for p in range((y + 1) * stride, (y + 1) * stride + width):
+        start = U(y + 1) * stride
+        for p in range(start, start + U(width)):
             if state[p] >= 0:
+                continue
+            above = state[p - stride]
+            lone = state[p + U(1)] != state[p] and state[p + stride] != state[p]
+            if lone and speck < min_size and above >= 0 and above != current:
+                # A speck of one pixel, as salt noise leaves by the dozen: a flood meets `above` last.
+                state[p] = above
                 continue
             queue[0] = p
             size, popped, skipped = _flood(state, queue, stride, current, max_size)
@@ -110,7 +136,7 @@ def relabel_state(state, queue, height, width, min_size, max_size):  # type: ign
 
 
 @njit(cache=True, nogil=True)
-def relabel(labels, height, width, min_size, max_size, out, scratch):  # type: ignore[no-untyped-def]
+def relabel(labels, height, width, min_size, max_size, out, scratch):
     """Enforce connectivity on one flat label image; `out` may be `labels`.
 
     Args:
@@ -126,20 +152,24 @@ def relabel(labels, height, width, min_size, max_size, out, scratch):  # type: i
     padded = (height + 2) * stride
     state = scratch[:padded]
     queue = scratch[padded:]
-    state[:stride] = OUTSIDE
-    state[padded - stride :] = OUTSIDE
+    for i in range(stride):
+        state[i] = OUTSIDE
+        state[padded - stride + i] = OUTSIDE
     for y in range(height):
-        row = state[(y + 1) * stride : (y + 2) * stride]
-        row[:width] = ~labels[y * width : (y + 1) * width]
-        row[width] = OUTSIDE
+        row = U((y + 1) * stride)
+        for x in range(width):
+            state[row + U(x)] = ~labels[U(y * width + x)]
+        state[row + U(width)] = OUTSIDE
     number = relabel_state(state, queue, height, width, min_size, max_size)
     for y in range(height):
-        out[y * width : (y + 1) * width] = state[(y + 1) * stride : (y + 2) * stride - 1]
+        row = U((y + 1) * stride)
+        for x in range(width):
+            out[U(y * width + x)] = state[row + U(x)]
     return number
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def relabel_batch(labels, min_size, max_size, out):  # type: ignore[no-untyped-def]
+def relabel_batch(labels, min_size, max_size, out):
     """Enforce connectivity on int32 [B, H, W] labels into `out`, images spread over the threads."""
     batch, height, width = labels.shape
     for b in prange(batch):
