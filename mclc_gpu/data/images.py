@@ -71,11 +71,12 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) from a file's header, without decoding its pixels; InputError as for `read_image`."""
     path = Path(path)
     with _named_errors(path), path.open("rb") as file:
-        if _magic(file.read(4)) in _TIFF_MAGIC:
+        magic = _magic(file.read(4))
+        file.seek(0)
+        if magic in _TIFF_MAGIC:
             with tifffile.TiffFile(file) as tiff:
                 page = _single_page(tiff)
                 return int(page.imagelength), int(page.imagewidth)
-        file.seek(0)
         with Image.open(file) as image:
             return image.height, image.width
 
@@ -130,8 +131,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    # Decoders raise nearly anything on damaged bytes (struct.error, SyntaxError, KeyError), by no documented
-    # list.
+    # Decoders raise nearly anything on damaged bytes (struct.error, SyntaxError, ...), documented nowhere.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read as an image ({reason}); copy or export it again") from error
@@ -146,11 +146,10 @@ def _magic(data: bytes) -> bytes:
 
 def _decode_pillow(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
+        # np.array, not np.asarray: Pillow's own memory is read-only, which torch.from_numpy warns about.
         if image.mode in _DIRECT_MODES:
-            return np.asarray(image)
-        if image.mode in ("1", "LA", "La"):
-            return np.asarray(image.convert("L"))
-        return np.asarray(image.convert("RGB"))
+            return np.array(image)
+        return np.array(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB"))
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:
