@@ -52,7 +52,8 @@ def name_key(seed: int, image_name: str) -> int:
     The same seed (any integer) and name give the same key on every machine and in every version. Give the
     name without folder and extension, so that the same image stored otherwise keeps its key.
     """
-    digest = hashlib.blake2b(f"{seed}/{image_name}".encode(), digest_size=8).digest()
+    text = f"{seed}/{image_name}".encode(errors="surrogateescape")  # file names need not be valid text
+    digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -105,8 +105,12 @@ def test_draws_do_not_depend_on_order() -> None:
 
 
 def test_name_key_separates_seeds_and_names() -> None:
-    keys = {name_key(seed, name) for seed in (-1, 0, 1, 11, 2**64) for name in ("", "1", "a", "1/a", "ä")}
-    assert len(keys) == 25
+    keys = {
+        name_key(seed, name)
+        for seed in (-1, 0, 1, 11, 2**64)
+        for name in ("", "1", "a", "1/a", "ä", "\udcff")
+    }
+    assert len(keys) == 30
     assert all(0 <= key < 2**64 for key in keys)
 
 

@@ -1,0 +1,352 @@
+"""The published label maker from scikit-image and pydensecrf, on all cores: the peer of the kernels.
+
+The procedure is that of Li et al. (ICCV 2023): per target K trials of salt noise and SLIC in a window, the
+cluster under the click kept, the trials averaged, the average refined by a dense CRF. Written for speed: one
+task per image, one single-threaded process per core, the noise of all trials of a window drawn at once, and
+the crop made floating point once instead of inside every call of `slic`.
+
+    python -m mclc_gpu.bench.cpu_reference --images DIR --masks DIR [--list TXT] [--refine threshold]
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import slic
+from skimage.util import img_as_float64
+
+from mclc_gpu.data.datasets import pair_files, read_list, select
+from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.points import Point
+from mclc_gpu.data.simulate import points_from_mask
+from mclc_gpu.errors import InputError
+from mclc_gpu.metrics import Scores
+from mclc_gpu.windows import Window, draw_window, name_key
+
+SALT = 0.05  # share of the values of each channel that become 1
+CLUSTERS = 9
+COMPACTNESS = 20
+THRESHOLD = 0.7
+REFINEMENTS = ("crf", "threshold")
+_UNARY_FLOOR = 1e-5  # probabilities below it count as it: -log(0) has no place in a CRF
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to be labelled.
+
+    Attributes:
+        name: Of the image, without extension; keys the noise together with the seed. Different in each item.
+        image: uint8 [H, W, 3].
+        windows: One per target, inside the image.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `run` made and how long it took.
+
+    Attributes:
+        masks: Item name -> bool [H, W].
+        trials: Number of trials of all targets.
+        seconds: "total" is the wall clock from the first item to the last mask; "cluster" and "refine" are
+            the times spent in these stages, summed over the processes and divided by their number. Starting
+            the processes and importing the libraries in them is not counted.
+    """
+
+    masks: dict[str, NDArray[np.bool_]]
+    trials: int
+    seconds: dict[str, float]
+
+
+def make_item(name: str, image: NDArray[Any], points: Sequence[Point], seed: int) -> Item:
+    """An item with windows drawn by the published rule.
+
+    Args:
+        name: Name of the image, without extension.
+        image: uint8 [H, W] or [H, W, 3].
+        points: One per target, each with its category.
+        seed: Of the windows.
+
+    Raises:
+        InputError: The image is not 8-bit gray or RGB; or see `draw_window`.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        raise InputError(
+            f"{name}: {image.dtype} {image.shape} is no 8-bit gray or RGB image: convert it to one"
+        )
+    rgb = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+    height, width = image.shape[:2]
+    windows = (
+        draw_window(height, width, point.x, point.y, point.category or "", seed, name, target)
+        for target, point in enumerate(points)
+    )
+    return Item(name, np.ascontiguousarray(rgb), tuple(windows))
+
+
+def cluster_windows(item: Item, trials: int, seed: int) -> list[NDArray[np.float32]]:
+    """Target probability maps (equation 9): per window, float32 [height, width] in [0, 1], 1 at the click."""
+    return [_cluster(item, target, trials, seed) for target in range(len(item.windows))]
+
+
+def _cluster(item: Item, target: int, trials: int, seed: int) -> NDArray[np.float32]:
+    window = item.windows[target]
+    crop = img_as_float64(_crop(item.image, window))
+    random = np.random.default_rng([name_key(seed, item.name), target])
+    votes = np.zeros(crop.shape[:2], np.int32)
+    for salted in random.random((trials, *crop.shape), dtype=np.float32) < SALT:
+        labels = slic(
+            np.where(salted, 1.0, crop), n_segments=CLUSTERS, compactness=COMPACTNESS, start_label=1
+        )
+        votes += labels == labels[window.click_row, window.click_column]
+    # Published: divided by the votes' maximum. That is `trials`: the click is in every trial's cluster.
+    return votes.astype(np.float32) / np.float32(trials)
+
+
+def refine_windows(item: Item, maps: Sequence[NDArray[np.float32]], refine: str) -> NDArray[np.bool_]:
+    """Mask of one image, bool [H, W]: the union of its targets' refined maps.
+
+    Args:
+        item: Image and windows.
+        maps: One per window, from `cluster_windows`.
+        refine: "crf" (dense CRF, one mean-field step, most likely class) or "threshold" (probability >= 0.7).
+
+    Raises:
+        InputError: Unknown refinement, or pydensecrf needed and not installed.
+    """
+    _check_refine(refine)
+    mask = np.zeros(item.image.shape[:2], np.bool_)
+    for window, probability in zip(item.windows, maps, strict=True):
+        if refine == "crf":
+            found = dense_crf(_crop(item.image, window), probability)
+        else:
+            found = probability >= THRESHOLD
+        _crop(mask, window)[found] = True
+    return mask
+
+
+def dense_crf(rgb: NDArray[np.uint8], probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Most likely class of each pixel after one mean-field step with the published potentials.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        probability: float32 [H, W] in [0, 1], of the target.
+
+    Returns:
+        bool [H, W], true where the target is the likelier class.
+
+    Raises:
+        InputError: pydensecrf is not installed.
+    """
+    height, width = probability.shape
+    both = np.stack([1 - probability, probability]).reshape(2, -1).astype(np.float32)
+    field = _densecrf_module().DenseCRF2D(width, height, 2)
+    field.setUnaryEnergy(-np.log(np.maximum(both, np.float32(_UNARY_FLOOR))))
+    # pydensecrf's normalisation is symmetric unless told otherwise.
+    field.addPairwiseGaussian(sxy=3, compat=3)
+    field.addPairwiseBilateral(sxy=32, srgb=13, rgbim=np.ascontiguousarray(rgb), compat=10)
+    background, target = np.asarray(field.inference(1))
+    return (target > background).reshape(height, width)
+
+
+def _check_refine(refine: str) -> None:
+    if refine not in REFINEMENTS:
+        raise InputError(f"refine {refine!r} is unknown: use one of {', '.join(REFINEMENTS)}")
+    if refine == "crf":
+        _densecrf_module()
+
+
+def _densecrf_module() -> Any:
+    try:
+        from pydensecrf import densecrf
+    except ImportError as error:
+        raise InputError(
+            "pydensecrf is not installed: run `make reference`, or: echo 'cython<3' > c.txt && "
+            "CYTHON_FORCE_REGEN=1 PIP_CONSTRAINT=c.txt pip install pydensecrf; or use --refine threshold"
+        ) from error
+    return densecrf
+
+
+def label_image(
+    item: Item, trials: int = 50, seed: int = 0, refine: str = "crf"
+) -> tuple[NDArray[np.bool_], list[NDArray[np.float32]]]:
+    """Mask of the image, bool [H, W], and the maps of its targets, float32 [height, width] each.
+
+    Depends on the arguments alone: neither on other items nor on their order.
+    """
+    maps = cluster_windows(item, trials, seed)
+    return refine_windows(item, maps, refine), maps
+
+
+def run(
+    items: Sequence[Item], trials: int = 50, refine: str = "crf", workers: int | None = None, seed: int = 0
+) -> Outcome:
+    """Label all items over `workers` processes, one per core unless told otherwise.
+
+    Raises:
+        InputError: Unknown refinement, fewer than 1 trial or worker, or pydensecrf needed and not installed.
+    """
+    _check_refine(refine)
+    count = _checked_workers(trials, workers)
+    with _processes(count, refine) as pool:
+        start = time.perf_counter()
+        done = list(pool.map(partial(_timed_label, trials=trials, seed=seed, refine=refine), items))
+        total = time.perf_counter() - start
+    return Outcome(
+        masks={item.name: mask for item, (mask, _, _) in zip(items, done, strict=True)},
+        trials=trials * sum(len(item.windows) for item in items),
+        seconds={
+            "cluster": sum(cluster for _, cluster, _ in done) / count,
+            "refine": sum(refined for _, _, refined in done) / count,
+            "total": total,
+        },
+    )
+
+
+def slic_rate(items: Sequence[Item], trials: int = 50, workers: int | None = None, seed: int = 0) -> float:
+    """Trials per second, by the wall clock, of noise, SLIC and the choice of the cluster alone.
+
+    `workers`: processes, one per core unless told otherwise; 1 gives the rate of one core.
+    Raises InputError for fewer than 1 trial or worker.
+    """
+    count = _checked_workers(trials, workers)
+    with _processes(count, "threshold") as pool:
+        start = time.perf_counter()
+        done = list(pool.map(partial(_clustered_targets, trials=trials, seed=seed), items))
+        return trials * sum(done) / (time.perf_counter() - start)
+
+
+def _timed_label(item: Item, trials: int, seed: int, refine: str) -> tuple[NDArray[np.bool_], float, float]:
+    start = time.perf_counter()
+    maps = cluster_windows(item, trials, seed)
+    clustered = time.perf_counter()
+    mask = refine_windows(item, maps, refine)
+    return mask, clustered - start, time.perf_counter() - clustered
+
+
+def _clustered_targets(item: Item, trials: int, seed: int) -> int:
+    return len(cluster_windows(item, trials, seed))
+
+
+def _crop(pixels: NDArray[Any], window: Window) -> NDArray[Any]:
+    return pixels[window.top : window.bottom, window.left : window.right]
+
+
+def _checked_workers(trials: int, workers: int | None) -> int:
+    # Containers often grant fewer cores than the machine has; only Linux says which.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cores if workers is None else workers
+    if trials < 1 or count < 1:
+        raise InputError(f"trials is {trials}, workers is {count}: give at least 1 of each")
+    return count
+
+
+@contextmanager
+def _processes(count: int, refine: str) -> Iterator[ProcessPoolExecutor]:
+    """A pool of started and warmed single-threaded processes, so that what follows times the work alone.
+
+    Spawned, since the caller may hold threads (torch, OpenMP) that do not survive a fork.
+    """
+    context = multiprocessing.get_context("spawn")
+    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
+    try:
+        with ProcessPoolExecutor(count, context, _warm_up, (context.Barrier(count), refine)) as pool:
+            list(pool.map(abs, range(count)))
+            yield pool
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _warm_up(everyone: Any, refine: str) -> None:
+    window = Window(top=0, left=0, height=16, width=16, click_row=8, click_column=8)
+    label_image(Item("", np.zeros((16, 16, 3), np.uint8), (window,)), trials=1, refine=refine)
+    # No process takes an item before all can: the clock starts with every core at work.
+    everyone.wait()
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mclc_gpu.bench.cpu_reference", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument(
+        "--masks", type=Path, required=True, help="folder of true masks: the clicks are their centroids"
+    )
+    parser.add_argument("--list", type=Path, help="text file of image names, one a line; default: all images")
+    parser.add_argument("--trials", type=int, default=50, help="trials per target")
+    parser.add_argument("--refine", choices=REFINEMENTS, default="crf")
+    parser.add_argument("--seeds", type=int, default=5, help="number of runs, with seeds from 0")
+    parser.add_argument("--workers", type=int, help="processes; default: one per core")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the IoU of each seed (total intersection over total union) and the rates; 2 for bad input."""
+    options = _arguments(arguments)
+    try:
+        if options.seeds < 1:
+            raise InputError(f"--seeds is {options.seeds}: give at least 1")
+        _measure(options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read(
+    images: Path, masks: Path, names: Path | None
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    """Images and true masks by name; what is not there is told on standard error."""
+    found = find_files(images)
+    chosen, skipped = select(found, found if names is None else read_list(names))
+    pairs, unpaired = pair_files(chosen, find_files(masks))
+    for item in skipped + unpaired:
+        print(f"{item.file}: left out: {item.why}", file=sys.stderr)
+    if not pairs:
+        raise InputError(f"{images}: no image of it is listed and has a mask in {masks}: check the paths")
+    pixels = {name: read_image(image) for name, (image, _) in pairs.items()}
+    return pixels, {name: read_mask(mask, pixels[name].shape[:2]) for name, (_, mask) in pairs.items()}
+
+
+def _measure(options: argparse.Namespace) -> None:
+    pixels, truth = _read(options.images, options.masks, options.list)
+    points = {name: points_from_mask(mask) for name, mask in truth.items()}
+    ious = []
+    for seed in range(options.seeds):
+        items = [make_item(name, image, points[name], seed) for name, image in pixels.items()]
+        outcome = run(items, options.trials, options.refine, options.workers, seed)
+        scores = Scores()
+        for name, mask in outcome.masks.items():
+            scores.update(mask, truth[name], name)
+        ious.append(scores.compute().iou)
+        cluster, total = outcome.seconds["cluster"], outcome.seconds["total"]
+        print(
+            f"seed {seed}: IoU {ious[-1]:.4f}, {outcome.trials} trials in {total:.2f} s: "
+            f"clustering {outcome.trials / cluster:.0f} trials/s, all {outcome.trials / total:.0f} trials/s",
+            flush=True,
+        )
+    print(f"mean IoU {np.mean(ious):.4f}, from {min(ious):.4f} to {max(ious):.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
