@@ -1,0 +1,329 @@
+"""Made-up infrared frames with small targets whose masks are known exactly."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.data.backgrounds import draw_background, draw_noise
+from mclc_gpu.errors import InputError
+
+# A pixel is truth above this share of its target's peak contrast: annotators draw the edge there.
+TRUTH_FRACTION = 1 / 3
+# Full scale of the frames: 16-bit files hold the 14 bits of a usual infrared sensor.
+FULL_SCALE = {8: 255, 16: 16383}
+# Visible truth area in pixels, inclusive. Only the last end is the generator's own: the category has none.
+AREAS = {"point": (2, 9), "spot": (10, 81), "extended": (82, 320)}
+
+_SHARE = {"point": 0.15, "spot": 0.65, "extended": 0.20}
+_COUNT_SHARE = (0.7, 0.2, 0.1)  # of frames with 1, 2, 3 targets
+_BORDER_SHARE = 0.1
+_ATTEMPTS = 200
+_LEAST_SNR = 4
+_BOX = 12  # half side of the box in which the background of the SNR is measured
+_EIGHT = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target of a scene.
+
+    Attributes:
+        x, y: Centroid of its visible truth pixels: column and row, pixel centres at integers.
+        category: "point" (2-9 px), "spot" (10-81) or "extended" (82 and more), by area.
+        area: Visible truth pixels.
+        snr: Peak contrast over the standard deviation that the frame without targets, noise included, has in
+            the box of 25x25 px around the target, clipped to the frame.
+    """
+
+    x: float
+    y: float
+    category: str
+    area: int
+    snr: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A frame with its truth.
+
+    Attributes:
+        image: uint8 [H, W] (0-255) or uint16 [H, W] (0-16383).
+        mask: bool [H, W], true on targets; each target is one 8-connected component, apart from all others.
+        targets: In the order in which they were asked for.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    targets: tuple[Target, ...]
+
+
+def scene(
+    seed: int,
+    index: int,
+    *,
+    size: tuple[int, int] = (256, 256),
+    bits: int = 8,
+    targets: Sequence[str] | None = None,
+    snr: float | None = None,
+) -> Scene:
+    """Draw one frame: sky, clouds, sea under a horizon or ground, with sensor noise and bright targets.
+
+    The result depends on the arguments alone: frame `index` of `seed` is the same whichever others are drawn.
+    Truth is where the target's noise-free light exceeds a third of its own peak (`TRUTH_FRACTION`). Targets
+    keep clear of each other; about one in ten touches the border and is cut by it.
+
+    Args:
+        seed, index: Not negative.
+        size: (height, width) in pixels, each at least 16.
+        bits: 8 or 16.
+        targets: Category of every target; None draws one to three of mixed categories.
+        snr: Of every target, above 0. None draws peak contrasts as real frames have them, most of them an
+            eighth to two thirds of the full scale. Where the full scale leaves no room for a target, other
+            places are tried, and at last it is made as bright as it can be: `Target.snr` tells.
+
+    Raises:
+        InputError: Arguments out of range, or targets that find no room.
+    """
+    _check(seed, index, size, bits, targets, snr)
+    rng = np.random.default_rng([seed, index])
+    background = draw_background(rng, *size)
+    noise = draw_noise(rng, *size)
+    if targets is None:
+        count = rng.choice(len(_COUNT_SHARE), p=_COUNT_SHARE) + 1
+        targets = rng.choice(list(_SHARE), size=count, p=list(_SHARE.values())).tolist()
+
+    frame = background + noise
+    light, mask, taken = np.zeros(size), np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    placed = []
+    for category in targets:
+        stamp = _place(rng, category, snr, background, frame, taken)
+        light[stamp.at] += stamp.contrast * stamp.light
+        mask[stamp.at] |= stamp.truth
+        taken[stamp.at] |= stamp.footprint
+        rows, columns = np.nonzero(stamp.truth)
+        placed.append(
+            Target(
+                x=float(stamp.at[1].start + columns.mean()),
+                y=float(stamp.at[0].start + rows.mean()),
+                category=category,
+                area=len(rows),
+                snr=stamp.contrast / stamp.sigma,
+            )
+        )
+
+    scale, dtype = FULL_SCALE[bits], np.uint8 if bits == 8 else np.uint16
+    image = np.rint(np.clip(frame + light, 0, 1) * scale).astype(dtype)
+    return Scene(image=image, mask=mask, targets=tuple(placed))
+
+
+def write_dataset(
+    out: Path,
+    count: int,
+    seed: int,
+    *,
+    size: tuple[int, int] = (256, 256),
+    bits: int = 8,
+    snr: float | None = None,
+    test_share: float = 0.5,
+) -> None:
+    """Write frames 0 to `count` - 1 of `seed` as a data set in the layout of the field.
+
+    Writes OUT/images/NAME.png, OUT/masks/NAME.png (0/255), OUT/splits/train.txt and OUT/splits/test.txt (one
+    NAME a line, without extension; the last `test_share` of the frames, rounded to whole frames, is the test
+    part). NAME depends on the frame's index only.
+
+    Raises:
+        InputError: As `scene` does, or a count below 1, or a test_share outside 0 to 1.
+        OSError: A folder that cannot be written.
+    """
+    if count < 1:
+        raise InputError(f"count {count}: give at least 1 frame")
+    if not 0 <= test_share <= 1:
+        raise InputError(f"test_share {test_share}: give a share from 0 to 1")
+    names = [f"synthetic_{index:05d}" for index in range(count)]
+    for index, name in enumerate(names):
+        made = scene(seed, index, size=size, bits=bits, snr=snr)
+        for folder, pixels in (("images", made.image), ("masks", made.mask.astype(np.uint8) * 255)):
+            with atomic_path(out / folder / f"{name}.png") as path:
+                Image.fromarray(pixels).save(path)
+    train = count - round(count * test_share)
+    for split, part in (("train", names[:train]), ("test", names[train:])):
+        with atomic_path(out / "splits" / f"{split}.txt") as path:
+            path.write_text("".join(f"{name}\n" for name in part), encoding="utf-8")
+
+
+def _check(
+    seed: int, index: int, size: tuple[int, int], bits: int, targets: Sequence[str] | None, snr: float | None
+) -> None:
+    if seed < 0 or index < 0:
+        raise InputError(f"seed {seed}, index {index}: give integers from 0 up")
+    if min(size) < 16:
+        raise InputError(f"size {size[0]}x{size[1]} (height x width): give at least 16 px for each")
+    if bits not in FULL_SCALE:
+        raise InputError(f"bits {bits}: give 8 or 16")
+    for category in targets or ():
+        if category not in AREAS:
+            raise InputError(f"target category {category!r}: use one of {', '.join(AREAS)}")
+    if snr is not None and not 0 < snr < math.inf:
+        raise InputError(f"snr {snr}: give a number above 0")
+
+
+class _Part(NamedTuple):
+    """A patch of light: brightness * exp(-r**power / 2), r the elliptic distance from its centre."""
+
+    brightness: float
+    along: float  # position in the target's own frame
+    across: float
+    length: float  # half axes
+    width: float
+    turn: float = 0.0  # radians
+    power: float = 2.0
+
+
+class _Stamp(NamedTuple):
+    """A target at its place; the arrays cover the part of the frame `at`."""
+
+    at: tuple[slice, slice]
+    light: np.ndarray  # float64, peak 1
+    truth: np.ndarray  # bool
+    footprint: np.ndarray  # bool, truth with the margin that other targets keep off
+    contrast: float  # of the peak, as a share of the full scale
+    sigma: float  # of the background around it
+
+
+def _place(
+    rng: np.random.Generator,
+    category: str,
+    snr: float | None,
+    background: np.ndarray,
+    frame: np.ndarray,
+    taken: np.ndarray,
+) -> _Stamp:
+    """A target at the first of many random places that is free and leaves it room below the full scale."""
+    height, width = frame.shape
+    low, high = AREAS[category]
+    wanted = float(np.clip(rng.lognormal(math.log(0.33), 0.6), 0.08, 0.85))
+    for attempt in range(_ATTEMPTS):
+        # Log-uniform and then shrunk: small targets are the most frequent.
+        area = low + (math.exp(rng.uniform(math.log(low), math.log(high + 1))) - low) * rng.uniform(0.3, 1)
+        y, x = _position(rng, height, width, 0.4 * math.sqrt(area))
+        sigma = float(frame[_span(y, _BOX, height), _span(x, _BOX, width)].std())
+        contrast = min(max(wanted, _LEAST_SNR * sigma) if snr is None else snr * sigma, 1.0)
+        # Where the full scale leaves no room anywhere, the first attempts fail and later ones ask for less.
+        needed = contrast * (1 - attempt / _ATTEMPTS)
+        if background[round(y), round(x)] + needed > 1:
+            continue
+        parts = _parts(rng, category)
+        at, light = _draw(rng, parts, math.sqrt(area / _unit_area(parts)), y, x, frame.shape)
+        truth = light > TRUTH_FRACTION
+        if not low <= np.count_nonzero(truth) <= high or ndimage.label(truth, structure=_EIGHT)[1] != 1:
+            continue
+        footprint = ndimage.binary_dilation(truth, structure=_EIGHT, iterations=4)
+        room = float(((1 - background[at])[truth] / light[truth]).min())
+        if room < needed or (taken[at] & footprint).any():
+            continue
+        return _Stamp(at, light, truth, footprint, min(contrast, room), sigma)
+    raise InputError(
+        f"no room for a target of category {category!r} in {height}x{width} px (height x width): "
+        "give a larger size or fewer targets"
+    )
+
+
+def _position(rng: np.random.Generator, height: int, width: int, near: float) -> tuple[float, float]:
+    """(y, x) of a centre inside the frame, now and then within `near` px of a border."""
+    y, x = rng.uniform(0, height - 1), rng.uniform(0, width - 1)
+    if rng.random() < _BORDER_SHARE:
+        inset = rng.uniform(0, near)
+        return [(inset, x), (height - 1 - inset, x), (y, inset), (y, width - 1 - inset)][rng.integers(4)]
+    return y, x
+
+
+def _draw(
+    rng: np.random.Generator, parts: list[_Part], scale: float, y: float, x: float, shape: tuple[int, ...]
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The part of the frame that a target of this scale at (y, x) reaches, and its light there, of peak 1."""
+    reach = math.ceil(4 * scale) + 5
+    at = (_span(y, reach, shape[0]), _span(x, reach, shape[1]))
+    rows, columns = (np.arange(axis.start, axis.stop) for axis in at)
+    light = _light(parts, (rows[:, None] - y) / scale, (columns[None, :] - x) / scale)
+    if rng.random() < 0.2:
+        # Cameras sharpen: a dark ring lies around the target.
+        light += rng.uniform(0.2, 0.7) * (light - ndimage.gaussian_filter(light, rng.uniform(1, 2)))
+    return at, light / light.max()
+
+
+def _parts(rng: np.random.Generator, category: str) -> list[_Part]:
+    """The shape of a target in units of its own, turned at random."""
+    kind = "blob"
+    if category == "spot":
+        kind = rng.choice(["blob", "pair"], p=[0.85, 0.15])
+    elif category == "extended":
+        kind = rng.choice(["blob", "aircraft", "ship"], p=[0.45, 0.35, 0.20])
+    if kind == "pair":
+        parts = [_Part(1, 0, 0, 0.5, 0.4), _Part(rng.uniform(0.5, 1), rng.uniform(0.8, 1.1), 0, 0.5, 0.4)]
+    elif kind == "aircraft":
+        parts = list(_aircraft(rng))
+    elif kind == "ship":
+        hull = _Part(rng.uniform(0.5, 0.9), 0, 0, 1, rng.uniform(0.15, 0.25), power=4)
+        parts = [hull, _Part(1, rng.uniform(-0.5, 0.5), -rng.uniform(0.1, 0.3), 0.3, 0.25)]
+    else:
+        flat = {"point": 2, "spot": 3, "extended": 6}[category]
+        parts = [_Part(1, 0, 0, 1, 1 / min(rng.lognormal(0.2, 0.3), 4.0), power=rng.uniform(2, flat))]
+        if category == "extended":
+            for _ in range(2):
+                (along, across), (length, breadth) = rng.uniform(-0.7, 0.7, 2), rng.uniform(0.3, 0.7, 2)
+                parts.append(_Part(rng.uniform(0.6, 1), along, across, length, breadth, power=4))
+    # Ships lie level, everything else any way.
+    turn = rng.normal(0, 0.1) if kind == "ship" else rng.uniform(0, 2 * math.pi)
+    cos, sin = math.cos(turn), math.sin(turn)
+    return [
+        part._replace(
+            along=cos * part.along + sin * part.across,
+            across=cos * part.across - sin * part.along,
+            turn=part.turn + turn,
+        )
+        for part in parts
+    ]
+
+
+def _aircraft(rng: np.random.Generator) -> Iterator[_Part]:
+    """A body with swept wings, a tail and a hot engine behind."""
+    body, sweep, span = rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.8), rng.uniform(0.3, 0.55)
+    yield _Part(body, 0, 0, 0.8, 0.22, power=3)
+    for side in (1, -1):
+        angle = side * (math.pi / 2 + sweep)
+        for length, root, brightness in ((span, 0.15, 0.85 * body), (0.5 * span, -0.6, 0.75 * body)):
+            along, across = root + length * math.cos(angle), length * math.sin(angle)
+            yield _Part(brightness, along, across, length, 0.17, -angle, power=3)
+    yield _Part(1, -0.55, 0, 0.3, 0.22)
+
+
+def _light(parts: list[_Part], y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Light of all parts at the unit coordinates; overlapping parts saturate instead of adding up."""
+    dark: np.ndarray | float = 1.0
+    for part in parts:
+        cos, sin = math.cos(part.turn), math.sin(part.turn)
+        dx, dy = x - part.along, y - part.across
+        r2 = ((dx * cos - dy * sin) / part.length) ** 2 + ((dx * sin + dy * cos) / part.width) ** 2
+        dark = dark * (1 - part.brightness * np.exp(-0.5 * r2 ** (part.power / 2)))
+    return np.asarray(1 - dark)
+
+
+def _unit_area(parts: list[_Part]) -> float:
+    """Truth area of the shape at scale 1."""
+    axis, step = np.linspace(-2.5, 2.5, 51, retstep=True)
+    light = _light(parts, axis[:, None], axis[None, :])
+    return float(np.count_nonzero(light > TRUTH_FRACTION * light.max()) * step**2)
+
+
+def _span(centre: float, reach: int, length: int) -> slice:
+    """From `reach` before the centre to `reach` after it, inside 0 to `length`."""
+    middle = round(centre)
+    return slice(max(middle - reach, 0), min(middle + reach + 1, length))
