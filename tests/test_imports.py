@@ -1,8 +1,10 @@
 """The direction of imports between the rooms of the project, read from the sources."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +140,17 @@ def test_only_the_backend_module_asks_what_hardware_there_is() -> None:
     assert asks_for_hardware("from torch import cuda\ncuda.device_count()")
     assert asks_for_hardware("from torch.cuda import is_available as gpu\ngpu()")
     assert not asks_for_hardware("torch.distributed.is_available()")
+
+
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["dependencies"] + project["optional-dependencies"]["reference"]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in declared}
+    distribution = {"PIL": "pillow", "skimage": "scikit-image", "llvmlite": "numba"}
+    tops = {name.split(".")[0] for path in SOURCES for name, _ in imports(ast.parse((ROOT / path).read_text()))}
+    third_party = {distribution.get(top, top) for top in tops - sys.stdlib_module_names - {"mclc_gpu"}}
+    assert third_party - names == set()
+    assert third_party >= {"torch", "numba"}
 
 
 @pytest.mark.parametrize("module", ["mclc_gpu", "mclc_gpu.cli.main", "mclc_gpu.__main__"])
