@@ -147,7 +147,8 @@ def test_every_imported_package_is_declared() -> None:
     declared = project["dependencies"] + project["optional-dependencies"]["reference"]
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in declared}
     distribution = {"PIL": "pillow", "skimage": "scikit-image", "llvmlite": "numba"}
-    tops = {name.split(".")[0] for path in SOURCES for name, _ in imports(ast.parse((ROOT / path).read_text()))}
+    trees = [ast.parse((ROOT / path).read_text()) for path in SOURCES]
+    tops = {name.split(".")[0] for tree in trees for name, _ in imports(tree)}
     third_party = {distribution.get(top, top) for top in tops - sys.stdlib_module_names - {"mclc_gpu"}}
     assert third_party - names == set()
     assert third_party >= {"torch", "numba"}
