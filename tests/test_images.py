@@ -33,7 +33,7 @@ def refusal(read, path):
 
 
 def deep_png(pixels, *, filters, interlace=0):
-    """A 16-bit PNG of [H, W, C], its rows filtered by the given types; written by the format's specification."""
+    """A 16-bit PNG of [H, W, C], its rows filtered by the given types, by the format's specification."""
     height, width, channels = pixels.shape
     bpp = 2 * channels
     raw = pixels.astype(">u2").view(np.uint8).reshape(height, width * bpp).astype(int)

@@ -211,22 +211,26 @@ def _parser_of(path: Path) -> Callable[[Path], Entries]:
 def _label_files(folder: Path, images: Mapping[str, Path]) -> list[tuple[Path, Callable[[Path], Entries]]]:
     """The label files of a folder, all of one kind, in order of name.
 
-    Annotation tools write beside the images, so pictures are labels only where nothing else is. Among several
-    kinds the one whose files are named like images counts.
+    Annotation tools write beside the images, so pictures are labels only where nothing else is. A README.txt is
+    everywhere, so txt files are labels only where one is named like an image. Among several kinds the one whose
+    files are named like images counts.
     """
     kinds: dict[Callable[[Path], Entries], list[Path]] = {}
     for path in sorted(folder.iterdir()):
         parser = _PARSERS.get(path.suffix.lower())
         if parser is not None and not path.name.startswith(".") and path.is_file():
             kinds.setdefault(parser, []).append(path)
+    named = {kind: files for kind, files in kinds.items() if any(file.stem in images for file in files)}
     pictures = kinds.pop(parse_point_mask, [])
+    named.pop(parse_point_mask, None)
+    if parse_txt not in named:
+        kinds.pop(parse_txt, None)
     if len(kinds) > 1:
-        named = {kind: files for kind, files in kinds.items() if any(file.stem in images for file in files)}
         kinds = named or kinds
     if not kinds and pictures:
         kinds = {parse_point_mask: pictures}
     if len(kinds) != 1:
         kind_names = ", ".join(sorted({file.suffix for files in kinds.values() for file in files}))
-        found = f"labels of several kinds ({kind_names})" if kinds else "no point labels"
+        found = f"labels of several kinds ({kind_names})" if kinds else "no labels of these images"
         raise InputError(f"{folder}: the folder holds {found}; give a folder of one kind, or one file")
     return [(path, parser) for parser, files in kinds.items() for path in files]
