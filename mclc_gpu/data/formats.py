@@ -168,9 +168,9 @@ class _NoDoctype(ET.TreeBuilder):
 def parse_xml(path: Path) -> Entries:
     """VOC-style XML, one file per image: <object> with <centroid><xc/><yc/></centroid>.
 
-    These coordinates count from 1, as in MATLAB, and 1 is subtracted: the 533 of NUAA-SIRST's `centroids/` exceed
-    the centroids of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 % between 0.9 and
-    1.1). The image is the one named like the file, else the one of <filename>.
+    These coordinates count from 1, as in MATLAB, and 1 is subtracted: the 533 of NUAA-SIRST's `centroids/`
+    exceed the centroids of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 %
+    between 0.9 and 1.1). The image is the one named like the file, else the one of <filename>.
     """
     data = read_bytes(path)
     try:

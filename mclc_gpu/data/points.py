@@ -211,9 +211,9 @@ def _parser_of(path: Path) -> Callable[[Path], Entries]:
 def _label_files(folder: Path, images: Mapping[str, Path]) -> list[tuple[Path, Callable[[Path], Entries]]]:
     """The label files of a folder, all of one kind, in order of name.
 
-    Annotation tools write beside the images, so pictures are labels only where nothing else is. A README.txt is
-    everywhere, so txt files are labels only where one is named like an image. Among several kinds the one whose
-    files are named like images counts.
+    Annotation tools write beside the images, so pictures are labels only where nothing else is. A
+    README.txt is everywhere, so txt files are labels only where one is named like an image. Among several
+    kinds the one whose files are named like images counts.
     """
     kinds: dict[Callable[[Path], Entries], list[Path]] = {}
     for path in sorted(folder.iterdir()):
