@@ -36,7 +36,9 @@ def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
     if backend == "cpu" and kind != "cpu":
         raise RuntimeError(f"backend 'cpu' needs tensors on the CPU, got {kind}: move them with .cpu()")
     if backend == "triton" and kind != "cuda" and not interpreted():
-        raise RuntimeError("backend 'triton' needs CUDA tensors (or TRITON_INTERPRET=1 to interpret on the CPU)")
+        raise RuntimeError(
+            "backend 'triton' needs CUDA tensors (or TRITON_INTERPRET=1 to interpret on the CPU)"
+        )
     return backend
 
 
@@ -54,10 +56,12 @@ def pick_device(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name}: this machine shows {torch.cuda.device_count()} CUDA devices; use cpu")
+        raise ValueError(
+            f"device {name}: this machine shows {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
     return torch.device(name)
 
 
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; 1 elsewhere (the interpreter runs one program at a time)."""
+    """Streaming multiprocessors of a CUDA device; 1 elsewhere (the interpreter is sequential)."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

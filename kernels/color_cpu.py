@@ -1,4 +1,4 @@
-"""sRGB to CIELAB in numba: device functions on scalars (the caller's loop over pixels vectorises) and a batch loop."""
+"""sRGB to CIELAB in numba: scalar device functions, which the caller's loop vectorises, and a batch loop."""
 
 from typing import Any
 
@@ -76,5 +76,7 @@ def convert(image, out):
         y = row % height
         for x in range(image.shape[3]):
             out[b, 0, y, x], out[b, 1, y, x], out[b, 2, y, x] = lab_of_linear(
-                linear_light(image[b, 0, y, x]), linear_light(image[b, 1, y, x]), linear_light(image[b, 2, y, x])
+                linear_light(image[b, 0, y, x]),
+                linear_light(image[b, 1, y, x]),
+                linear_light(image[b, 2, y, x]),
             )

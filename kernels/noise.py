@@ -1,15 +1,17 @@
 """Counter-based noise: eq. 7 of the paper, drawn the same on every backend, in any batch and any order.
 
-Each (pixel, trial, target) owns one Philox 4x32-10 block: counter = (pixel, trial, target, 0), key = a 64-bit number
-made from the run's seed and the image's name. Word c of the block belongs to channel c. Uniform numbers are the upper
-24 bits of a word; normal numbers are the inverse normal distribution of those, computed with IEEE additions,
-multiplications and square roots alone.
+Each (pixel, trial, target) owns one Philox 4x32-10 block: counter = (pixel, trial, target, 0), key = a 64-bit
+number made from the run's seed and the image's name. Word c of the block belongs to channel c. Uniform
+numbers are the upper 24 bits of a word; normal numbers are the inverse normal distribution of those, computed
+with IEEE additions, multiplications and square roots alone.
 
 References
 ----------
-Salmon et al., SC 2011, doi:10.1145/2063384.2063405 (Philox); Giles, GPU Computing Gems, 2011 (inverse error function).
+Salmon et al., SC 2011, doi:10.1145/2063384.2063405 (Philox); Giles, GPU Computing Gems, 2011 (inverse error
+function).
 """
 
+import numpy as np
 import torch
 
 from mclc_gpu.kernels.backend import resolve
@@ -57,7 +59,8 @@ def add_noise(
     trial : int
         Trial number, 0 .. 2^31 - 1.
     kind : {"none", "salt", "pepper", "gaussian"}
-        Salt replaces values by `high`, pepper by `low`; Gaussian noise is added and the sum clipped to low..high.
+        Salt replaces values by `high`, pepper by `low`; Gaussian noise is added and the sum clipped to
+        low..high.
     intensity : float in 0..1
         Salt and pepper: share of values replaced. Gaussian: standard deviation as a share of high - low.
     shared : bool
@@ -76,15 +79,21 @@ def add_noise(
     """
     check_noise(kind, intensity)
     if windows.ndim != 4 or windows.shape[1] not in (1, 3) or windows.dtype != torch.float32:
-        raise ValueError(f"windows must be float32 [B, 1 or 3, H, W], got {windows.dtype} {list(windows.shape)}")
+        raise ValueError(
+            f"windows must be float32 [B, 1 or 3, H, W], got {windows.dtype} {list(windows.shape)}"
+        )
     for name, tensor in (("keys", keys), ("targets", targets)):
         if tensor.shape != windows.shape[:1] or tensor.dtype != torch.int64:
-            raise ValueError(f"{name} must be int64 [{windows.shape[0]}], got {tensor.dtype} {list(tensor.shape)}")
+            raise ValueError(
+                f"{name} must be int64 [{windows.shape[0]}], got {tensor.dtype} {list(tensor.shape)}"
+            )
     windows, keys, targets = windows.contiguous(), keys.contiguous(), targets.contiguous()
     out = torch.empty_like(windows)
     if windows.numel() == 0:
         return out
-    settings = (KINDS.index(kind), threshold(intensity), intensity * (high - low), shared, low, high)
+    # The deviation is rounded as `run_trials` rounds it.
+    sigma = float(np.float32(intensity) * (np.float32(high) - np.float32(low)))
+    settings = (KINDS.index(kind), threshold(intensity), sigma, shared, low, high)
     if resolve(backend, windows, keys, targets) == "triton":
         from mclc_gpu.kernels import noise_triton
 

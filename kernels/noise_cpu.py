@@ -57,7 +57,7 @@ def natural_log(x):
 
 @njit(inline="always")
 def standard_normal(word):
-    """Standard normal number (float32) of a 32-bit word: sqrt(2) erfinv(2u - 1), u the word's upper 24 bits."""
+    """Standard normal number (float32) of a 32-bit word: sqrt(2) erfinv(2u - 1), u its upper 24 bits."""
     x = (F(word >> U(8)) + F(0.5)) * F(2.0**-23) - F(1)
     w = -natural_log((F(1) - x) * (F(1) + x))
     s = w - F(2.5)

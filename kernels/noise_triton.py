@@ -109,5 +109,6 @@ def launch(
     grid = (triton.cdiv(plane, _BLOCK), windows.shape[0])
     noise_kernel[grid](
         windows, keys, targets, out, trial, plane, bound, sigma, low, high,
-        CHANNELS=windows.shape[1], KIND=kind, SHARED=shared, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False,
+        CHANNELS=windows.shape[1], KIND=kind, SHARED=shared, BLOCK=_BLOCK, num_warps=4,
+        enable_fp_fusion=False,
     )  # fmt: skip

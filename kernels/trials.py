@@ -1,4 +1,4 @@
-"""The Monte Carlo pass: K noisy clustering trials of every target in one batched launch (paper, eq. 7 and 9)."""
+"""The Monte Carlo pass: K noisy trials of every target in one batched launch (paper, eq. 7 and 9)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from mclc_gpu.kernels.backend import resolve
-from mclc_gpu.kernels.grid import grid_centres
-from mclc_gpu.kernels.noise import KINDS, check_noise, threshold
+from mclc_gpu.kernels.grid import grid_centres, window_steps
+from mclc_gpu.kernels.noise import check_noise
 
 METHODS = ("slic", "kmeans")
 CONNECTIVITY = ("enforce", "component", "cluster")
@@ -76,8 +76,9 @@ class PackedImages:
     Attributes
     ----------
     data : Tensor [elements], uint8 or float32
-        All images behind one another, each planar [channels, height, width]. uint8 values are gray levels 0..255
-        (salt is 255, pepper 0); float32 windows are scaled by their own range (salt is the window's maximum).
+        All images behind one another, each planar [channels, height, width]. uint8 values are gray levels
+        0..255 (salt is 255, pepper 0); float32 windows are scaled by their own range (salt is the window's
+        maximum).
     table : Tensor [images, 4], int64
         Offset into data, height, width, channels (1 or 3).
     """
@@ -100,7 +101,9 @@ class PackedImages:
         flat, rows, offset = [], [], 0
         for image in images:
             if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
-                raise ValueError(f"an image must be [H, W] or [H, W, 3] and not empty, got {list(image.shape)}")
+                raise ValueError(
+                    f"an image must be [H, W] or [H, W, 3] and not empty, got {list(image.shape)}"
+                )
             if (image.dtype == np.uint8) != byte or image.dtype.kind not in "uif":
                 raise ValueError("images packed together must be all uint8 or all of another real dtype")
             planar = image if image.ndim == 2 else image.transpose(2, 0, 1)
@@ -136,7 +139,9 @@ class TrialCounts:
 
 def _check_windows(images: PackedImages, windows: torch.Tensor, keys: torch.Tensor) -> None:
     if windows.ndim != 2 or windows.shape[1] != len(WINDOW_COLUMNS) or windows.dtype != torch.int64:
-        raise ValueError(f"windows must be int64 [targets, {len(WINDOW_COLUMNS)}] with columns {WINDOW_COLUMNS}")
+        raise ValueError(
+            f"windows must be int64 [targets, {len(WINDOW_COLUMNS)}] with columns {WINDOW_COLUMNS}"
+        )
     if keys.shape != windows.shape[:1] or keys.dtype != torch.int64:
         raise ValueError(f"keys must be int64 [{len(windows)}], got {keys.dtype} {list(keys.shape)}")
     image, top, left, height, width, row, column, target = windows.unbind(1)
@@ -149,19 +154,20 @@ def _check_windows(images: PackedImages, windows: torch.Tensor, keys: torch.Tens
     if bool(wrong.any()):
         first = int(torch.nonzero(wrong)[0])
         raise ValueError(
-            f"window {first} {dict(zip(WINDOW_COLUMNS, windows[first].tolist(), strict=True))} must be 1..{MAX_WINDOW} "
-            "pixels per side, lie inside its image and hold its click"
+            f"window {first} {dict(zip(WINDOW_COLUMNS, windows[first].tolist(), strict=True))} must be "
+            f"1..{MAX_WINDOW} pixels per side, lie inside its image and hold its click"
         )
 
 
 def _grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start centres of all window shapes [centres, 2] and, per target, (first centre, number, step_y, step_x)."""
+    """Start centres of all window shapes [centres, 2]; per target: first, number, reach in y and x, step."""
     shapes, index = torch.unique(windows[:, 3:5], dim=0, return_inverse=True)
     centres, rows, first = [], [], 0
     for height, width in shapes.tolist():
         ys, xs, step_y, step_x = grid_centres(height, width, clusters)
         centres.append(np.stack([ys, xs], axis=1))
-        rows.append((first, len(ys), step_y, step_x))
+        reach_y, reach_x = (2 * step for step in window_steps(height, width, len(ys)))
+        rows.append((first, len(ys), reach_y, reach_x, max(step_y, step_x)))
         first += len(ys)
     return torch.from_numpy(np.concatenate(centres)).float(), torch.tensor(rows, dtype=torch.int64)[index]
 
@@ -177,7 +183,7 @@ def run_trials(
     keep_masks: bool = False,
     backend: str | None = None,
 ) -> TrialCounts:
-    """Cluster every window under `trials` independent noises and count each pixel's trials with the click's segment.
+    """Cluster every window under independent noises; count each pixel's trials in the click's segment.
 
     The counts of a target depend on the images, its window, its key and the config alone: not on the other
     targets, their order, the batch, the backend (but for near ties in the last bit) or the number of devices.
@@ -186,8 +192,8 @@ def run_trials(
     ----------
     images : PackedImages
     windows : Tensor [targets, 8], int64, on the CPU
-        Columns `WINDOW_COLUMNS`: image index; top-left corner, height and width in pixels (1..64); the click's row
-        and column within the window; the target's index within its image (keys the noise).
+        Columns `WINDOW_COLUMNS`: image index; top-left corner, height and width in pixels (1..64); the
+        click's row and column within the window; the target's index within its image (keys the noise).
     keys : Tensor [targets], int64, on the CPU
         Key of each target's image, from the run's seed and the image's name.
     config : TrialConfig
@@ -207,8 +213,11 @@ def run_trials(
     RuntimeError
         The backend asked for cannot run here.
     """
-    if trials < 1 or first_trial < 0:
-        raise ValueError(f"trials must be at least 1 and first_trial at least 0, got {trials} and {first_trial}")
+    if trials < 1 or first_trial < 0 or first_trial + trials > 2**31:
+        raise ValueError(
+            f"trials must be at least 1, first_trial at least 0, their sum at most 2^31: "
+            f"got {trials} and {first_trial}"
+        )
     device = images.data.device
     backend = resolve(backend, images.data)
     windows, keys = windows.cpu().contiguous(), keys.cpu().contiguous()
@@ -223,14 +232,13 @@ def run_trials(
         if backend == "triton":
             from mclc_gpu.kernels import trials_triton as triton_backend
 
-            triton_backend.run(images, windows, keys, grids, centres, offsets, config, first_trial, trials, counts,
-                               masks)  # fmt: skip
+            triton_backend.run(
+                images, windows, keys, grids, centres, offsets, config, first_trial, trials, counts, masks
+            )
         else:
             from mclc_gpu.kernels import trials_cpu as cpu_backend
 
-            cpu_backend.run(
-                images.data.numpy(), images.table.numpy(), windows.numpy(), keys.numpy(), grids.numpy(),
-                centres.numpy(), offsets.numpy(), cpu_backend.settings(config, images.data.dtype == torch.uint8),
-                first_trial, trials, counts.numpy(), masks.numpy(),
-            )  # fmt: skip
+            tensors = (images.data, images.table, windows, keys, grids, centres, offsets, counts, masks)
+            settings = cpu_backend.settings(config, images.data.dtype == torch.uint8)
+            cpu_backend.run(*(tensor.numpy() for tensor in tensors), settings, first_trial, trials)
     return TrialCounts(counts, offsets, trials, masks if keep_masks else None)

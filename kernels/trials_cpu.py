@@ -1,4 +1,4 @@
-"""The Monte Carlo pass in numba: one (target, block of trials) per parallel iteration, everything in its own scratch."""
+"""The Monte Carlo pass in numba: one (target, block of trials) per parallel iteration, in its own scratch."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +23,7 @@ ENFORCE, COMPONENT, CLUSTER = range(3)
 
 
 class Settings(NamedTuple):
-    """What every trial of a run shares. `scale` is 1 / compactness, `bound` the 24-bit noise threshold."""
+    """What every trial of a run shares: `scale` is 1 / compactness, `bound` salt's and pepper's threshold."""
 
     kind: int
     bound: int
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working arrays of one target's trials; `stride` is h * w rounded up to whole vectors, N the cluster centres."""
+    """Working arrays of one target's trials; `stride` is h * w rounded up to whole vectors, N the centres."""
 
     words: np.ndarray  # uint32 [3, h * w], random words of the trial
     linear: np.ndarray  # float32 [3, h * w], linear light of the window without noise
@@ -60,7 +60,7 @@ def settings(config: "TrialConfig", byte: bool) -> Settings:
     """What the compiled code needs of a config; `byte` images have the fixed range 0..255."""
     return Settings(
         KINDS.index(config.noise),
-        threshold(config.intensity),
+        threshold(config.intensity) if config.noise in ("salt", "pepper") else 0,
         F(config.intensity),
         config.shared_noise,
         not byte,
@@ -118,13 +118,14 @@ def _draw(words, trial, target, key, shared):
     for p in range(w0.shape[0]):
         w0[p], w1[p], w2[p], _ = philox(U(p), U(trial), U(target), key & _LOW, key >> U(32))
     if shared:
-        w1[:] = w0
-        w2[:] = w0
+        for p in range(w0.shape[0]):
+            w1[p] = w0[p]
+            w2[p] = w0[p]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan"})
 def _range(values, words, bound, low, high):
-    """Least and greatest of low, high and the values whose word is not below the bound; whether any word is."""
+    """Least and greatest of low, high and the values whose word is not below the bound; is any word below?"""
     smallest = np.uint32(0xFFFFFFFF)
     for p in range(values.shape[0]):
         word = words[p] >> np.uint32(8)
@@ -166,10 +167,10 @@ def _colours(light, scale, f0, f1, f2):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _features(window, s, key, trial, target, low, high, settings, darkest, span):
-    """Features of one noisy trial (eq. 1, 7): CIELAB of the window rescaled to 0..1, divided by the compactness.
+    """Features of one noisy trial (eq. 1, 7): CIELAB of the rescaled window, divided by the compactness.
 
-    `s.linear` holds the undisturbed window's linear light for the rescaling (darkest, span); both are returned as
-    this trial used them, because most trials share them.
+    `s.linear` holds the undisturbed window's linear light for the rescaling (darkest, span); both are
+    returned as this trial used them, because most trials share them.
     """
     _draw(s.words, trial, target, key, settings.shared)
     least, greatest = F(np.inf), F(-np.inf)
@@ -203,7 +204,7 @@ def _features(window, s, key, trial, target, low, high, settings, darkest, span)
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _assign(s, height, width, reach_y, reach_x, weight):
-    """Give every pixel the nearest centre whose window reaches it (eq. 2, 3). Returns whether a label changed."""
+    """Give every pixel the nearest centre whose window reaches it (eq. 2, 3). Did a label change?"""
     living = 0
     table = s.table
     for k in range(s.alive.shape[0]):
@@ -219,8 +220,10 @@ def _assign(s, height, width, reach_y, reach_x, weight):
         table[living, 9] = bits_float(np.int32(k))
         living += 1
     stride = s.pixels.shape[1]
-    return assign_vectors(s.pixels.ctypes.data, np.int64(stride), s.labels.ctypes.data, np.int64(stride // LANES),
-                          s.table.ctypes.data, np.int64(living), weight)  # fmt: skip
+    pixels, labels, centres = s.pixels.ctypes.data, s.labels.ctypes.data, table.ctypes.data
+    return assign_vectors(
+        pixels, np.int64(stride), labels, np.int64(stride // LANES), centres, np.int64(living), weight
+    )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -255,8 +258,11 @@ def _update(s):
 @njit(nogil=True, cache=True, error_model="numpy")
 def _cluster(s, h, w, start, reach_y, reach_x, weight, iterations, tolerance):
     """All iterations of one trial. Labels that did not change are a fixed point: stopping there is exact."""
-    s.centres[:, :] = 0
-    s.centres[:, :2] = start
+    for k in range(start.shape[0]):
+        s.centres[k, 0] = start[k, 0]
+        s.centres[k, 1] = start[k, 1]
+        for c in range(2, 5):
+            s.centres[k, c] = 0
     s.alive[:] = True
     s.labels[:] = 0
     for i in range(iterations):
@@ -274,16 +280,18 @@ def _count(labels, wanted, counts):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _trials(window, h, w, click, target, key, start, step_y, step_x, first, last, settings, counts, masks):
-    """Trials first .. last - 1 of one target, added to counts [h * w]; row i of masks, if any, is trial first + i's."""
+def _trials(window, h, w, click, target, key, start, reach, interval, first, last, settings, counts, masks):
+    """Trials first .. last - 1 of one target, added to counts [h * w]; masks has a row a trial, or none."""
     number = start.shape[0]
     s = _allocate(h, w, number)
-    low = window.min() if settings.own_range else F(0)
-    high = window.max() if settings.own_range else F(255)
-    reach_y = F(2 * step_y) if settings.windowed else _FAR
-    reach_x = F(2 * step_x) if settings.windowed else _FAR
-    step = max(step_y, step_x)
-    weight = F(1.0 / (step * step))
+    low, high = F(0), F(255)
+    if settings.own_range:
+        low, high = F(np.inf), F(-np.inf)
+        for c in range(3):
+            low, high, _ = _range(window[c], s.words[c], np.uint32(0), low, high)
+    reach_y = F(reach[0]) if settings.windowed else _FAR
+    reach_x = F(reach[1]) if settings.windowed else _FAR
+    weight = F(1.0 / (interval * interval))
     enforce = settings.connectivity == ENFORCE
     min_size = int(settings.min_size_factor * (h * w / number)) if enforce else 0
     max_size = int(settings.max_size_factor * (h * w / number)) if enforce else h * w
@@ -299,21 +307,50 @@ def _trials(window, h, w, click, target, key, start, step_y, step_x, first, last
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _run(data, images, windows, keys, grids, centres, items, partial_offsets, pixel_offsets, settings, trial_base,
-         partial, masks):  # fmt: skip
+def _run(
+    data,
+    images,
+    windows,
+    keys,
+    grids,
+    centres,
+    offsets,
+    items,
+    partial_offsets,
+    settings,
+    first_trial,
+    partial,
+    masks,
+):
     for i in prange(items.shape[0]):
         t, first, last = items[i]
         image, top, left, h, w, click_y, click_x, target = windows[t]
         offset, height, width, channels = images[image]
-        centre, number, step_y, step_x = grids[t]
+        centre, number, reach_y, reach_x, interval = grids[t]
         window = np.empty((3, h * w), np.float32)
         _gather(data[offset:], height, width, channels, top, left, h, w, window)
         counts = partial[partial_offsets[i] : partial_offsets[i] + h * w]
         kept = masks
         if masks.shape[0]:
-            kept = masks[first - trial_base :, pixel_offsets[t] : pixel_offsets[t] + h * w]
-        _trials(window, h, w, click_y * w + click_x, target, U(keys[t]), centres[centre : centre + number], step_y,
-                step_x, first, last, settings, counts, kept)  # fmt: skip
+            kept = masks[first - first_trial :, offsets[t] : offsets[t] + h * w]
+        start = centres[centre : centre + number]
+        click = click_y * w + click_x
+        _trials(
+            window,
+            h,
+            w,
+            click,
+            target,
+            U(keys[t]),
+            start,
+            (reach_y, reach_x),
+            interval,
+            first,
+            last,
+            settings,
+            counts,
+            kept,
+        )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -333,11 +370,11 @@ def run(
     grids: np.ndarray,
     centres: np.ndarray,
     offsets: np.ndarray,
+    counts: np.ndarray,
+    masks: np.ndarray,
     settings: Settings,
     first_trial: int,
     trials: int,
-    counts: np.ndarray,
-    masks: np.ndarray,
 ) -> None:
     """Fill counts int32 [pixels of all windows] (and masks uint8 [trials, same] unless it has no rows)."""
     threads = numba.get_num_threads()
@@ -350,6 +387,19 @@ def run(
     partial_offsets = np.concatenate([[0], np.cumsum(sizes[order])])
     partial = np.zeros(partial_offsets[-1], np.int32)
     with numba.parallel_chunksize(1):
-        _run(data, images, windows, keys, grids, centres, items, partial_offsets, offsets, settings, first_trial,
-             partial, masks)  # fmt: skip
+        _run(
+            data,
+            images,
+            windows,
+            keys,
+            grids,
+            centres,
+            offsets,
+            items,
+            partial_offsets,
+            settings,
+            first_trial,
+            partial,
+            masks,
+        )
     _collect(partial, partial_offsets, items[:, 0].copy(), offsets, counts)

@@ -1,8 +1,9 @@
 """The assignment step on the CPU in explicit 8-wide vectors.
 
-The compiler does not vectorise a loop over pixels that keeps the best of several centres in registers; spelled out in
-vectors of eight it runs three times as fast as the best form the compiler finds. LLVM lowers the vectors to whatever
-the processor has. Additions and multiplications are IEEE and unfused, in scikit-image's order.
+The compiler does not vectorise a loop over pixels that keeps the best of several centres in registers;
+spelled out in vectors of eight it runs three times as fast as the best form the compiler finds. LLVM lowers
+the vectors to whatever the processor has. Additions and multiplications are IEEE and unfused, in
+scikit-image's order.
 """
 
 from typing import Any
@@ -13,20 +14,28 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 8
-# One row per living centre: row, column, three colours, first and last row and column its window reaches, index.
+# One row per living centre: row, column, three colours, first and last row and column its window reaches,
+# index.
 CENTRE_COLUMNS = 10
 
 
 @intrinsic
 def assign_vectors(
-    typingctx: Any, pixels: Any, stride: Any, labels: Any, vectors: Any, centres: Any, number: Any, weight: Any
+    typingctx: Any,
+    pixels: Any,
+    stride: Any,
+    labels: Any,
+    vectors: Any,
+    centres: Any,
+    number: Any,
+    weight: Any,
 ) -> Any:
-    """Label every pixel with the nearest centre whose window reaches it (eq. 2, 3); lowest index on exact ties.
+    """Label every pixel with the nearest centre whose window reaches it (eq. 2, 3); lowest index on ties.
 
-    Arguments, in this order: address of float32 [5, stride] (row, column and three colours of each pixel), stride in
-    pixels, address of int32 [vectors * 8] labels (read and written: a pixel out of every window's reach keeps its
-    label), number of vectors, address of float32 [number, 10] centres in ascending index, their number, float32
-    weight of a squared pixel. Returns whether any label changed.
+    Arguments, in this order: address of float32 [5, stride] (row, column and three colours of each pixel),
+    stride in pixels, address of int32 [vectors * 8] labels (read and written: a pixel out of every window's
+    reach keeps its label), number of vectors, address of float32 [number, 10] centres in ascending index,
+    their number, float32 weight of a squared pixel. Returns whether any label changed.
     """
     signature = types.boolean(
         types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.float32
@@ -68,7 +77,8 @@ def _generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 for i in range(CENTRE_COLUMNS - 1)
             ]
             index = splat(
-                load(centres, builder.add(base, ir.Constant(pixels.type, CENTRE_COLUMNS - 1)), integer), ivector
+                load(centres, builder.add(base, ir.Constant(pixels.type, CENTRE_COLUMNS - 1)), integer),
+                ivector,
             )
             dy, dx, d0, d1, d2 = (
                 builder.fsub(c, x) for c, x in zip(centre, (row, column, *colours), strict=False)

@@ -1,0 +1,328 @@
+"""The Monte Carlo pass in Triton: one program clusters a block of one target's trials from noise to counts.
+
+A program takes its trials one after another through all iterations, a few window pixels in each thread's
+registers, and leaves the labels in scratch memory of its own; then every lane enforces connectivity in the
+labels of one trial, all lanes in lockstep. Programs are persistent, so the scratch grows with the device, not
+with targets or trials.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from mclc_gpu.kernels.backend import processors
+from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light
+from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
+from mclc_gpu.kernels.noise import KINDS, threshold
+from mclc_gpu.kernels.noise_triton import disturb, draw
+
+if TYPE_CHECKING:
+    from mclc_gpu.kernels.trials import PackedImages, TrialConfig
+
+ENFORCE = tl.constexpr(0)
+COMPONENT = tl.constexpr(1)
+CLUSTER = tl.constexpr(2)
+# Columns of the item table: target, first trial, trials.
+_ITEM = tl.constexpr(3)
+# Columns of the geometry table: data offset, row pitch, channel pitch, height, width, click, target, key,
+# pixel offset, first centre, centres, reach_y, reach_x, interval, min_size, max_size.
+_GEOMETRY = tl.constexpr(16)
+_CENTRE = tl.constexpr(5)
+_PIXELS_PER_THREAD = 16
+_PROGRAMS_PER_PROCESSOR = 16
+
+
+@triton.jit
+def trial_features(
+    p_window, pitch, channel_pitch, row, column, inside, key, pixel, trial, target, low, high, sigma, bound,
+    scale, KIND: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Features [PIXELS] x 3 of one noisy trial (eq. 1, 7); see the CPU backend's `_features`."""
+    address = p_window + row * pitch + column
+    w0, w1, w2 = draw(key, pixel, trial, target)
+    if SHARED:
+        w1 = w0
+        w2 = w0
+    r = disturb(tl.load(address, inside, 0).to(tl.float32), w0, bound, sigma, low, high, KIND)
+    g = disturb(tl.load(address + channel_pitch, inside, 0).to(tl.float32), w1, bound, sigma, low, high, KIND)
+    b = disturb(
+        tl.load(address + 2 * channel_pitch, inside, 0).to(tl.float32), w2, bound, sigma, low, high, KIND
+    )
+    darkest = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, g), b), float("inf")), 0)
+    brightest = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, g), b), float("-inf")), 0)
+    span = tl.where(brightest > darkest, brightest - darkest, 1.0)
+    lightness, green_red, blue_yellow = lab_of_linear(
+        linear_light(tl.div_rn(r - darkest, span)),
+        linear_light(tl.div_rn(g - darkest, span)),
+        linear_light(tl.div_rn(b - darkest, span)),
+    )
+    return lightness * scale, green_red * scale, blue_yellow * scale
+
+
+@triton.jit
+def assign(p_centres, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight):
+    """The nearest centre whose window reaches a pixel (eq. 2, 3); lowest index on exact ties."""
+    best = tl.full(y.shape, float("inf"), tl.float32)
+    for k in range(number):
+        p_centre = p_centres + k * _CENTRE
+        dy = tl.load(p_centre) - y
+        dx = tl.load(p_centre + 1) - x
+        d0 = f0 - tl.load(p_centre + 2)
+        d1 = f1 - tl.load(p_centre + 3)
+        d2 = f2 - tl.load(p_centre + 4)
+        colour = tl.fma(d2, d2, tl.fma(d1, d1, d0 * d0))
+        distance = tl.fma(tl.fma(dy, dy, dx * dx), weight, colour)
+        # -reach <= d < reach + 1 is scikit-image's truncated window, for pixels at integers.
+        nearer = (
+            (distance < best) & (dy >= -reach_y) & (dy < reach_y + 1) & (dx >= -reach_x) & (dx < reach_x + 1)
+        )
+        best = tl.where(nearer, distance, best)
+        label = tl.where(nearer, k, label)
+    return label
+
+
+@triton.jit
+def update(p_centres, number, y, x, f0, f1, f2, label):
+    """Move every centre to the mean of its pixels (eq. 4); an empty cluster moves out of every pixel's reach.
+
+    Pixels outside the window hold label -1. Returns the largest squared move in pixels.
+    """
+    moved = 0.0
+    for k in range(number):
+        p_centre = p_centres + k * _CENTRE
+        member = label == k
+        count = tl.sum(member.to(tl.float32), 0)
+        some = tl.maximum(count, 1.0)
+        cy = tl.div_rn(tl.sum(tl.where(member, y, 0.0), 0), some)
+        cx = tl.div_rn(tl.sum(tl.where(member, x, 0.0), 0), some)
+        c0 = tl.div_rn(tl.sum(tl.where(member, f0, 0.0), 0), some)
+        c1 = tl.div_rn(tl.sum(tl.where(member, f1, 0.0), 0), some)
+        c2 = tl.div_rn(tl.sum(tl.where(member, f2, 0.0), 0), some)
+        old_y = tl.load(p_centre)
+        old_x = tl.load(p_centre + 1)
+        move = (cy - old_y) * (cy - old_y) + (cx - old_x) * (cx - old_x)
+        moved = tl.maximum(moved, tl.where(count > 0.0, move, 0.0))
+        tl.debug_barrier()
+        tl.store(p_centre, tl.where(count > 0.0, cy, float("inf")))
+        tl.store(p_centre + 1, cx)
+        tl.store(p_centre + 2, c0)
+        tl.store(p_centre + 3, c1)
+        tl.store(p_centre + 4, c2)
+    return moved
+
+
+@triton.jit
+def cluster(
+    p_grid, p_centres, number, y, x, inside, f0, f1, f2, reach_y, reach_x, weight, iterations, tolerance,
+    CENTRES: tl.constexpr,
+):  # fmt: skip
+    """Labels [PIXELS] of one trial, -1 outside the window. Stopping at a fixed point is exact."""
+    k = tl.arange(0, CENTRES)
+    for column in tl.static_range(_CENTRE):
+        start = (
+            tl.load(p_grid + k * 2 + column, k < number, 0.0)
+            if column < 2
+            else tl.zeros([CENTRES], tl.float32)
+        )
+        tl.store(p_centres + k * _CENTRE + column, start, k < number)
+    tl.debug_barrier()
+    label = tl.where(inside, 0, -1)
+    i = 0
+    while i < iterations:
+        before = label
+        label = tl.where(
+            inside, assign(p_centres, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight), -1
+        )
+        changed = tl.max((label != before).to(tl.int32), 0)
+        i += 1
+        if ((changed == 0) & (i > 1)) | (i == iterations):
+            i = iterations
+        else:
+            tl.debug_barrier()
+            if update(p_centres, number, y, x, f0, f1, f2, label) < tolerance * tolerance:
+                i = iterations
+            tl.debug_barrier()
+    return label
+
+
+@triton.jit
+def trials_kernel(
+    p_data, p_geometry, p_grid, p_items, p_state, p_queue, p_centres, p_counts, p_masks, items, state_size,
+    queue_size, first_trial, mask_pitch, sigma, bound, scale, iterations, tolerance, PIXELS: tl.constexpr,
+    LANES: tl.constexpr, CENTRES: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr,
+    OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr, MASKS: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    p_state += program.to(tl.int64) * state_size
+    p_queue += program.to(tl.int64) * queue_size
+    p_centres += program * CENTRES * _CENTRE
+    pixel = tl.arange(0, PIXELS)
+    for item in range(program, items, tl.num_programs(0)):
+        g = p_geometry + tl.load(p_items + item * _ITEM) * _GEOMETRY
+        first = tl.load(p_items + item * _ITEM + 1).to(tl.int32)
+        trials = tl.load(p_items + item * _ITEM + 2).to(tl.int32)
+        p_window = p_data + tl.load(g)
+        pitch = tl.load(g + 1).to(tl.int32)
+        channel_pitch = tl.load(g + 2)
+        height = tl.load(g + 3).to(tl.int32)
+        width = tl.load(g + 4).to(tl.int32)
+        click = tl.load(g + 5).to(tl.int32)
+        target = tl.load(g + 6).to(tl.int32)
+        key = tl.load(g + 7)
+        pixel_offset = tl.load(g + 8)
+        p_start = p_grid + tl.load(g + 9) * 2
+        number = tl.load(g + 10).to(tl.int32)
+        reach_y = tl.load(g + 11).to(tl.float32) if WINDOWED else float("inf")
+        reach_x = tl.load(g + 12).to(tl.float32) if WINDOWED else float("inf")
+        interval = tl.load(g + 13).to(tl.float32)
+        min_size = tl.load(g + 14).to(tl.int32)
+        max_size = tl.load(g + 15).to(tl.int32)
+        weight = tl.div_rn(interval * 0.0 + 1.0, interval * interval)
+        inside = pixel < height * width
+        row = pixel // width
+        column = pixel - row * width
+        y = row.to(tl.float32)
+        x = column.to(tl.float32)
+        low = 0.0
+        high = 255.0
+        spread = sigma * 255.0
+        if OWN_RANGE:
+            r = tl.load(p_window + row * pitch + column, inside, 0)
+            green = tl.load(p_window + row * pitch + column + channel_pitch, inside, 0)
+            b = tl.load(p_window + row * pitch + column + 2 * channel_pitch, inside, 0)
+            low = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, green), b), float("inf")), 0)
+            high = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, green), b), float("-inf")), 0)
+            spread = sigma * (high - low)
+        lane = tl.arange(0, LANES)
+        place = ((row + 1) * (width + 1) + column) * LANES
+        p_kept = p_masks + (first - first_trial).to(tl.int64) * mask_pitch + pixel_offset + pixel
+        count = tl.zeros([PIXELS], tl.int32)
+        if CONNECTIVITY != CLUSTER:
+            fill_border(p_state, lane, LANES, height, width)
+            for idle in range(trials, LANES):
+                tl.store(p_state + place + idle, tl.zeros([PIXELS], tl.int16), inside)
+        for i in range(trials):
+            f0, f1, f2 = trial_features(
+                p_window, pitch, channel_pitch, row, column, inside, key, pixel, first + i, target, low, high,
+                spread, bound, scale, KIND, SHARED,
+            )  # fmt: skip
+            label = cluster(
+                p_start, p_centres, number, y, x, inside, f0, f1, f2, reach_y, reach_x, weight, iterations,
+                tolerance, CENTRES,
+            )  # fmt: skip
+            if CONNECTIVITY == CLUSTER:
+                wanted = tl.max(tl.where(pixel == click, label, -1), 0)
+                member = (label == wanted).to(tl.int32)
+                count += member
+                if MASKS:
+                    tl.store(p_kept + i * mask_pitch, member.to(tl.uint8), inside)
+            else:
+                tl.store(p_state + place + i, (-1 - label).to(tl.int16), inside)
+        if CONNECTIVITY != CLUSTER:
+            tl.debug_barrier()
+            relabel_lanes(p_state, p_queue, lane, LANES, height, width, min_size, max_size)
+            click_row = click // width
+            p_click = p_state + ((click_row + 1) * (width + 1) + click - click_row * width) * LANES
+            for i in range(trials):
+                member = (tl.load(p_state + place + i, inside, -1) == tl.load(p_click + i)).to(tl.int32)
+                count += member
+                if MASKS:
+                    tl.store(p_kept + i * mask_pitch, member.to(tl.uint8), inside)
+            # The next item's labels go where other threads may still be reading.
+            tl.debug_barrier()
+        tl.atomic_add(p_counts + pixel_offset + pixel, count, inside, sem="relaxed")
+
+
+def _geometry(
+    images: "PackedImages",
+    windows: torch.Tensor,
+    keys: torch.Tensor,
+    grids: torch.Tensor,
+    offsets: torch.Tensor,
+    config: "TrialConfig",
+) -> torch.Tensor:
+    """The geometry table [targets, 16], int64, on the CPU."""
+    image, top, left, height, width, row, column, target = windows.unbind(1)
+    offset, image_height, image_width, channels = images.table.cpu()[image].unbind(1)
+    channel_pitch = torch.where(channels == 3, image_height * image_width, 0)
+    pixels = height * width
+    if config.connectivity == "enforce":
+        mean = pixels.double() / grids[:, 1]
+        sizes = [(config.min_size_factor * mean).long(), (config.max_size_factor * mean).long()]
+    else:
+        sizes = [torch.zeros_like(pixels), pixels]
+    click = row * width + column
+    columns = (
+        offset + top * image_width + left,
+        image_width,
+        channel_pitch,
+        height,
+        width,
+        click,
+        target,
+        keys,
+    )
+    return torch.stack([*columns, offsets[:-1], *grids.unbind(1), *sizes], 1)
+
+
+def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
+    """(PIXELS, LANES, warps) for windows of up to `pixels` pixels.
+
+    Sixteen pixels a thread keep a trial in registers; the more threads share a trial, the fewer lanes are
+    worth their scratch memory.
+    """
+    block = max(32, triton.next_power_of_2(pixels))
+    warps = max(1, block // (32 * _PIXELS_PER_THREAD))
+    return block, min(16 if warps == 1 else 8, triton.next_power_of_2(trials)), warps
+
+
+def run(
+    images: "PackedImages",
+    windows: torch.Tensor,
+    keys: torch.Tensor,
+    grids: torch.Tensor,
+    grid: torch.Tensor,
+    offsets: torch.Tensor,
+    config: "TrialConfig",
+    first_trial: int,
+    trials: int,
+    counts: torch.Tensor,
+    masks: torch.Tensor,
+) -> None:
+    """Fill counts and masks: one launch for each power of two of window pixels."""
+    device = images.data.device
+    geometry = _geometry(images, windows, keys, grids, offsets, config)
+    geometry_device, grid_device = geometry.to(device), grid.to(device)
+    padded = (windows[:, 3] + 2) * (windows[:, 4] + 1)
+    pixels = windows[:, 3] * windows[:, 4]
+    blocks = 2 ** torch.ceil(torch.log2(pixels.clamp(min=32).double())).long()
+    for block in blocks.unique().flip(0).tolist():
+        chosen = torch.nonzero(blocks == block)[:, 0]
+        _, lanes, warps = block_shape(block, trials)
+        parts = triton.cdiv(trials, lanes)
+        bounds = torch.arange(parts + 1) * trials // parts
+        items = torch.stack(
+            [chosen.repeat_interleave(parts), (first_trial + bounds[:-1]).repeat(len(chosen)),
+             bounds.diff().repeat(len(chosen))], 1,
+        )  # fmt: skip
+        centres = triton.next_power_of_2(int(grids[chosen, 1].max()))
+        programs = min(len(items), processors(device) * max(1, _PROGRAMS_PER_PROCESSOR // warps))
+        enforced = config.connectivity != "cluster"
+        state_size = int(padded[chosen].max()) * lanes if enforced else 0
+        queue_size = int(pixels[chosen].max()) * lanes if enforced else 0
+        trials_kernel[(programs,)](
+            images.data, geometry_device, grid_device, items.to(device),
+            torch.empty(programs * state_size, dtype=torch.int16, device=device),
+            torch.empty(programs * queue_size, dtype=torch.int16, device=device),
+            torch.empty(programs * centres * 5, dtype=torch.float32, device=device),
+            counts, masks, len(items), state_size, queue_size, first_trial, counts.numel(),
+            config.intensity, threshold(config.intensity), 1.0 / config.compactness, config.max_iterations,
+            config.tolerance,
+            PIXELS=block, LANES=lanes, CENTRES=centres, KIND=KINDS.index(config.noise),
+            SHARED=config.shared_noise, OWN_RANGE=images.data.dtype != torch.uint8,
+            WINDOWED=config.method == "slic",
+            CONNECTIVITY=("enforce", "component", "cluster").index(config.connectivity),
+            MASKS=masks.shape[0] > 0, num_warps=warps, enable_fp_fusion=False,
+        )  # fmt: skip
