@@ -1,0 +1,104 @@
+"""mclc-gpu label."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.images import find_files
+from mclc_gpu.data.points import Point, read_points
+from mclc_gpu.data.simulate import simulate_points
+from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.trials import TrialConfig
+from mclc_gpu.labeling import preset
+from mclc_gpu.labelrun import LabelJob, label_folder
+from mclc_gpu.labelview import write_overview
+
+_SHOWN_SKIPS = 20
+
+
+def label(arguments: argparse.Namespace, started: float) -> int:
+    """Run the command; returns the number of skipped inputs."""
+    try:
+        trial = TrialConfig(
+            method=arguments.method,
+            clusters=arguments.clusters,
+            compactness=arguments.compactness,
+            noise=arguments.noise,
+            intensity=arguments.intensity,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    config = preset(
+        arguments.preset,
+        trials=arguments.trials,
+        trial=trial,
+        category=arguments.category,
+        refine=arguments.refine,
+        threshold=arguments.threshold,
+        stop_change=arguments.stop_change,
+    )
+    files = find_files(arguments.images)
+    skipped: list[Skipped] = []
+    images = files
+    if arguments.list is not None:
+        images, skipped = select(files, read_list(arguments.list))
+        if not images:
+            raise InputError(f"{arguments.list}: none of its {len(skipped)} names is an image in {arguments.images}")
+    points, truth, problems = _points(arguments, files, images)
+    job = LabelJob(
+        images=images,
+        points=points,
+        out=arguments.out,
+        config=config,
+        seed=arguments.seed,
+        device=arguments.device,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        source="given" if truth is None else f"simulated from masks, jitter {arguments.jitter:g} px",
+        skipped=[*skipped, *problems],
+        started=started,
+    )
+    summary = label_folder(job)
+    title = f"{summary['images']} images, {summary['targets']} targets, {config.trials} trials"
+    write_overview(arguments.out, images, arguments.seed, title, truth)
+    _report(arguments.out, summary)
+    return len(summary["skipped"])
+
+
+def _points(
+    arguments: argparse.Namespace, files: Mapping[str, Path], images: Mapping[str, Path]
+) -> tuple[Mapping[str, Sequence[Point]], Mapping[str, Path] | None, list[Skipped]]:
+    """Points by stem, the true masks if that is where they come from, and what was left out."""
+    if arguments.points_from_masks is not None:
+        masks = find_files(arguments.points_from_masks)
+        points, problems = simulate_points(masks, images, jitter=arguments.jitter, seed=arguments.seed)
+        return points, masks, problems
+    if arguments.jitter:
+        raise InputError(f"--jitter {arguments.jitter:g}: only simulated clicks can be displaced; drop it")
+    points, problems = read_points(arguments.points, files)
+    if not points:
+        why = f"{problems[0].file}: {problems[0].why}" if problems else "it names no image"
+        raise InputError(f"{arguments.points}: no usable point ({why})")
+    return points, None, problems
+
+
+def _report(out: Path, summary: Mapping[str, Any]) -> None:
+    skipped = summary["skipped"]
+    for item in skipped[:_SHOWN_SKIPS]:
+        print(f"skipped {item['file']}: {item['why']}", file=sys.stderr)
+    if len(skipped) > _SHOWN_SKIPS:
+        print(f"and {len(skipped) - _SHOWN_SKIPS} more, see {out / 'label.json'}", file=sys.stderr)
+    seconds = summary["seconds"]
+    stages = ", ".join(f"{stage} {seconds[stage]:.2f} s" for stage in ("read", "cluster", "refine", "write"))
+    rate = f"{summary['trials_per_s']:,.0f} trials/s" if summary["trials_per_s"] else "nothing left to cluster"
+    estimated = summary["estimated_categories"]
+    print(f"{summary['images']} images, {summary['targets']} targets, {summary['trials']} trials -> {out}")
+    print(f"{seconds['total']:.2f} s ({stages}), {rate} on {summary['device']}; start-up {seconds['startup']:.2f} s")
+    if estimated:
+        print(f"category estimated for {estimated} of {summary['targets']} targets")
+    if skipped:
+        print(f"{len(skipped)} inputs skipped")

@@ -1,0 +1,104 @@
+"""The command line: arguments only. Commands import what they need when they run, so that --help stays quick."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mclc_gpu.errors import InputError
+
+DONE, DONE_WITH_SKIPS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def _add_points(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--points", type=Path, metavar="FILE|DIR", help="point labels: CSV, JSON, XML, txt, PNG")
+    source.add_argument("--points-from-masks", type=Path, metavar="DIR", help="simulate clicks from true masks")
+    parser.add_argument("--jitter", type=float, default=0.0, metavar="PX", help="spread of simulated clicks (0)")
+
+
+def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("label", help="masks and probability maps from images and points")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    _add_points(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
+    parser.add_argument("--preset", choices=("paper", "default"), default="default")
+    parser.add_argument("--trials", type=int, default=100, metavar="K", help="noisy trials per target (100)")
+    parser.add_argument("--category", choices=("given", "estimate"), default="given",
+                        help="target size class: as given, estimated where missing; or always estimated")  # fmt: skip
+    parser.add_argument("--refine", choices=("threshold",), default="threshold", help="from TPM to mask")
+    parser.add_argument("--threshold", type=float, default=0.7, help="mask = TPM / max(TPM) >= this (0.7)")
+    parser.add_argument("--method", choices=("slic", "kmeans"), default="slic")
+    parser.add_argument("--noise", choices=("none", "salt", "pepper", "gaussian"), default="salt")
+    parser.add_argument("--intensity", type=float, default=0.05, help="share of values replaced, or sigma (0.05)")
+    parser.add_argument("--clusters", type=int, default=9, metavar="N")
+    parser.add_argument("--compactness", type=float, default=20.0)
+    parser.add_argument("--stop-change", type=float, default=0.0, metavar="T_F",
+                        help="end a target's trials when one more changes its TPM by less (0: never)")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
+
+
+def _add_score(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("score", help="IoU, nIoU, Pd, Fa, precision, recall, F1 of masks")
+    parser.add_argument("--pred", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--truth", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="only the masks named here, one a line")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when any mask was skipped")
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("demo", help="the main job on a built-in synthetic data set")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
+    parser.add_argument("--count", type=int, default=60, help="synthetic frames (60)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line's parser."""
+    main_parser = argparse.ArgumentParser(
+        prog="mclc-gpu", description="Pixel masks for infrared small targets from one click per target."
+    )
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_label(commands)
+    _add_score(commands)
+    _add_demo(commands)
+    return main_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 done with skipped inputs under --strict, 2 bad input."""
+    started = time.perf_counter()
+    arguments = parser().parse_args(argv)
+    # An interrupt must not wait for OpenMP workers that spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        if arguments.command == "label":
+            from mclc_gpu.cli.label import label as command
+        elif arguments.command == "score":
+            from mclc_gpu.cli.score import score as command
+        else:
+            from mclc_gpu.cli.demo import demo as command
+        skipped = command(arguments, started)
+    except InputError as error:
+        print(f"mclc-gpu: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"mclc-gpu: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("mclc-gpu: interrupted; label goes on with --resume", file=sys.stderr)
+        return INTERRUPTED
+    return DONE_WITH_SKIPS if skipped and getattr(arguments, "strict", False) else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""The chain from images and points to target probability maps and masks, written once for every use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mclc_gpu.data.points import Point
+from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.errors import InputError
+from mclc_gpu.estimate import estimate_category
+from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.kernels.montecarlo import run_until_stable
+from mclc_gpu.kernels.trials import PackedImages, TrialConfig, run_trials
+from mclc_gpu.refine import threshold_mask
+from mclc_gpu.windows import Window, draw_window, name_key
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Settings of the chain; the defaults are the published procedure with a threshold instead of its CRF.
+
+    Attributes:
+        trials: K of eq. 9, >= 1.
+        trial: Settings of one trial.
+        category: "given" takes a point's own category and estimates it where there is none; "estimate" always
+            estimates it.
+        refine: "threshold": mask = TPM / max(TPM) >= threshold.
+        threshold: In 0..1.
+        stop_change: T_F of the paper: a target's trials end once one more changes its TPM by less than this
+            (L2 norm). 0 runs all trials.
+
+    Raises:
+        InputError: A value out of range.
+    """
+
+    trials: int = 100
+    trial: TrialConfig = field(default_factory=TrialConfig)
+    category: str = "given"
+    refine: str = "threshold"
+    threshold: float = 0.7
+    stop_change: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise InputError(f"trials {self.trials}: at least one trial is needed")
+        if self.category not in ("given", "estimate"):
+            raise InputError(f"category {self.category!r}: use given or estimate")
+        if self.refine not in REFINEMENTS:
+            raise InputError(f"refine {self.refine!r}: use one of {', '.join(REFINEMENTS)}")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise InputError(f"threshold {self.threshold}: use a number in 0..1")
+        if not (np.isfinite(self.stop_change) and self.stop_change >= 0):
+            raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
+
+
+REFINEMENTS = ("threshold",)
+PRESETS = {"paper": LabelConfig(), "default": LabelConfig()}
+
+
+def preset(name: str, **changes: Any) -> LabelConfig:
+    """A preset with some settings changed. Raises InputError for an unknown preset or a value out of range."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
+    try:
+        return replace(PRESETS[name], **changes)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class TargetMask:
+    """One target's labels.
+
+    Attributes:
+        image: Index of its image in the call's sequence.
+        target: Index of its point within the image.
+        point: The click, with the category that was used.
+        window: Where the arrays lie in the image.
+        tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9).
+        mask: bool [h, w].
+        trials: Trials behind the TPM.
+        estimated: Whether the category was estimated rather than given.
+    """
+
+    image: int
+    target: int
+    point: Point
+    window: Window
+    tpm: np.ndarray
+    mask: np.ndarray
+    trials: int
+    estimated: bool
+
+    @property
+    def area_of_image(self) -> tuple[slice, slice]:
+        """Index of the window in its image."""
+        return np.s_[self.window.top : self.window.bottom, self.window.left : self.window.right]
+
+
+@dataclass(frozen=True)
+class PlacedTarget:
+    """A target ready to be clustered: what `place_targets` found out about it."""
+
+    image: int
+    target: int
+    point: Point
+    window: Window
+    key: int
+    estimated: bool
+
+
+def place_targets(
+    images: Sequence[np.ndarray], points: Sequence[Sequence[Point]], names: Sequence[str], config: LabelConfig, seed: int
+) -> tuple[list[PlacedTarget], list[Skipped]]:
+    """Category and window of every target, and the targets that cannot be clustered, with the reason."""
+    placed: list[PlacedTarget] = []
+    skipped: list[Skipped] = []
+    for i, (image, clicks, name) in enumerate(zip(images, points, names, strict=True)):
+        key = name_key(seed, name)
+        key -= (key >> 63) << 64  # the same bits as a signed integer
+        for j, click in enumerate(clicks):
+            category = click.category if config.category == "given" else None
+            point = replace(click, category=category or estimate_category(image, click))
+            window = draw_window(*image.shape[:2], point.x, point.y, str(point.category), seed, name, j)
+            pixels = image[window.top : window.bottom, window.left : window.right]
+            where = f"target {j} at ({click.x:g}, {click.y:g})"
+            if window.height * window.width < config.trial.clusters:
+                why = (
+                    f"{where}: its window has {window.height} x {window.width} pixels, fewer than the "
+                    f"{config.trial.clusters} clusters; use fewer clusters or a larger image"
+                )
+                skipped.append(Skipped(name, why))
+            elif pixels.min() == pixels.max():
+                skipped.append(Skipped(name, f"{where}: its window is constant, there is nothing to cluster"))
+            else:
+                placed.append(PlacedTarget(i, j, point, window, key, category is None))
+    return placed, skipped
+
+
+def cluster_targets(
+    images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig, device: torch.device
+) -> tuple[list[np.ndarray], list[int]]:
+    """TPM (float32 [h, w]) and number of trials of every placed target."""
+    maps: list[np.ndarray | None] = [None] * len(placed)
+    trials = [config.trials] * len(placed)
+    for byte in (True, False):
+        chosen = [t for t, target in enumerate(placed) if (images[target.image].dtype == np.uint8) == byte]
+        if not chosen:
+            continue
+        used = sorted({placed[t].image for t in chosen})
+        packed = PackedImages.pack([images[i] for i in used], device)
+        index = {i: n for n, i in enumerate(used)}
+        rows = []
+        for t in chosen:
+            w = placed[t].window
+            rows.append((index[placed[t].image], w.top, w.left, w.height, w.width, w.click_row, w.click_column,
+                         placed[t].target))  # fmt: skip
+        windows = torch.tensor(rows, dtype=torch.int64)
+        keys = torch.tensor([placed[t].key for t in chosen], dtype=torch.int64)
+        if config.stop_change > 0:
+            counts, offsets, used_trials = run_until_stable(
+                packed, windows, keys, config.trial, config.trials, config.stop_change
+            )
+            for t, number in zip(chosen, used_trials.tolist(), strict=True):
+                trials[t] = number
+        else:
+            result = run_trials(packed, windows, keys, config.trial, config.trials)
+            counts, offsets = result.counts, result.offsets
+        host = counts.cpu().numpy()
+        bounds = offsets.tolist()
+        for n, t in enumerate(chosen):
+            window = host[bounds[n] : bounds[n + 1]].reshape(rows[n][3], rows[n][4])
+            maps[t] = window.astype(np.float32) / np.float32(trials[t])
+    return [tpm for tpm in maps if tpm is not None], trials
+
+
+def refine_targets(
+    placed: Sequence[PlacedTarget], maps: Sequence[np.ndarray], trials: Sequence[int], config: LabelConfig
+) -> list[TargetMask]:
+    """Masks from TPMs."""
+    return [
+        TargetMask(
+            p.image, p.target, p.point, p.window, tpm, threshold_mask(tpm, config.threshold, True), number, p.estimated
+        )
+        for p, tpm, number in zip(placed, maps, trials, strict=True)
+    ]
+
+
+def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.ndarray, np.ndarray]:
+    """One image's mask (bool [H, W]) and TPM (float32 [H, W]): union and maximum where windows overlap."""
+    mask = np.zeros(shape, bool)
+    tpm = np.zeros(shape, np.float32)
+    for target in targets:
+        mask[target.area_of_image] |= target.mask
+        np.maximum(tpm[target.area_of_image], target.tpm, out=tpm[target.area_of_image])
+    return mask, tpm
+
+
+def warm_up(config: LabelConfig, device: torch.device) -> None:
+    """Compile what the chain needs, at the usual window sizes, so that no later timing holds compilation."""
+    image = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
+    sides = (6, 10, 16, 22, 32, 50) if device.type == "cuda" else (6,)
+    windows = torch.tensor([(0, 0, 0, side, side, side // 2, side // 2, 0) for side in sides])
+    packed = PackedImages.pack([image], device)
+    run_trials(packed, windows, torch.zeros(len(sides), dtype=torch.int64), config.trial, min(config.trials, 16))
+
+
+def label_images(
+    images: Sequence[np.ndarray],
+    points: Sequence[Sequence[Point]],
+    config: LabelConfig | None = None,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> list[TargetMask]:
+    """Labels of every target of some images (Li et al., ICCV 2023, arXiv:2304.04442, eq. 1-9).
+
+    Args:
+        images: Arrays [H, W] or [H, W, 3]: uint8 gray levels, or any other finite real dtype, whose windows are
+            scaled by their own range.
+        points: For each image its clicks.
+        config: Default: the published settings.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        seed: Any integer. A target's label depends on the seed, its image and the image's name, its point and its
+            place among the image's points, not on the other images or the device.
+        names: The images' names; default "0", "1", ...
+
+    Returns:
+        One TargetMask per target, in order.
+
+    Raises:
+        InputError: Lengths that differ, an image that cannot be used, a target that cannot be clustered.
+    """
+    config = config or LabelConfig()
+    names = [str(i) for i in range(len(images))] if names is None else names
+    if not len(images) == len(points) == len(names):
+        raise InputError(f"{len(images)} images, {len(points)} lists of points, {len(names)} names: give one each")
+    placed, skipped = place_targets(images, points, names, config, seed)
+    if skipped:
+        raise InputError(f"{skipped[0].file}: {skipped[0].why}")
+    try:
+        maps, trials = cluster_targets(images, placed, config, pick_device(device))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return refine_targets(placed, maps, trials, config)

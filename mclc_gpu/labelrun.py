@@ -1,0 +1,234 @@
+"""Labelling a whole folder: streamed in chunks of bounded memory, resumable, every output written atomically."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.data.images import read_image
+from mclc_gpu.data.points import Point, write_points
+from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.errors import InputError
+from mclc_gpu.journal import Journal, Record, package_version, write_json
+from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.labeling import (
+    LabelConfig,
+    TargetMask,
+    cluster_targets,
+    compose,
+    place_targets,
+    refine_targets,
+    warm_up,
+)
+from mclc_gpu.progress import Progress
+
+TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
+_CHUNK_BYTES = 64 << 20
+_CHUNK_IMAGES = 256
+STAGES = ("read", "cluster", "refine", "write")
+
+
+@dataclass
+class LabelJob:
+    """What to label and where to put it.
+
+    Attributes:
+        images: Image file of each stem to label, in order.
+        points: Clicks of each stem; a stem without an entry is reported and left out.
+        out: Output folder.
+        config: Settings of the chain.
+        seed: See `mclc_gpu.labeling.label_images`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        resume: Go on where an interrupted run with the same settings stopped.
+        overwrite: Replace an earlier run's output.
+        source: How the points came about, for label.json.
+        skipped: Inputs already found unusable.
+        started: `time.perf_counter()` when the work began, for the start-up time.
+    """
+
+    images: Mapping[str, Path]
+    points: Mapping[str, Sequence[Point]]
+    out: Path
+    config: LabelConfig
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+    source: str = "points"
+    skipped: list[Skipped] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def settings(self) -> dict[str, Any]:
+        """What a run's output depends on, besides the images and points."""
+        return {"seed": self.seed, "points": self.source, **asdict(self.config)}
+
+
+def mask_path(out: Path, stem: str) -> Path:
+    """Where a label run keeps an image's mask (8 bit, 0 or 255)."""
+    return out / "masks" / f"{stem}.png"
+
+
+def tpm_path(out: Path, stem: str) -> Path:
+    """Where a label run keeps an image's TPM (16 bit, 65535 is probability 1)."""
+    return out / "tpm" / f"{stem}.png"
+
+
+def read_tpm(path: Path) -> np.ndarray:
+    """A TPM file as float32 [H, W] in 0..1. Raises InputError for a file that is not one."""
+    tpm = read_image(path)
+    if tpm.ndim != 2 or tpm.dtype != np.uint16:
+        raise InputError(f"{path}: not a TPM; expected a 16-bit gray PNG")
+    return tpm.astype(np.float32) / TPM_ONE
+
+
+def label_folder(job: LabelJob) -> dict[str, Any]:
+    """Label every image of a job.
+
+    Writes masks/, tpm/, points.csv and label.json into the job's folder and returns label.json's content.
+    An image that cannot be used is reported there under "skipped", and the rest is done.
+
+    Raises:
+        InputError: The output folder cannot be used, or there is nothing to label.
+    """
+    try:
+        device = pick_device(job.device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    stems = [stem for stem in job.images if stem in job.points]
+    unnamed = [Skipped(str(job.images[s]), "no point label names this image") for s in job.images if s not in job.points]
+    skipped = [*job.skipped, *unnamed]
+    if not stems:
+        raise InputError(f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label")
+    points = {stem: job.points[stem] for stem in stems}
+    if job.resume and (complete := Journal.completed(job.out, job.settings(), points)):
+        return complete
+    journal = Journal.open(job.out, job.settings(), points, job.resume, job.overwrite)
+    finished = journal.finished(lambda stem: mask_path(job.out, stem).exists() and tpm_path(job.out, stem).exists())
+    todo = [stem for stem in stems if stem not in finished]
+    if todo:
+        warm_up(job.config, device)
+    seconds = dict.fromkeys(STAGES, 0.0)
+    startup = time.perf_counter() - job.started
+    begin = time.perf_counter()
+    with (
+        journal,
+        Progress("label", len(stems), done=len(finished)) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for chunk in _read_chunks(job, todo, pool, seconds):
+            for record in _label_chunk(job, chunk, device, pool, seconds):
+                journal.append(record)
+                finished[record.image] = record
+            progress.advance(len(chunk))
+    total = time.perf_counter() - begin
+    records = [finished[stem] for stem in stems]
+    skipped += [Skipped(str(job.images[r.image]), why) for r in records for why in r.skipped]
+    labelled = [r for r in records if r.points is not None]
+    if not labelled:
+        raise InputError(f"nothing could be labelled: {skipped[0].file}: {skipped[0].why}")
+    write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
+    trials_now = sum(finished[stem].trials for stem in todo)
+    summary = {
+        "settings": job.settings(),
+        "fingerprint": journal.fingerprint,
+        "version": package_version(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} threads)",
+        "images": len(labelled),
+        "resumed_images": len(stems) - len(todo),
+        "targets": sum(len(r.points or ()) for r in labelled),
+        "estimated_categories": sum(r.estimated for r in labelled),
+        "trials": sum(r.trials for r in labelled),
+        "seconds": {"startup": startup, **seconds, "total": total},
+        "trials_per_s": trials_now / seconds["cluster"] if seconds["cluster"] > 0 else None,
+        "skipped": [asdict(item) for item in skipped],
+    }
+    write_json(job.out / "label.json", summary)
+    journal.remove()
+    return summary
+
+
+@dataclass
+class _Loaded:
+    stem: str
+    image: np.ndarray | None
+    problem: str = ""
+
+
+def _load(job: LabelJob, stem: str) -> _Loaded:
+    try:
+        return _Loaded(stem, read_image(job.images[stem]))
+    except InputError as error:
+        return _Loaded(stem, None, str(error))
+
+
+def _read_chunks(
+    job: LabelJob, stems: Sequence[str], pool: ThreadPoolExecutor, seconds: dict[str, float]
+) -> Iterator[list[_Loaded]]:
+    """Images in chunks of bounded size; only a few more than a chunk are ever in memory."""
+    waiting = iter(stems)
+    chunk: list[_Loaded] = []
+    size = 0
+    while batch := list(islice(waiting, 16)):
+        start = time.perf_counter()
+        loaded = list(pool.map(lambda stem: _load(job, stem), batch))
+        seconds["read"] += time.perf_counter() - start
+        chunk += loaded
+        size += sum(item.image.nbytes for item in loaded if item.image is not None)
+        if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_IMAGES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _label_chunk(
+    job: LabelJob,
+    chunk: Sequence[_Loaded],
+    device: torch.device,
+    pool: ThreadPoolExecutor,
+    seconds: dict[str, float],
+) -> list[Record]:
+    """Label and write one chunk; a record of every image of it."""
+    records = {item.stem: Record(item.stem, None, [item.problem]) for item in chunk if item.image is None}
+    good = [(item.stem, item.image) for item in chunk if item.image is not None]
+    stems, images = [stem for stem, _ in good], [image for _, image in good]
+    start = time.perf_counter()
+    placed, problems = place_targets(images, [job.points[s] for s in stems], stems, job.config, job.seed)
+    maps, trials = cluster_targets(images, placed, job.config, device)
+    seconds["cluster"] += time.perf_counter() - start
+    start = time.perf_counter()
+    targets = refine_targets(placed, maps, trials, job.config)
+    seconds["refine"] += time.perf_counter() - start
+    start = time.perf_counter()
+    of_image: list[list[TargetMask]] = [[] for _ in images]
+    for target in targets:
+        of_image[target.image].append(target)
+    usable = [i for i, stem in enumerate(stems) if of_image[i] or not job.points[stem]]
+    list(pool.map(lambda i: _write(job.out, stems[i], images[i].shape[:2], of_image[i]), usable))
+    seconds["write"] += time.perf_counter() - start
+    reasons: dict[str, list[str]] = {stem: [] for stem in stems}
+    for problem in problems:
+        reasons[problem.file].append(problem.why)
+    for i, (stem, own) in enumerate(zip(stems, of_image, strict=True)):
+        used = [t.point for t in own] if i in usable else None
+        records[stem] = Record(stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own))
+    return [records[item.stem] for item in chunk]
+
+
+def _write(out: Path, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]) -> None:
+    mask, tpm = compose(shape, targets)
+    with atomic_path(tpm_path(out, stem)) as path:
+        Image.fromarray(np.round(tpm * TPM_ONE).astype(np.uint16)).save(path)
+    with atomic_path(mask_path(out, stem)) as path:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)

@@ -1,0 +1,35 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts items to stderr. Use as a context manager; `done` of `total` items are behind us at the start."""
+
+    def __init__(self, what: str, total: int, unit: str = "image", done: int = 0) -> None:
+        self.what, self.total, self.unit, self.count = what, total, unit, done
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit) if sys.stderr.isatty() else None
+        self.last = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def advance(self, items: int) -> None:
+        self.count += items
+        if self.bar is not None:
+            self.bar.update(items)
+        elif time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            print(f"{self.what}: {self.count} of {self.total} {self.unit}s", file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
