@@ -75,7 +75,7 @@ def add_noise(
     Raises
     ------
     ValueError
-        Wrong shape or dtype, unknown kind, intensity out of range.
+        Wrong shape or dtype, unknown kind, intensity, trial or target out of range.
     """
     check_noise(kind, intensity)
     if windows.ndim != 4 or windows.shape[1] not in (1, 3) or windows.dtype != torch.float32:
@@ -87,10 +87,14 @@ def add_noise(
             raise ValueError(
                 f"{name} must be int64 [{windows.shape[0]}], got {tensor.dtype} {list(tensor.shape)}"
             )
+    if not 0 <= trial < 2**31:
+        raise ValueError(f"trial must be in 0..2^31 - 1, got {trial}")
     windows, keys, targets = windows.contiguous(), keys.contiguous(), targets.contiguous()
     out = torch.empty_like(windows)
     if windows.numel() == 0:
         return out
+    if bool(((targets < 0) | (targets >= 2**31)).any()):
+        raise ValueError(f"targets must be in 0..2^31 - 1, got {targets.min()}..{targets.max()}")
     # The deviation is rounded as `run_trials` rounds it.
     sigma = float(np.float32(intensity) * (np.float32(high) - np.float32(low)))
     settings = (KINDS.index(kind), threshold(intensity), sigma, shared, low, high)

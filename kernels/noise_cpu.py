@@ -58,7 +58,8 @@ def natural_log(x):
 @njit(inline="always")
 def standard_normal(word):
     """Standard normal number (float32) of a 32-bit word: sqrt(2) erfinv(2u - 1), u its upper 24 bits."""
-    x = (F(word >> U(8)) + F(0.5)) * F(2.0**-23) - F(1)
+    # 2u - 1 with u in the middle of its interval; every step is exact, so that no x is -1 or 1.
+    x = (F(word >> U(8)) - F(2.0**23 - 0.5)) * F(2.0**-23)
     w = -natural_log((F(1) - x) * (F(1) + x))
     s = w - F(2.5)
     p = F(2.81022636e-08)

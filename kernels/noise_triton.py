@@ -37,7 +37,7 @@ def natural_log(x):
 
 @triton.jit
 def standard_normal(word):
-    x = ((word >> 8).to(tl.float32) + 0.5) * 1.1920928955078125e-07 - 1.0
+    x = ((word >> 8).to(tl.float32) - 8388607.5) * 1.1920928955078125e-07
     w = -natural_log((1.0 - x) * (1.0 + x))
     s = w - 2.5
     p = 2.81022636e-08 * s + 3.43273939e-07
