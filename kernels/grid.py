@@ -47,6 +47,23 @@ def grid_centres(height: int, width: int, n_segments: int) -> tuple[np.ndarray, 
     return ys.ravel(), xs.ravel(), step_y, step_x
 
 
+def window_steps(height: int, width: int, n_centres: int) -> tuple[int, int]:
+    """Intervals in y and x, in pixels, of which a centre's window reaches two to each side.
+
+    They are those of a grid of as many centres as there are, not of as many as were asked for. On a small
+    image the two differ by a pixel or more, and the segments with them; scikit-image does the same.
+
+    Parameters
+    ----------
+    height, width : int
+        Image size in pixels, >= 1.
+    n_centres : int
+        Centres on the start grid, the length of what `grid_centres` returns.
+    """
+    spacing_y, spacing_x = _spacing(height, width, n_centres)
+    return round(spacing_y), round(spacing_x)
+
+
 def lowest_gradient(features: torch.Tensor, ys: torch.Tensor, xs: torch.Tensor) -> torch.Tensor:
     """Move centres to the lowest gradient of their 3 x 3 neighbourhood, and give them the colour found there.
 
