@@ -20,8 +20,8 @@ def run_until_stable(
     """Trials of every target until one more trial changes its TPM by less than `change`.
 
     With S_k the counts after k trials and TPM_k = S_k / k, a target stops at the first k >= 2 for which
-    ||TPM_k - TPM_(k-1)|| < change (L2 norm over the window), at the latest at `max_trials`. The sums behind the
-    comparison are exact integers, so a target stops at the same trial whatever the batch or the device.
+    ||TPM_k - TPM_(k-1)|| < change (L2 norm over the window), at the latest at `max_trials`. The sums behind
+    the comparison are exact integers, so a target stops at the same trial whatever the batch or the device.
 
     Parameters
     ----------
@@ -45,7 +45,9 @@ def run_until_stable(
         As `run_trials`; max_trials below 1, a negative change.
     """
     if max_trials < 1 or not change >= 0:
-        raise ValueError(f"max_trials must be at least 1 and change at least 0, got {max_trials} and {change}")
+        raise ValueError(
+            f"max_trials must be at least 1 and change at least 0, got {max_trials} and {change}"
+        )
     sizes = windows[:, 3] * windows[:, 4]
     offsets = torch.zeros(len(windows) + 1, dtype=torch.int64)
     offsets[1:] = torch.cumsum(sizes, 0)
@@ -58,7 +60,14 @@ def run_until_stable(
     while len(active) and done < max_trials:
         number = min(_ROUND, max_trials - done)
         result = run_trials(
-            images, windows[active], keys[active], config, number, first_trial=done, keep_masks=True, backend=backend
+            images,
+            windows[active],
+            keys[active],
+            config,
+            number,
+            first_trial=done,
+            keep_masks=True,
+            backend=backend,
         )
         assert result.masks is not None
         pixels = torch.nonzero(torch.isin(owner, active))[:, 0].to(device)

@@ -31,7 +31,10 @@ def estimate_area(image: np.ndarray, x: float, y: float) -> int:
     top, left = max(row - RADIUS, 0), max(column - RADIUS, 0)
     window = luma(image[top : row + RADIUS + 1, left : column + RADIUS + 1])
     near = np.full(window.shape, -np.inf, np.float32)
-    inside = np.s_[max(row - top - NEAR, 0) : row - top + NEAR + 1, max(column - left - NEAR, 0) : column - left + NEAR + 1]
+    inside = np.s_[
+        max(row - top - NEAR, 0) : row - top + NEAR + 1,
+        max(column - left - NEAR, 0) : column - left + NEAR + 1,
+    ]
     near[inside] = window[inside]
     peak = np.unravel_index(np.argmax(near), near.shape)
     background = np.median(window)
@@ -42,5 +45,5 @@ def estimate_area(image: np.ndarray, x: float, y: float) -> int:
 
 
 def estimate_category(image: np.ndarray, point: Point) -> str:
-    """"point", "spot" or "extended": the category of `estimate_area` at a click."""
+    """ "point", "spot" or "extended": the category of `estimate_area` at a click."""
     return category_of(estimate_area(image, point.x, point.y))

@@ -77,12 +77,17 @@ class Journal:
             if overwrite and not resume:
                 _clear(out)
             if (path.exists() or summary.exists()) and not resume:
-                raise InputError(f"{out}: holds an earlier run's labels; use --resume, --overwrite or another --out")
+                raise InputError(
+                    f"{out}: holds an earlier run's labels; use --resume, --overwrite or another --out"
+                )
             records = _read(path, fingerprint, out) if path.exists() else {}
             for name in ("masks", "tpm"):
                 (out / name).mkdir(exist_ok=True)
             with atomic_path(path) as temporary:
-                lines = [json.dumps({"fingerprint": fingerprint}), *(_line(record) for record in records.values())]
+                lines = [
+                    json.dumps({"fingerprint": fingerprint}),
+                    *(_line(record) for record in records.values()),
+                ]
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
@@ -104,7 +109,9 @@ class Journal:
         except ValueError:
             return None
         if summary.get("fingerprint") != fingerprint_of(settings, points):
-            raise InputError(f"{out}: holds labels of other settings or points; use --overwrite or another --out")
+            raise InputError(
+                f"{out}: holds labels of other settings or points; use --overwrite or another --out"
+            )
         return summary
 
     def finished(self, complete: Callable[[str], bool]) -> dict[str, Record]:
@@ -143,11 +150,15 @@ def _read(path: Path, fingerprint: str, out: Path) -> dict[str, Record]:
             entry = json.loads(line)
         except ValueError:
             if number + 1 < len(lines):
-                raise InputError(f"{path}: line {number + 1} is damaged; use --overwrite or another --out") from None
+                raise InputError(
+                    f"{path}: line {number + 1} is damaged; use --overwrite or another --out"
+                ) from None
             break
         if number == 0:
             if entry.get("fingerprint") != fingerprint:
-                raise InputError(f"{out}: was begun with other settings or points; use --overwrite or another --out")
+                raise InputError(
+                    f"{out}: was begun with other settings or points; use --overwrite or another --out"
+                )
             continue
         points = None if entry["points"] is None else [Point(**point) for point in entry["points"]]
         records[entry["image"]] = Record(**{**entry, "points": points})

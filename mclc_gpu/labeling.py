@@ -1,7 +1,7 @@
 """The chain from images and points to target probability maps and masks, written once for every use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ PRESETS = {"paper": LabelConfig(), "default": LabelConfig()}
 
 
 def preset(name: str, **changes: Any) -> LabelConfig:
-    """A preset with some settings changed. Raises InputError for an unknown preset or a value out of range."""
+    """A preset with some settings changed. Raises InputError for an unknown preset or a bad value."""
     if name not in PRESETS:
         raise InputError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
     try:
@@ -113,7 +113,11 @@ class PlacedTarget:
 
 
 def place_targets(
-    images: Sequence[np.ndarray], points: Sequence[Sequence[Point]], names: Sequence[str], config: LabelConfig, seed: int
+    images: Sequence[np.ndarray],
+    points: Sequence[Sequence[Point]],
+    names: Sequence[str],
+    config: LabelConfig,
+    seed: int,
 ) -> tuple[list[PlacedTarget], list[Skipped]]:
     """Category and window of every target, and the targets that cannot be clustered, with the reason."""
     placed: list[PlacedTarget] = []
@@ -153,11 +157,7 @@ def cluster_targets(
         used = sorted({placed[t].image for t in chosen})
         packed = PackedImages.pack([images[i] for i in used], device)
         index = {i: n for n, i in enumerate(used)}
-        rows = []
-        for t in chosen:
-            w = placed[t].window
-            rows.append((index[placed[t].image], w.top, w.left, w.height, w.width, w.click_row, w.click_column,
-                         placed[t].target))  # fmt: skip
+        rows = [(index[placed[t].image], *astuple(placed[t].window), placed[t].target) for t in chosen]
         windows = torch.tensor(rows, dtype=torch.int64)
         keys = torch.tensor([placed[t].key for t in chosen], dtype=torch.int64)
         if config.stop_change > 0:
@@ -183,7 +183,14 @@ def refine_targets(
     """Masks from TPMs."""
     return [
         TargetMask(
-            p.image, p.target, p.point, p.window, tpm, threshold_mask(tpm, config.threshold, True), number, p.estimated
+            p.image,
+            p.target,
+            p.point,
+            p.window,
+            tpm,
+            threshold_mask(tpm, config.threshold, True),
+            number,
+            p.estimated,
         )
         for p, tpm, number in zip(placed, maps, trials, strict=True)
     ]
@@ -205,7 +212,9 @@ def warm_up(config: LabelConfig, device: torch.device) -> None:
     sides = (6, 10, 16, 22, 32, 50) if device.type == "cuda" else (6,)
     windows = torch.tensor([(0, 0, 0, side, side, side // 2, side // 2, 0) for side in sides])
     packed = PackedImages.pack([image], device)
-    run_trials(packed, windows, torch.zeros(len(sides), dtype=torch.int64), config.trial, min(config.trials, 16))
+    run_trials(
+        packed, windows, torch.zeros(len(sides), dtype=torch.int64), config.trial, min(config.trials, 16)
+    )
 
 
 def label_images(
@@ -220,13 +229,13 @@ def label_images(
     """Labels of every target of some images (Li et al., ICCV 2023, arXiv:2304.04442, eq. 1-9).
 
     Args:
-        images: Arrays [H, W] or [H, W, 3]: uint8 gray levels, or any other finite real dtype, whose windows are
-            scaled by their own range.
+        images: Arrays [H, W] or [H, W, 3]: uint8 gray levels, or any other finite real dtype, whose windows
+            are scaled by their own range.
         points: For each image its clicks.
         config: Default: the published settings.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        seed: Any integer. A target's label depends on the seed, its image and the image's name, its point and its
-            place among the image's points, not on the other images or the device.
+        seed: Any integer. A target's label depends on the seed, its image and the image's name, its point and
+            its place among the image's points, not on the other images or the device.
         names: The images' names; default "0", "1", ...
 
     Returns:
@@ -238,7 +247,9 @@ def label_images(
     config = config or LabelConfig()
     names = [str(i) for i in range(len(images))] if names is None else names
     if not len(images) == len(points) == len(names):
-        raise InputError(f"{len(images)} images, {len(points)} lists of points, {len(names)} names: give one each")
+        raise InputError(
+            f"{len(images)} images, {len(points)} lists of points, {len(names)} names: give one each"
+        )
     placed, skipped = place_targets(images, points, names, config, seed)
     if skipped:
         raise InputError(f"{skipped[0].file}: {skipped[0].why}")

@@ -1,4 +1,4 @@
-"""Labelling a whole folder: streamed in chunks of bounded memory, resumable, every output written atomically."""
+"""Labelling a whole folder: streamed in chunks of bounded memory, resumable, files written atomically."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mclc_gpu.data.atomic import atomic_path
-from mclc_gpu.data.images import read_image
+from mclc_gpu.data.images import read_image, stem_of
 from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
@@ -35,6 +35,7 @@ from mclc_gpu.progress import Progress
 TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
 _CHUNK_BYTES = 64 << 20
 _CHUNK_IMAGES = 256
+_BATCH = 16  # images read at once
 STAGES = ("read", "cluster", "refine", "write")
 
 
@@ -105,15 +106,23 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(str(error)) from error
     stems = [stem for stem in job.images if stem in job.points]
-    unnamed = [Skipped(str(job.images[s]), "no point label names this image") for s in job.images if s not in job.points]
-    skipped = [*job.skipped, *unnamed]
+    reported = {stem_of(item.file) for item in job.skipped}
+    unnamed = [stem for stem in job.images if stem not in job.points and stem not in reported]
+    skipped = [
+        *job.skipped,
+        *(Skipped(str(job.images[s]), "no point label names this image") for s in unnamed),
+    ]
     if not stems:
-        raise InputError(f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label")
+        raise InputError(
+            f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label"
+        )
     points = {stem: job.points[stem] for stem in stems}
     if job.resume and (complete := Journal.completed(job.out, job.settings(), points)):
         return complete
     journal = Journal.open(job.out, job.settings(), points, job.resume, job.overwrite)
-    finished = journal.finished(lambda stem: mask_path(job.out, stem).exists() and tpm_path(job.out, stem).exists())
+    finished = journal.finished(
+        lambda stem: mask_path(job.out, stem).exists() and tpm_path(job.out, stem).exists()
+    )
     todo = [stem for stem in stems if stem not in finished]
     if todo:
         warm_up(job.config, device)
@@ -142,8 +151,14 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
         "settings": job.settings(),
         "fingerprint": journal.fingerprint,
         "version": package_version(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} threads)",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({os.cpu_count()} threads)",
         "images": len(labelled),
         "resumed_images": len(stems) - len(todo),
         "targets": sum(len(r.points or ()) for r in labelled),
@@ -169,7 +184,7 @@ def _load(job: LabelJob, stem: str) -> _Loaded:
     try:
         return _Loaded(stem, read_image(job.images[stem]))
     except InputError as error:
-        return _Loaded(stem, None, str(error))
+        return _Loaded(stem, None, Skipped.because(job.images[stem], error).why)
 
 
 def _read_chunks(
@@ -179,7 +194,7 @@ def _read_chunks(
     waiting = iter(stems)
     chunk: list[_Loaded] = []
     size = 0
-    while batch := list(islice(waiting, 16)):
+    while batch := list(islice(waiting, _BATCH)):
         start = time.perf_counter()
         loaded = list(pool.map(lambda stem: _load(job, stem), batch))
         seconds["read"] += time.perf_counter() - start
@@ -222,7 +237,9 @@ def _label_chunk(
         reasons[problem.file].append(problem.why)
     for i, (stem, own) in enumerate(zip(stems, of_image, strict=True)):
         used = [t.point for t in own] if i in usable else None
-        records[stem] = Record(stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own))
+        records[stem] = Record(
+            stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own)
+        )
     return [records[item.stem] for item in chunk]
 
 

@@ -20,7 +20,7 @@ _MARGIN = 4  # pixels of surroundings shown around the clustered window
 def write_overview(
     out: Path, images: Mapping[str, Path], seed: int, title: str, truth: Mapping[str, Path] | None = None
 ) -> Path:
-    """Write OUT/overview.png: targets spread evenly over the run, each with its window, TPM, mask and truth."""
+    """Write OUT/overview.png: targets spread evenly over the run, each with window, TPM, mask and truth."""
     points, _ = read_points(out / "points.csv", images)
     targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(_TILES, len(targets))).round().astype(int))
@@ -32,7 +32,13 @@ def write_overview(
 
 
 def _tile(
-    out: Path, image_path: Path, stem: str, index: int, point: Point, seed: int, truth: Mapping[str, Path] | None
+    out: Path,
+    image_path: Path,
+    stem: str,
+    index: int,
+    point: Point,
+    seed: int,
+    truth: Mapping[str, Path] | None,
 ) -> Tile:
     image = read_image(image_path)
     height, width = image.shape[:2]

@@ -10,7 +10,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts items to stderr. Use as a context manager; `done` of `total` items are behind us at the start."""
+    """Counts items to stderr; a context manager. `done` of `total` items are behind us at the start."""
 
     def __init__(self, what: str, total: int, unit: str = "image", done: int = 0) -> None:
         self.what, self.total, self.unit, self.count = what, total, unit, done

@@ -18,7 +18,8 @@ def demo(arguments: argparse.Namespace, started: float) -> int:
     commands = [
         ["label", "--images", data / "images", "--points-from-masks", data / "masks", "--out", labels,
          "--preset", "paper", "--seed", arguments.seed, "--device", arguments.device, "--overwrite"],
-        ["score", "--pred", labels / "masks", "--truth", data / "masks", "--json", arguments.out / "score.json"],
+        ["score", "--pred", labels / "masks", "--truth", data / "masks",
+         "--json", arguments.out / "score.json"],
     ]  # fmt: skip
     for command in commands:
         words = [str(word) for word in command]

@@ -47,7 +47,9 @@ def label(arguments: argparse.Namespace, started: float) -> int:
     if arguments.list is not None:
         images, skipped = select(files, read_list(arguments.list))
         if not images:
-            raise InputError(f"{arguments.list}: none of its {len(skipped)} names is an image in {arguments.images}")
+            raise InputError(
+                f"{arguments.list}: none of its {len(skipped)} names is an image in {arguments.images}"
+            )
     points, truth, problems = _points(arguments, files, images)
     job = LabelJob(
         images=images,
@@ -94,10 +96,15 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
         print(f"and {len(skipped) - _SHOWN_SKIPS} more, see {out / 'label.json'}", file=sys.stderr)
     seconds = summary["seconds"]
     stages = ", ".join(f"{stage} {seconds[stage]:.2f} s" for stage in ("read", "cluster", "refine", "write"))
-    rate = f"{summary['trials_per_s']:,.0f} trials/s" if summary["trials_per_s"] else "nothing left to cluster"
+    rate = (
+        f"{summary['trials_per_s']:,.0f} trials/s" if summary["trials_per_s"] else "nothing left to cluster"
+    )
     estimated = summary["estimated_categories"]
     print(f"{summary['images']} images, {summary['targets']} targets, {summary['trials']} trials -> {out}")
-    print(f"{seconds['total']:.2f} s ({stages}), {rate} on {summary['device']}; start-up {seconds['startup']:.2f} s")
+    print(
+        f"{seconds['total']:.2f} s ({stages}), {rate} on {summary['device']}; "
+        f"start-up {seconds['startup']:.2f} s"
+    )
     if estimated:
         print(f"category estimated for {estimated} of {summary['targets']} targets")
     if skipped:

@@ -1,4 +1,4 @@
-"""The command line: arguments only. Commands import what they need when they run, so that --help stays quick."""
+"""The command line: arguments only. A command imports what it needs when it runs, so that --help is quick."""
 
 import argparse
 import os
@@ -14,9 +14,15 @@ DONE, DONE_WITH_SKIPS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def _add_points(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--points", type=Path, metavar="FILE|DIR", help="point labels: CSV, JSON, XML, txt, PNG")
-    source.add_argument("--points-from-masks", type=Path, metavar="DIR", help="simulate clicks from true masks")
-    parser.add_argument("--jitter", type=float, default=0.0, metavar="PX", help="spread of simulated clicks (0)")
+    source.add_argument(
+        "--points", type=Path, metavar="FILE|DIR", help="point labels: CSV, JSON, XML, txt, PNG"
+    )
+    source.add_argument(
+        "--points-from-masks", type=Path, metavar="DIR", help="simulate clicks from true masks"
+    )
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, metavar="PX", help="spread of simulated clicks (0)"
+    )
 
 
 def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,17 +33,28 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
     parser.add_argument("--preset", choices=("paper", "default"), default="default")
     parser.add_argument("--trials", type=int, default=100, metavar="K", help="noisy trials per target (100)")
-    parser.add_argument("--category", choices=("given", "estimate"), default="given",
-                        help="target size class: as given, estimated where missing; or always estimated")  # fmt: skip
+    parser.add_argument(
+        "--category",
+        choices=("given", "estimate"),
+        default="given",
+        help="target size class: as given, estimated where missing; or always estimated",
+    )
     parser.add_argument("--refine", choices=("threshold",), default="threshold", help="from TPM to mask")
     parser.add_argument("--threshold", type=float, default=0.7, help="mask = TPM / max(TPM) >= this (0.7)")
     parser.add_argument("--method", choices=("slic", "kmeans"), default="slic")
     parser.add_argument("--noise", choices=("none", "salt", "pepper", "gaussian"), default="salt")
-    parser.add_argument("--intensity", type=float, default=0.05, help="share of values replaced, or sigma (0.05)")
+    parser.add_argument(
+        "--intensity", type=float, default=0.05, help="share of values replaced, or sigma (0.05)"
+    )
     parser.add_argument("--clusters", type=int, default=9, metavar="N")
     parser.add_argument("--compactness", type=float, default=20.0)
-    parser.add_argument("--stop-change", type=float, default=0.0, metavar="T_F",
-                        help="end a target's trials when one more changes its TPM by less (0: never)")  # fmt: skip
+    parser.add_argument(
+        "--stop-change",
+        type=float,
+        default=0.0,
+        metavar="T_F",
+        help="end a target's trials when one more changes its TPM by less (0: never)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
@@ -75,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 done with skipped inputs under --strict, 2 bad input."""
+    """Run one command; returns the exit code: 0 done, 1 done with skips under --strict, 2 bad input."""
     started = time.perf_counter()
     arguments = parser().parse_args(argv)
     # An interrupt must not wait for OpenMP workers that spin.
@@ -92,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mclc-gpu: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
-        print(f"mclc-gpu: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"mclc-gpu: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr
+        )
         return BAD_INPUT
     except KeyboardInterrupt:
         print("mclc-gpu: interrupted; label goes on with --resume", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from mclc_gpu.data.datasets import pair_files, read_list, select
 from mclc_gpu.data.images import find_files, read_mask
@@ -30,7 +29,7 @@ def score(arguments: argparse.Namespace, started: float) -> int:
                 true = read_mask(truth)
                 scores.update(read_mask(prediction, true.shape), true, stem)
             except InputError as error:
-                skipped.append(Skipped(str(prediction), str(error)))
+                skipped.append(Skipped.because(prediction, error))
     for item in skipped:
         print(f"skipped {item.file}: {item.why}", file=sys.stderr)
     if not scores.images:

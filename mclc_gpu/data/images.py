@@ -226,7 +226,7 @@ def _mask_threshold(pixels: np.ndarray) -> float:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Gray levels float32 [H, W] of an image [H, W] or [H, W, 3]: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
+    """Gray levels float32 [H, W] of an image [H, W] or [H, W, 3]: .299 R + .587 G + .114 B (ITU-R BT.601)."""
     if image.ndim == 2:
         return image.astype(np.float32)
     return image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)

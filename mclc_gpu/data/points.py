@@ -72,7 +72,7 @@ def read_points(
             try:
                 collector.take(path, parse(path))
             except InputError as error:
-                collector.skipped.append(Skipped(str(path), str(error).removeprefix(f"{path}: ")))
+                collector.skipped.append(Skipped.because(path, error))
     else:
         collector.take(source, _parser_of(source)(source))
     if not collector.points and not collector.skipped:

@@ -76,7 +76,7 @@ def simulate_points(
         try:
             mask = read_mask(mask_path, image_size(image_path))
         except InputError as error:
-            skipped.append(Skipped(str(mask_path), str(error)))
+            skipped.append(Skipped.because(mask_path, error))
             continue
         points[stem] = points_from_mask(mask, jitter=jitter, rng=_generator(seed, stem))
     return points, skipped

@@ -1,6 +1,7 @@
 """What a bulk command left out, and why."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +13,8 @@ class Skipped:
 
     file: str
     why: str
+
+    @staticmethod
+    def because(file: Path | str, error: Exception) -> "Skipped":
+        """The file an error is about; its name is not repeated in the reason."""
+        return Skipped(str(file), str(error).removeprefix(f"{file}: "))

@@ -1,0 +1,277 @@
+"""The label, score and demo commands on files, as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mclc_gpu import labelrun
+from mclc_gpu.cli.main import main
+from mclc_gpu.data.images import find_files
+from mclc_gpu.data.points import read_points
+from mclc_gpu.data.synthetic import write_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root, 8, 5, size=(72, 80))
+    return root
+
+
+def label(data: Path, out: Path, *more: object) -> int:
+    source = [] if "--points" in more else ["--points-from-masks", data / "masks"]
+    words = ["label", "--images", data / "images", *source, "--out", out, "--trials", "8", *more]
+    return main([str(word) for word in words])
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.*")) if p.name != "label.json"
+    }
+
+
+def error_of(capsys) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mclc-gpu: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_label_writes_what_it_promises(data, tmp_path):
+    out = tmp_path / "out"
+    assert label(data, out) == 0
+    images = find_files(data / "images")
+    assert set(find_files(out / "masks")) == set(find_files(out / "tpm")) == set(images)
+    for stem, path in images.items():
+        size = Image.open(path).size
+        mask, tpm = Image.open(out / "masks" / f"{stem}.png"), Image.open(out / "tpm" / f"{stem}.png")
+        assert mask.size == tpm.size == size
+        mask, tpm = np.asarray(mask), np.asarray(tpm)
+        assert mask.dtype == np.uint8
+        assert tpm.dtype == np.uint16
+        assert set(np.unique(mask)) <= {0, 255}
+        assert (tpm[mask > 0] > 0).all()
+    points, skipped = read_points(out / "points.csv", images)
+    assert not skipped
+    summary = json.loads((out / "label.json").read_text())
+    targets = sum(len(own) for own in points.values())
+    assert summary["images"] == 8
+    assert summary["targets"] == targets > 0
+    assert summary["trials"] == 8 * targets
+    assert set(summary["seconds"]) == {"startup", "read", "cluster", "refine", "write", "total"}
+    assert summary["trials_per_s"] == pytest.approx(summary["trials"] / summary["seconds"]["cluster"])
+    assert summary["skipped"] == []
+    assert Image.open(out / "overview.png").size[0] > 200
+    assert not (out / "label.partial.jsonl").exists()
+
+
+def test_points_file_gives_the_same_labels_as_the_simulation_it_came_from(data, tmp_path):
+    assert label(data, tmp_path / "a") == 0
+    assert label(data, tmp_path / "b", "--points", tmp_path / "a" / "points.csv") == 0
+    first, second = files_of(tmp_path / "a"), files_of(tmp_path / "b")
+    first.pop("overview.png"), second.pop("overview.png")  # only the simulation knows the truth to show
+    assert first == second
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunks_do_not_change_the_result(data, tmp_path, monkeypatch, chunk):
+    assert label(data, tmp_path / "a") == 0
+    monkeypatch.setattr(labelrun, "_CHUNK_BYTES", chunk * 72 * 80)
+    monkeypatch.setattr(labelrun, "_BATCH", chunk)
+    assert label(data, tmp_path / "b") == 0
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(data, tmp_path, monkeypatch):
+    assert label(data, tmp_path / "whole") == 0
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(labelrun, "_CHUNK_IMAGES", 1)
+        patch.setattr(labelrun, "_BATCH", 1)
+        append = labelrun.Journal.append
+
+        def stop_after_three(journal, record):
+            append(journal, record)
+            if journal.path.read_text().count("\n") > 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(labelrun.Journal, "append", stop_after_three)
+        assert label(data, out) == 130
+    assert len(find_files(out / "masks")) == 3
+    (out / "masks" / "synthetic_00001.png").unlink()  # lost although the journal says done
+    with (out / "label.partial.jsonl").open("a") as journal:
+        journal.write('{"image": "synthetic_0')  # torn by the kill
+    assert label(data, out, "--resume") == 0
+    assert json.loads((out / "label.json").read_text())["resumed_images"] == 2
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
+    data = tmp_path / "data"
+    write_dataset(data, 40, 1, size=(48, 48))
+    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks", "--trials", "2000"]
+    words = [str(word) for word in words]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "out"
+    code = (
+        "import sys; from mclc_gpu import labelrun; labelrun._CHUNK_IMAGES = labelrun._BATCH = 1; "
+        "from mclc_gpu.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *words, "--out", str(out)], cwd=ROOT)
+    journal = out / "label.partial.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_text().count("\n") >= 5:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    assert 4 <= len(list((out / "masks").glob("synthetic*.png"))) < 40
+    assert main([*words, "--out", str(out), "--resume"]) == 0
+    kept = {name: content for name, content in files_of(out).items() if not Path(name).name.startswith(".")}
+    assert kept == files_of(tmp_path / "whole")
+
+
+def test_resume_of_a_complete_run_does_nothing(data, tmp_path):
+    out = tmp_path / "out"
+    assert label(data, out) == 0
+    before = (out / "label.json").read_bytes()
+    assert label(data, out, "--resume") == 0
+    assert (out / "label.json").read_bytes() == before
+
+
+def test_another_runs_folder_is_not_touched_unasked(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert label(data, out) == 0
+    before = files_of(out)
+    assert label(data, out) == 2
+    assert "--resume" in error_of(capsys)
+    assert label(data, out, "--resume", "--seed", "1") == 2
+    assert "other settings" in error_of(capsys)
+    assert files_of(out) == before
+    assert label(data, out, "--overwrite", "--seed", "1") == 0
+    assert files_of(out) != before
+
+
+def test_one_bad_image_does_not_stop_the_rest(data, tmp_path, capsys):
+    copy = tmp_path / "data"
+    write_dataset(copy, 4, 5, size=(72, 80))
+    (copy / "images" / "synthetic_00001.png").write_bytes(b"no picture")
+    Image.fromarray(np.full((72, 80), 9, np.uint8)).save(copy / "images" / "synthetic_00002.png")
+    points = tmp_path / "points.csv"
+    rows = ["image,x,y,category"]
+    rows += [f"synthetic_0000{i},20,20,spot" for i in range(4)]
+    rows += [
+        "synthetic_00000,20,20,spot",
+        "synthetic_00000,500,20,spot",
+        "ghost,1,1,",
+        "synthetic_00003,nan,4,",
+    ]
+    points.write_text("\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    assert label(copy, out, "--points", points, "--strict") == 1
+    shown = capsys.readouterr().err
+    skipped = json.loads((out / "label.json").read_text())["skipped"]
+    assert set(find_files(out / "masks")) == {"synthetic_00000", "synthetic_00003"}
+    for word in ("synthetic_00001", "constant", "ghost", "500", "nan"):
+        assert any(word in item["file"] + item["why"] for item in skipped)
+        assert word in shown
+    assert label(copy, out, "--points", points, "--overwrite") == 0
+
+
+def test_mask_of_another_size_is_skipped(data, tmp_path):
+    copy = tmp_path / "data"
+    write_dataset(copy, 3, 5, size=(72, 80))
+    Image.fromarray(np.zeros((50, 80), np.uint8)).save(copy / "masks" / "synthetic_00001.png")
+    out = tmp_path / "out"
+    assert label(copy, out) == 0
+    (item,) = json.loads((out / "label.json").read_text())["skipped"]
+    assert "50" in item["why"]
+    assert "72" in item["why"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--trials", "0"], ["trials 0"]),
+        (["--intensity", "2"], ["intensity", "2"]),
+        (["--clusters", "0"], ["clusters", "0"]),
+        (["--compactness", "-1"], ["compactness"]),
+        (["--threshold", "7"], ["threshold 7"]),
+        (["--jitter", "-1"], ["jitter"]),
+        (["--device", "tpu"], ["device", "tpu"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--list", "missing.txt"], ["missing.txt"]),
+        (["--points", "missing.csv"], ["missing.csv"]),
+    ],
+)
+def test_bad_arguments_end_with_two_and_one_line(data, tmp_path, capsys, more, words):
+    assert label(data, tmp_path / "out", *more) == 2
+    line = error_of(capsys)
+    assert all(word in line for word in words)
+
+
+def test_folders_without_use_are_named(data, tmp_path, capsys):
+    assert main(["label", "--images", "nowhere", "--points", "x.csv", "--out", str(tmp_path / "o")]) == 2
+    assert "nowhere" in error_of(capsys)
+    empty = tmp_path / "points.csv"
+    empty.write_text("image,x,y\n")
+    assert label(data, tmp_path / "o", "--points", empty) == 2
+    assert "points.csv" in error_of(capsys)
+    block = tmp_path / "file"
+    block.write_text("")
+    assert label(data, block) == 2
+    assert str(block) in error_of(capsys)
+    names = tmp_path / "names.txt"
+    names.write_text("nobody\n")
+    assert label(data, tmp_path / "o", "--list", names) == 2
+    assert "names.txt" in error_of(capsys)
+
+
+def test_unknown_argument_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["label", "--frobnicate"])
+    assert stop.value.code == 2
+    assert "usage: mclc-gpu" in capsys.readouterr().err
+
+
+def test_score_of_the_truth_is_perfect(data, tmp_path, capsys):
+    report = tmp_path / "score.json"
+    masks = str(data / "masks")
+    assert main(["score", "--pred", masks, "--truth", masks, "--json", str(report)]) == 0
+    result = json.loads(report.read_text())
+    assert result["iou"] == result["pd"] == result["f1"] == 1
+    assert result["fa"] == 0
+    assert "1.0000" in capsys.readouterr().out
+
+
+def test_score_reports_missing_and_unequal_masks(data, tmp_path, capsys):
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    for path in (data / "masks").glob("*.png"):
+        Image.open(path).save(pred / path.name)
+    Image.new("L", (5, 5)).save(pred / "stranger.png")
+    Image.new("L", (5, 5)).save(pred / "synthetic_00000.png")
+    assert main(["score", "--pred", str(pred), "--truth", str(data / "masks"), "--strict"]) == 1
+    shown = capsys.readouterr().err
+    assert "stranger" in shown
+    assert "synthetic_00000" in shown
+
+
+def test_demo(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--count", "4"]) == 0
+    assert json.loads((out / "score.json").read_text())["iou"] > 0.5
+    assert (out / "labels" / "overview.png").exists()
+    assert main(["demo", "--out", str(out), "--count", "4"]) == 0
+    capsys.readouterr()
+    assert main(["demo", "--out", str(out), "--count", "1"]) == 2

@@ -1,0 +1,228 @@
+"""The chain from images and points to masks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
+from mclc_gpu.data.synthetic import scene
+from mclc_gpu.estimate import estimate_area, estimate_category
+from mclc_gpu.labeling import PRESETS, compose, preset
+from mclc_gpu.refine import threshold_mask
+
+QUICK = LabelConfig(trials=12)
+
+
+def blob(height=40, width=44, row=20, column=22, radius=3.0, peak=150, dtype=np.uint8, base=60):
+    y, x = np.mgrid[:height, :width]
+    distance = np.hypot(y - row, x - column)
+    noise = np.random.default_rng(0).integers(0, 4, (height, width))
+    return (base + noise + peak * (distance <= radius)).astype(dtype), distance <= radius
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    made = [scene(3, i, size=(96, 112)) for i in range(6)]
+    points = [[Point(t.x, t.y, t.category) for t in s.targets] for s in made]
+    return [s.image for s in made], points, [f"frame_{i}" for i in range(6)], [s.mask for s in made]
+
+
+def by_name(targets, names):
+    return {(names[t.image], t.target): (t.tpm, t.mask, t.window, t.trials) for t in targets}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[k][0], b[k][0]) and np.array_equal(a[k][1], b[k][1]) and a[k][2:] == b[k][2:]
+        for k in a
+    )
+
+
+def test_a_bright_disc_is_found():
+    image, truth = blob()
+    (target,) = label_images([image], [[Point(22, 20, "spot")]], QUICK)
+    mask, tpm = compose(image.shape, [target])
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.9
+    assert tpm.max() <= 1
+    assert tpm[20, 22] == 1
+    assert target.trials == 12
+    assert not target.estimated
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_other_ranges_are_scaled_by_the_window(dtype):
+    image, truth = blob(dtype=dtype)
+    scaled = (image.astype(np.float64) * 100 + 1000).astype(dtype)
+    masks = []
+    for version in (image, scaled):
+        mask, _ = compose(image.shape, label_images([version], [[Point(22, 20, "spot")]], QUICK))
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.9
+        masks.append(mask)
+    assert np.mean(masks[0] == masks[1]) > 0.995
+
+
+def test_labels_do_not_depend_on_batch_order_or_company(scenes):
+    images, points, names, _ = scenes
+    whole = by_name(label_images(images, points, QUICK, names=names), names)
+    back = [images[::-1], points[::-1]]
+    assert same(whole, by_name(label_images(*back, QUICK, names=names[::-1]), names[::-1]))
+    alone = {}
+    for image, own, name in zip(images, points, names, strict=True):
+        alone |= by_name(label_images([image], [own], QUICK, names=[name]), [name])
+    assert same(whole, alone)
+    other = by_name(label_images(images, points, QUICK, names=names, seed=1), names)
+    assert not same(whole, other)
+
+
+def test_mixed_dtypes_in_one_call_equal_separate_calls(scenes):
+    images, points, names, _ = scenes
+    mixed = [image.astype(np.uint16) if i % 2 else image for i, image in enumerate(images)]
+    together = by_name(label_images(mixed, points, QUICK, names=names), names)
+    for i in range(len(images)):
+        alone = by_name(label_images([mixed[i]], [points[i]], QUICK, names=[names[i]]), [names[i]])
+        assert same({k: together[k] for k in alone}, alone)
+
+
+def test_masks_are_good_on_synthetic_scenes(scenes):
+    images, points, names, truths = scenes
+    targets = label_images(images, points, LabelConfig(trials=40), names=names)
+    inside = union = 0
+    for i, (image, truth) in enumerate(zip(images, truths, strict=True)):
+        mask, _ = compose(image.shape, [t for t in targets if t.image == i])
+        inside += (mask & truth).sum()
+        union += (mask | truth).sum()
+    assert inside / union > 0.6
+
+
+def test_overlapping_windows_take_the_union():
+    image, _ = blob()
+    second, _ = blob(row=20, column=30)
+    both = np.maximum(image, second)
+    clicks = [Point(22, 20, "spot"), Point(30, 20, "spot")]
+    targets = label_images([both], [clicks], QUICK)
+    mask, tpm = compose(both.shape, targets)
+    for target in targets:
+        assert mask[target.area_of_image][target.mask].all()
+        assert (tpm[target.area_of_image] >= target.tpm).all()
+    assert mask.sum() == (compose(both.shape, targets[::-1])[0]).sum()
+
+
+def test_stop_rule_ends_early_and_does_not_depend_on_the_batch(scenes):
+    images, points, names, _ = scenes
+    config = LabelConfig(trials=60, stop_change=0.05)
+    whole = by_name(label_images(images, points, config, names=names), names)
+    used = {value[3] for value in whole.values()}
+    assert max(used) <= 60
+    assert min(used) < 60
+    key, value = next((k, v) for k, v in whole.items() if 2 <= v[3] < 60)
+    i = names.index(key[0])
+    alone = by_name(label_images([images[i]], [points[i]], config, names=[names[i]]), [names[i]])
+    assert same({k: v for k, v in whole.items() if k[0] == key[0]}, alone)
+    # The rule itself, from runs of fixed length: the last step is below T_F, no earlier one is.
+    maps = {}
+    for k in range(1, value[3] + 1):
+        fixed = label_images([images[i]], [points[i]], LabelConfig(trials=k), names=[names[i]])
+        maps[k] = next(t.tpm for t in fixed if t.target == key[1]).astype(np.float64)
+    steps = [np.linalg.norm(maps[k] - maps[k - 1]) for k in range(2, value[3] + 1)]
+    assert steps[-1] < 0.05
+    assert all(step >= 0.05 - 1e-6 for step in steps[:-1])
+    assert np.allclose(maps[value[3]], value[0])
+
+
+def test_threshold_of_an_empty_map_is_empty():
+    assert not threshold_mask(np.zeros((3, 4), np.float32), 0.0, True).any()
+    tpm = np.array([[0.2, 0.4], [0.0, 0.28]], np.float32)
+    assert threshold_mask(tpm, 0.7, True).tolist() == [[False, True], [False, True]]
+    assert threshold_mask(tpm, 0.3, False).tolist() == [[False, True], [False, False]]
+
+
+@pytest.mark.parametrize(("radius", "category"), [(1.0, "point"), (3.5, "spot"), (7.0, "extended")])
+def test_category_is_estimated_from_the_blob(radius, category):
+    image, truth = blob(80, 80, 40, 40, radius)
+    assert estimate_category(image, Point(41, 40)) == category
+    assert estimate_area(np.stack([image] * 3, 2), 41, 40) == truth.sum()
+    (target,) = label_images([image], [[Point(41, 40)]], LabelConfig(trials=2))
+    assert target.estimated
+    assert target.point.category == category
+
+
+def test_given_category_is_used_unless_estimation_is_asked_for():
+    image, _ = blob(80, 80, 40, 40, 3.5)
+    for config, category, estimated in (
+        (LabelConfig(trials=1), "extended", False),
+        (LabelConfig(trials=1, category="estimate"), "spot", True),
+    ):
+        (target,) = label_images([image], [[Point(40, 40, "extended")]], config)
+        assert (target.point.category, target.estimated) == (category, estimated)
+
+
+def test_estimate_on_flat_dark_and_corner_clicks():
+    flat = np.full((9, 9), 7, np.uint8)
+    assert estimate_area(flat, 4, 4) == 1
+    dark, _ = blob(peak=-50)
+    assert estimate_area(dark, 22, 20) >= 1
+    image, _ = blob(30, 30, 0, 0)
+    assert estimate_area(image, 0, 0) == estimate_area(image, -0.4, -0.4) > 1
+
+
+def test_nuaa_categories(nuaa):
+    from mclc_gpu.data.datasets import read_list
+    from mclc_gpu.data.images import find_files, read_image
+    from mclc_gpu.data.simulate import simulate_points
+
+    files = find_files(nuaa / "images")
+    names = read_list(nuaa / "splits" / "train.txt")[:80]
+    points, _ = simulate_points(find_files(nuaa / "masks"), {name: files[name] for name in names})
+    right = total = 0
+    for name, own in points.items():
+        image = read_image(files[name])
+        right += sum(estimate_category(image, p) == p.category for p in own)
+        total += len(own)
+    assert right / total > 0.85
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trials": 0}, "at least one trial"),
+        ({"category": "guess"}, "given or estimate"),
+        ({"refine": "magic"}, "use one of"),
+        ({"threshold": 1.5}, "0..1"),
+        ({"threshold": float("nan")}, "0..1"),
+        ({"stop_change": -1.0}, ">= 0"),
+    ],
+)
+def test_bad_settings_are_named(change, words):
+    with pytest.raises(InputError, match=words):
+        preset("paper", **change)
+
+
+def test_presets():
+    with pytest.raises(InputError, match="preset"):
+        preset("best")
+    assert PRESETS["paper"].trial == TrialConfig()
+    assert preset("paper", trials=50) == dataclasses.replace(PRESETS["paper"], trials=50)
+
+
+def test_unusable_targets_are_named():
+    flat = np.full((40, 40), 9, np.uint8)
+    with pytest.raises(InputError, match=r"frame: target 0 .* constant"):
+        label_images([flat], [[Point(5, 5, "spot")]], names=["frame"])
+    tiny = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    with pytest.raises(InputError, match="fewer than the 9 clusters"):
+        label_images([tiny], [[Point(0, 0, "point")]])
+    with pytest.raises(InputError, match="1 images, 0 lists"):
+        label_images([tiny], [])
+    broken = np.full((20, 20), np.nan, np.float32)
+    broken[0, 0] = 1
+    with pytest.raises(InputError, match="NaN"):
+        label_images([broken], [[Point(10, 10, "spot")]])
+
+
+def test_no_targets_no_labels():
+    image, _ = blob()
+    assert label_images([image], [[]]) == []
+    mask, tpm = compose(image.shape, [])
+    assert not mask.any()
+    assert not tpm.any()
