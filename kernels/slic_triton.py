@@ -44,7 +44,8 @@ def assign_kernel(
     b_features = ()
     for c in tl.static_range(CHANNELS):
         p_channel = p_features + (i_image * CHANNELS + c) * height * width
-        b_features = b_features + (tl.load(p_channel + pixel, m_inside, 0.0),)  # noqa: RUF005 (unknown to Triton)
+        # Triton knows no unpacking inside a tuple, and mypy no tuple that grows.
+        b_features = b_features + (tl.load(p_channel + pixel, m_inside, 0.0),)  # type: ignore  # noqa: RUF005
 
     # Only centres at most two cells and a pixel away can reach the tile. They come cell by cell, not in
     # ascending order, so equal distances have to be decided by index.
