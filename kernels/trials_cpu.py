@@ -1,10 +1,12 @@
 """The Monte Carlo pass in numba: one (target, block of trials) per parallel iteration, in its own scratch."""
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from mclc_gpu.kernels.color_cpu import bits_float, lab_of_linear, linear_light
 from mclc_gpu.kernels.connectivity_cpu import relabel, scratch_size
@@ -279,78 +281,58 @@ def _count(labels, wanted, counts):
         counts[p] += labels[p] == wanted
 
 
+class Batch(NamedTuple):
+    """All that the items of a run read and write; see `mclc_gpu.kernels.trials` for the tables."""
+
+    data: np.ndarray
+    images: np.ndarray
+    windows: np.ndarray
+    keys: np.ndarray
+    grids: np.ndarray
+    centres: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray  # int64 [items, 3]: target, first trial, last trial (exclusive)
+    partial_offsets: np.ndarray  # int64 [items + 1]: where an item's counts begin
+    partial: np.ndarray  # int32, every item's counts
+    masks: np.ndarray
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
-def _trials(window, h, w, click, target, key, start, reach, interval, first, last, settings, counts, masks):
-    """Trials first .. last - 1 of one target, added to counts [h * w]; masks has a row a trial, or none."""
-    number = start.shape[0]
+def _item(batch, i, first_trial, settings):
+    """All trials of one item: counts into `batch.partial`, masks into `batch.masks` if that has rows."""
+    t, first, last = batch.items[i]
+    image, top, left, h, w, click_y, click_x, target = batch.windows[t]
+    offset, height, width, channels = batch.images[image]
+    centre, number, reach_y, reach_x, interval = batch.grids[t]
+    window = np.empty((3, h * w), np.float32)
+    _gather(batch.data[offset:], height, width, channels, top, left, h, w, window)
+    counts = batch.partial[batch.partial_offsets[i] : batch.partial_offsets[i + 1]]
+    start = batch.centres[centre : centre + number]
     s = _allocate(h, w, number)
     low, high = F(0), F(255)
     if settings.own_range:
         low, high = F(np.inf), F(-np.inf)
         for c in range(3):
             low, high, _ = _range(window[c], s.words[c], np.uint32(0), low, high)
-    reach_y = F(reach[0]) if settings.windowed else _FAR
-    reach_x = F(reach[1]) if settings.windowed else _FAR
+    far_y = F(reach_y) if settings.windowed else _FAR
+    far_x = F(reach_x) if settings.windowed else _FAR
     weight = F(1.0 / (interval * interval))
     enforce = settings.connectivity == ENFORCE
     min_size = int(settings.min_size_factor * (h * w / number)) if enforce else 0
     max_size = int(settings.max_size_factor * (h * w / number)) if enforce else h * w
+    click = click_y * w + click_x
     darkest = span = F(np.nan)
     for trial in range(first, last):
-        darkest, span = _features(window, s, key, trial, target, low, high, settings, darkest, span)
-        _cluster(s, h, w, start, reach_y, reach_x, weight, settings.iterations, settings.tolerance)
+        darkest, span = _features(
+            window, s, U(batch.keys[t]), trial, target, low, high, settings, darkest, span
+        )
+        _cluster(s, h, w, start, far_y, far_x, weight, settings.iterations, settings.tolerance)
         if settings.connectivity != CLUSTER:
             relabel(s.labels, h, w, min_size, max_size, s.labels, s.flood)
         _count(s.labels, s.labels[click], counts)
-        if masks.shape[0]:
-            _count(s.labels, s.labels[click], masks[trial - first])
-
-
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _run(
-    data,
-    images,
-    windows,
-    keys,
-    grids,
-    centres,
-    offsets,
-    items,
-    partial_offsets,
-    settings,
-    first_trial,
-    partial,
-    masks,
-):
-    for i in prange(items.shape[0]):
-        t, first, last = items[i]
-        image, top, left, h, w, click_y, click_x, target = windows[t]
-        offset, height, width, channels = images[image]
-        centre, number, reach_y, reach_x, interval = grids[t]
-        window = np.empty((3, h * w), np.float32)
-        _gather(data[offset:], height, width, channels, top, left, h, w, window)
-        counts = partial[partial_offsets[i] : partial_offsets[i] + h * w]
-        kept = masks
-        if masks.shape[0]:
-            kept = masks[first - first_trial :, offsets[t] : offsets[t] + h * w]
-        start = centres[centre : centre + number]
-        click = click_y * w + click_x
-        _trials(
-            window,
-            h,
-            w,
-            click,
-            target,
-            U(keys[t]),
-            start,
-            (reach_y, reach_x),
-            interval,
-            first,
-            last,
-            settings,
-            counts,
-            kept,
-        )
+        if batch.masks.shape[0]:
+            kept = batch.masks[trial - first_trial, batch.offsets[t] : batch.offsets[t] + h * w]
+            _count(s.labels, s.labels[click], kept)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -386,20 +368,10 @@ def run(
     items = np.stack([order, np.tile(bounds[:-1], len(windows)), np.tile(bounds[1:], len(windows))], axis=1)
     partial_offsets = np.concatenate([[0], np.cumsum(sizes[order])])
     partial = np.zeros(partial_offsets[-1], np.int32)
-    with numba.parallel_chunksize(1):
-        _run(
-            data,
-            images,
-            windows,
-            keys,
-            grids,
-            centres,
-            offsets,
-            items,
-            partial_offsets,
-            settings,
-            first_trial,
-            partial,
-            masks,
-        )
+    batch = Batch(
+        data, images, windows, keys, grids, centres, offsets, items, partial_offsets, partial, masks
+    )
+    # Threads rather than a parallel loop of numba's, which takes longer to compile than all the rest.
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(lambda i: _item(batch, i, first_trial, settings), range(len(items))), maxlen=0)
     _collect(partial, partial_offsets, items[:, 0].copy(), offsets, counts)
