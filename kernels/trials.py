@@ -107,9 +107,10 @@ class PackedImages:
             if (image.dtype == np.uint8) != byte or image.dtype.kind not in "uif":
                 raise ValueError("images packed together must be all uint8 or all of another real dtype")
             planar = image if image.ndim == 2 else image.transpose(2, 0, 1)
-            planar = np.ascontiguousarray(planar, np.uint8 if byte else np.float32).reshape(-1)
+            with np.errstate(over="ignore"):
+                planar = np.ascontiguousarray(planar, np.uint8 if byte else np.float32).reshape(-1)
             if not byte and not np.isfinite(planar).all():
-                raise ValueError("an image holds NaN or infinite values")
+                raise ValueError("an image holds NaN or infinite values, or some too large for float32")
             rows.append((offset, image.shape[0], image.shape[1], 1 if image.ndim == 2 else 3))
             flat.append(planar)
             offset += planar.size
