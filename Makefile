@@ -24,8 +24,7 @@ lint: $(INSTALLED)
 	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 bench: $(INSTALLED)
-	@$(MAKE) --no-print-directory reference || echo "pydensecrf did not build: the CPU reference is measured without it"
-	$(BIN)/mclc-gpu bench
+	$(BIN)/python -m pytest bench/bench_label.py --benchmark-columns=min,median,stddev,rounds
 
 reference: $(REFERENCE)
 

@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(
+def read_set(
     images: Path, masks: Path, names: Path | None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
     """Images and true masks by name; what is not there is told on standard error."""
@@ -329,7 +329,7 @@ def _read(
 
 
 def _measure(options: argparse.Namespace) -> None:
-    pixels, truth = _read(options.images, options.masks, options.list)
+    pixels, truth = read_set(options.images, options.masks, options.list)
     points = {name: points_from_mask(mask) for name, mask in truth.items()}
     ious = []
     for seed in range(options.seeds):
