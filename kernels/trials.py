@@ -239,7 +239,18 @@ def run_trials(
         else:
             from mclc_gpu.kernels import trials_cpu as cpu_backend
 
-            tensors = (images.data, images.table, windows, keys, grids, centres, offsets, counts, masks)
-            settings = cpu_backend.settings(config, images.data.dtype == torch.uint8)
-            cpu_backend.run(*(tensor.numpy() for tensor in tensors), settings, first_trial, trials)
+            cpu_backend.run(
+                images.data.numpy(),
+                images.table.numpy(),
+                windows.numpy(),
+                keys.numpy(),
+                grids.numpy(),
+                centres.numpy(),
+                offsets.numpy(),
+                counts.numpy(),
+                masks.numpy(),
+                cpu_backend.settings(config, images.data.dtype == torch.uint8),
+                first_trial,
+                trials,
+            )
     return TrialCounts(counts, offsets, trials, masks if keep_masks else None)

@@ -123,12 +123,13 @@ def place_targets(
     placed: list[PlacedTarget] = []
     skipped: list[Skipped] = []
     for i, (image, clicks, name) in enumerate(zip(images, points, names, strict=True)):
+        height, width = image.shape[:2]
         key = name_key(seed, name)
         key -= (key >> 63) << 64  # the same bits as a signed integer
         for j, click in enumerate(clicks):
             category = click.category if config.category == "given" else None
             point = replace(click, category=category or estimate_category(image, click))
-            window = draw_window(*image.shape[:2], point.x, point.y, str(point.category), seed, name, j)
+            window = draw_window(height, width, point.x, point.y, str(point.category), seed, name, j)
             pixels = image[window.top : window.bottom, window.left : window.right]
             where = f"target {j} at ({click.x:g}, {click.y:g})"
             if window.height * window.width < config.trial.clusters:

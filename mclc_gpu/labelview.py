@@ -24,7 +24,9 @@ def write_overview(
     points, _ = read_points(out / "points.csv", images)
     targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(_TILES, len(targets))).round().astype(int))
-    tiles = [_tile(out, images[targets[t][0]], *targets[t], seed, truth) for t in chosen]
+    tiles = []
+    for stem, index, point in (targets[t] for t in chosen):
+        tiles.append(_tile(out, images[stem], stem, index, point, seed, truth))
     path = out / "overview.png"
     with atomic_path(path) as temporary:
         contact_sheet(tiles, title=title).save(temporary)

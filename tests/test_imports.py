@@ -16,7 +16,7 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in ROOT.g
 
 # Higher rooms may import lower ones. CHAIN names modules of mclc_gpu/ itself; its others are what people run.
 RANK = {"errors": 0, "kernels": 1, "networks": 1, "data": 2, "chain": 3, "run": 4, "cli": 5, "bench": 6}
-CHAIN = {"labeling", "windows", "refine", "losses", "metrics"}
+CHAIN = {"labeling", "windows", "refine", "estimate", "losses", "metrics"}
 THIRD_PARTY = {"kernels": {"torch", "triton", "numba", "llvmlite", "numpy"}, "networks": {"torch"}}
 
 
@@ -144,7 +144,7 @@ def test_only_the_backend_module_asks_what_hardware_there_is() -> None:
 
 def test_every_imported_package_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = project["dependencies"] + project["optional-dependencies"]["reference"]
+    declared = sum(project["optional-dependencies"].values(), project["dependencies"])
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in declared}
     distribution = {"PIL": "pillow", "skimage": "scikit-image", "llvmlite": "numba"}
     trees = [ast.parse((ROOT / path).read_text()) for path in SOURCES]

@@ -16,7 +16,7 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     del started
     predictions, truths = find_files(arguments.pred), find_files(arguments.truth)
-    skipped = []
+    skipped: list[Skipped] = []
     if arguments.list is not None:
         predictions, skipped = select(predictions, read_list(arguments.list))
     pairs, unpaired = pair_files(predictions, truths)
