@@ -77,6 +77,9 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
         s2 = tl.load(p_state + at2 * LANES + lane, flooding | (scanning & (at2 < end)), nothing).to(tl.int32)
         s3 = tl.load(p_state + at3 * LANES + lane, flooding | (scanning & (at3 < end)), nothing).to(tl.int32)
 
+        # Every thread has to have loaded before one stores: programs of several warps do not run in lockstep.
+        tl.debug_barrier()
+
         # Flooding: neighbours in order; the one that fills the piece to max_size is the last one looked at.
         for direction in tl.static_range(4):
             at = at0 if direction == 0 else (at1 if direction == 1 else (at2 if direction == 2 else at3))

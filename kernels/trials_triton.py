@@ -120,6 +120,7 @@ def cluster(
 ):  # fmt: skip
     """Labels [PIXELS] of one trial, -1 outside the window. Stopping at a fixed point is exact."""
     k = tl.arange(0, CENTRES)
+    tl.debug_barrier()  # other warps may still be reading the centres of the trial before
     for column in tl.static_range(_CENTRE):
         start = (
             tl.load(p_grid + k * 2 + column, k < number, 0.0)
