@@ -35,7 +35,9 @@ def enforce_connectivity(
     ValueError
         Wrong shape or dtype, or negative labels (asking for them waits for the device).
 
-    Notes ----- Sequential inside an image, parallel over images: a GPU does thousands of windows in the time
+    Notes
+    -----
+    Sequential inside an image, parallel over images: a GPU does thousands of windows in the time
     of one, and has no advantage on one large image.
 
     References

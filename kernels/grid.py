@@ -34,7 +34,9 @@ def grid_centres(height: int, width: int, n_segments: int) -> tuple[np.ndarray, 
     step_y, step_x : int
         Intervals of the grid in pixels.
 
-    Notes ----- S = sqrt(H W / N) of section 3.1 of the paper. Starts are the interval's half rounded down,
+    Notes
+    -----
+    S = sqrt(H W / N) of section 3.1 of the paper. Starts are the interval's half rounded down,
     steps are the interval rounded half to even.
     """
     spacing_y, spacing_x = _spacing(height, width, n_segments)

@@ -66,48 +66,74 @@ def slic(
     ValueError
         Wrong shape, dtype or setting; NaN or infinite values (asking for them waits for the device).
 
-    Notes ----- D^2 = |colour difference|^2 / compactness^2 + |position difference|^2 / S^2 with S the larger
-    interval of the grid; a pixel takes the centre of least D among those whose window of +-2 intervals
-    reaches it, of several the one with the lowest index, and keeps its label if no window reaches it. A
-    cluster without pixels takes no further part. The CPU backend repeats scikit-image's float32 operations
-    bit for bit from the features on; the Triton backend sums the clusters' means in another order, so that
-    near ties may fall differently.
+    Notes
+    -----
+    D^2 = |colour difference|^2 / compactness^2 + |position difference|^2 / S^2 with S the larger interval
+    of the grid; a pixel takes the centre of least D among those whose window of +-2 intervals reaches it,
+    of several the one with the lowest index, and keeps its label if no window reaches it. A cluster without
+    pixels takes no further part. The CPU backend repeats scikit-image's float32 operations bit for bit from
+    the features on; the Triton backend sums the clusters' means in another order, so that near ties may
+    fall differently.
 
     References
     ----------
     Achanta et al., TPAMI 2012, doi:10.1109/TPAMI.2012.120.
     """
-    _check(images, n_segments, compactness, max_iterations, tolerance, start, lab)
+    if n_segments < 1:
+        raise ValueError(f"n_segments must be above 0, got {n_segments}")
     chosen = resolve(backend, images)
+    labels, centres = cluster_images(
+        images, n_segments, compactness, max_iterations, tolerance, start, lab, True, chosen
+    )
+    if not enforce_connectivity or labels.numel() == 0:
+        return labels
+    size = labels[0].numel() / centres
+    return connectivity.relabel(labels, int(min_size_factor * size), int(max_size_factor * size), chosen)
+
+
+def cluster_images(
+    images: torch.Tensor,
+    clusters: int,
+    compactness: float,
+    max_iterations: int,
+    tolerance: float,
+    start: str,
+    lab: bool | None,
+    windowed: bool,
+    backend: str,
+) -> tuple[torch.Tensor, int]:
+    """The iterations of SLIC, or of K-means if not `windowed`, on a backend already resolved.
+
+    Arguments are those of `slic`; without windows every centre reaches every pixel. Returns int32 labels
+    [B, H, W] and the number of centres on the start grid (0 for images without pixels).
+    """
+    _check(images, compactness, max_iterations, tolerance, start, lab)
     batch, channels, height, width = images.shape
     labels = torch.zeros(batch, height, width, dtype=torch.int32, device=images.device)
     if images.numel() == 0:
-        return labels
-    features = _features(images, compactness, channels == 3 if lab is None else lab, chosen)
-    ys, xs, step_y, step_x = grid_centres(height, width, n_segments)
+        return labels, 0
+    features = _features(images, compactness, channels == 3 if lab is None else lab, backend)
+    ys, xs, step_y, step_x = grid_centres(height, width, clusters)
     centres = _start_centres(features, ys, xs, start)
     step = np.float32(max(step_y, step_x))
-    reach = window_steps(height, width, len(ys))
+    # A window of two image sizes to each side holds the image, wherever its centre is.
+    reach = window_steps(height, width, len(ys)) if windowed else (height, width)
     settings = (*reach, np.float32(1.0 / float(step * step)), max_iterations, tolerance)
-    if chosen == "triton":
+    if backend == "triton":
         from mclc_gpu.kernels import slic_triton
 
         slic_triton.cluster(features, centres, *settings, labels)
     else:
         from mclc_gpu.kernels import slic_cpu
 
-        slic_cpu.cluster(features.numpy(), centres.numpy(), *settings, labels.numpy())
-    if not enforce_connectivity:
-        return labels
-    segment_size = height * width / len(ys)
-    return connectivity.relabel(
-        labels, int(min_size_factor * segment_size), int(max_size_factor * segment_size), chosen
-    )
+        slic_cpu.cluster(
+            features.numpy(), centres.numpy(), *settings, labels.numpy(), double_sums=not windowed
+        )
+    return labels, len(ys)
 
 
 def _check(
     images: torch.Tensor,
-    n_segments: int,
     compactness: float,
     max_iterations: int,
     tolerance: float,
@@ -121,7 +147,6 @@ def _check(
     if lab and images.shape[1] != 3:
         raise ValueError(f"lab needs images of 3 channels, got {images.shape[1]}: pass lab=False")
     for name, value, valid in (
-        ("n_segments", n_segments, n_segments >= 1),
         ("compactness", compactness, 0 < compactness < float("inf")),
         ("max_iterations", max_iterations, max_iterations >= 1),
         ("tolerance", tolerance, tolerance >= 0),

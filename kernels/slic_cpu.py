@@ -79,7 +79,7 @@ def _assign(
 def _sum_feature(features, labels, feature, coordinates, sums):
     """Sum one feature (0: y, 1: x, 2 + c: channel c) over the pixels of each cluster, in raster order."""
     height, width = labels.shape
-    sums[:, feature] = F(0)
+    sums[:, feature] = 0
     for y in range(height):
         for x in range(width):
             if feature == 0:
@@ -115,11 +115,11 @@ def _move(centres, sums, counts, tolerance):
 
 
 @njit(nogil=True, cache=True)
-def _cluster(features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, labels):
+def _cluster(features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels):
     height, width = labels.shape
     n_features = centres.shape[1]
     counts = np.ones(centres.shape[0], np.int64)
-    sums = np.empty_like(centres)
+    sums = np.full(centres.shape, zero)
     best = np.empty((height, width), F)
     row = np.empty(width, F)
     for _ in range(iterations):
@@ -136,12 +136,12 @@ def _cluster(features, centres, step_y, step_x, weight, iterations, tolerance, c
 
 @njit(nogil=True, cache=True, parallel=True)
 def _cluster_bands(
-    features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, labels, bands
+    features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels, bands
 ):
     height, width = labels.shape
     n_features = centres.shape[1]
     counts = np.ones(centres.shape[0], np.int64)
-    sums = np.empty_like(centres)
+    sums = np.full(centres.shape, zero)
     best = np.empty((height, width), F)
     for _ in range(iterations):
         changed = 0
@@ -163,10 +163,21 @@ def _cluster_bands(
 
 
 @njit(nogil=True, cache=True, parallel=True)
-def _cluster_images(features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, labels):
+def _cluster_images(
+    features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels
+):
     for b in prange(features.shape[0]):
         _cluster(
-            features[b], centres[b], step_y, step_x, weight, iterations, tolerance, coordinates, labels[b]
+            features[b],
+            centres[b],
+            step_y,
+            step_x,
+            weight,
+            iterations,
+            tolerance,
+            coordinates,
+            zero,
+            labels[b],
         )
 
 
@@ -179,13 +190,16 @@ def cluster(
     iterations: int,
     tolerance: float,
     labels: np.ndarray,
+    double_sums: bool = False,
 ) -> None:
     """Cluster float32 [B, C, H, W] features around float32 [B, N, 2 + C] centres into int32 [B, H, W] labels.
 
-    The centres are moved in place.
+    The centres are moved in place. Sums over a cluster are scikit-image's, in single precision, or in double,
+    which clusters of more than some 10,000 pixels need.
     """
     coordinates = np.arange(max(features.shape[2:]), dtype=F)
-    settings = (step_y, step_x, weight, iterations, tolerance, coordinates)
+    zero = np.float64(0) if double_sums else F(0)
+    settings = (step_y, step_x, weight, iterations, tolerance, coordinates, zero)
     if len(features) >= get_num_threads():
         _cluster_images(features, centres, *settings, labels)
         return
