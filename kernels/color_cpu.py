@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
+
+from mclc_gpu.kernels.jit_cpu import compiled
 
 F = np.float32
 
@@ -30,7 +32,7 @@ def bits_float(typingctx: Any, i: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def cube_root(x):
     # Start from the exponent divided by three (magic constant fitted for least error), two Newton steps on
     # x^(-1/3) without a division, one step on the root itself: relative error 1e-7 on 0.008..1.1.
@@ -41,7 +43,7 @@ def cube_root(x):
     return y + (x - y * y * y) * ((r * r) * F(1 / 3))
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def linear_light(v):
     # ((v + 0.055) / 1.055) ** 2.4 as x * x^(1/5) with x the square: the fifth root by Newton on x^(-1/5).
     y = (v + F(0.055)) * F(1 / 1.055)
@@ -54,12 +56,12 @@ def linear_light(v):
     return bright if v > F(0.04045) else v * F(1 / 12.92)
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def lab_curve(t):
     return cube_root(max(t, F(0.008856))) if t > F(0.008856) else F(7.787) * t + F(16 / 116)
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def lab_of_linear(r, g, b):
     # Rows of the sRGB-to-XYZ matrix divided by the D65 white point (0.95047, 1, 1.08883).
     x = lab_curve(F(0.412453 / 0.95047) * r + F(0.357580 / 0.95047) * g + F(0.180423 / 0.95047) * b)
@@ -68,7 +70,7 @@ def lab_of_linear(r, g, b):
     return F(116) * y - F(16), F(500) * (x - y), F(200) * (y - z)
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@compiled(parallel=True)
 def convert(image, out):
     height = image.shape[2]
     for row in prange(image.shape[0] * height):

@@ -7,19 +7,21 @@ which equals neither.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from mclc_gpu.kernels.jit_cpu import compiled
 
 U = np.uintp  # Signed indices would be checked for wrap-around, at half as many instructions again.
 OUTSIDE = np.int32(-(2**31))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def scratch_size(height: int, width: int) -> int:
     """Elements of the int32 scratch that `relabel` needs: padded state, then the queue and one spare slot."""
     return (height + 2) * (width + 1) + height * width + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _last_neighbour(state, queue, popped, skipped, stride, current):
     """Final label of the last labelled foreign pixel met by the flood; `current` when it met none.
 
@@ -45,7 +47,7 @@ def _last_neighbour(state, queue, popped, skipped, stride, current):
     return current
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _take(state, queue, q, tail, code, current):
     """Append neighbour q to the piece if it belongs to it, without a branch that nobody could predict.
 
@@ -58,7 +60,7 @@ def _take(state, queue, q, tail, code, current):
     return tail + U(joins)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _flood(state, queue, stride, current, max_size):
     """Grow the piece seeded at queue[0].
 
@@ -90,7 +92,7 @@ def _flood(state, queue, stride, current, max_size):
     return tail, head, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def relabel_state(state, queue, height, width, min_size, max_size):
     """Relabel one image in its padded state (see the module's text), in place.
 
@@ -135,7 +137,7 @@ def relabel_state(state, queue, height, width, min_size, max_size):
     return current + shared
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def relabel(labels, height, width, min_size, max_size, out, scratch):
     """Enforce connectivity on one flat label image; `out` may be `labels`.
 
@@ -168,7 +170,7 @@ def relabel(labels, height, width, min_size, max_size, out, scratch):
     return number
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@compiled(parallel=True)
 def relabel_batch(labels, min_size, max_size, out):
     """Enforce connectivity on int32 [B, H, W] labels into `out`, images spread over the threads."""
     batch, height, width = labels.shape

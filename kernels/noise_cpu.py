@@ -1,9 +1,10 @@
 """Counter-based noise in numba: device functions on scalars (the caller's loop over pixels vectorises)."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from mclc_gpu.kernels.color_cpu import bits_float, float_bits
+from mclc_gpu.kernels.jit_cpu import compiled
 
 F = np.float32
 U = np.uint64
@@ -11,7 +12,7 @@ NONE, SALT, PEPPER, GAUSSIAN = range(4)
 _LOW = U(0xFFFFFFFF)
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def philox(c0, c1, c2, key_low, key_high):
     """Philox 4x32-10 with counter (c0, c1, c2, 0): four 32-bit words, each in a uint64."""
     c3 = U(0)
@@ -29,7 +30,7 @@ def philox(c0, c1, c2, key_low, key_high):
     return c0, c1, c2, c3
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def natural_log(x):
     # Exponent and mantissa in [sqrt(1/2), sqrt(2)), then the Cephes polynomial for log(1 + f).
     bits = float_bits(x)
@@ -55,7 +56,7 @@ def natural_log(x):
     return (f + y) + F(0.693359375) * e
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def standard_normal(word):
     """Standard normal number (float32) of a 32-bit word: sqrt(2) erfinv(2u - 1), u its upper 24 bits."""
     # 2u - 1 with u in the middle of its interval; every step is exact, so that no x is -1 or 1.
@@ -84,7 +85,7 @@ def standard_normal(word):
     return (p if w < F(5) else q) * x * F(1.41421356)
 
 
-@njit(inline="always")
+@compiled(inline="always")
 def disturb(value, word, kind, bound, sigma, low, high):
     """The noisy value (float32) of one channel of one pixel."""
     if kind == SALT:
@@ -96,7 +97,7 @@ def disturb(value, word, kind, bound, sigma, low, high):
     return value
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@compiled(parallel=True)
 def add(windows, keys, targets, trial, out, kind, bound, sigma, shared, low, high):
     batch, channels, height, width = windows.shape
     for b in prange(batch):

@@ -6,14 +6,16 @@ ascending order.
 """
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
+
+from mclc_gpu.kernels.jit_cpu import compiled
 
 F = np.float32
 U = np.uintp
 _MIN_BAND_ROWS = 8
 
 
-@njit(nogil=True, inline="always")
+@compiled(inline="always")
 def _reach(centre, step, size):
     """Half-open range of the rows (or columns) in the window of 2 steps around a centre."""
     low = max(centre - F(2 * step), F(0))
@@ -21,7 +23,7 @@ def _reach(centre, step, size):
     return np.int64(low), np.int64(high)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _distances(features, centre, y, x_min, x_max, weight, coordinates, out):
     """Squared distances D^2 of the pixels x_min..x_max of row y to a centre [y, x, colours]."""
     channels = features.shape[0]
@@ -49,7 +51,7 @@ def _distances(features, centre, y, x_min, x_max, weight, coordinates, out):
         out[x] = (dy + dx * dx) * weight + out[x]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _assign(
     features, centres, counts, step_y, step_x, weight, coordinates, y_first, y_last, labels, best, row
 ):
@@ -75,7 +77,7 @@ def _assign(
     return changed != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sum_feature(features, labels, feature, coordinates, sums):
     """Sum one feature (0: y, 1: x, 2 + c: channel c) over the pixels of each cluster, in raster order."""
     height, width = labels.shape
@@ -91,7 +93,7 @@ def _sum_feature(features, labels, feature, coordinates, sums):
             sums[labels[y, x], feature] += value
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count(labels, counts):
     counts[:] = 0
     for y in range(labels.shape[0]):
@@ -99,7 +101,7 @@ def _count(labels, counts):
             counts[labels[y, x]] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _move(centres, sums, counts, tolerance):
     """Set the centres to their clusters' means (eq. 4); tell whether one moved by `tolerance` or more."""
     moved = False
@@ -114,7 +116,7 @@ def _move(centres, sums, counts, tolerance):
     return moved
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _cluster(features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels):
     height, width = labels.shape
     n_features = centres.shape[1]
@@ -134,7 +136,7 @@ def _cluster(features, centres, step_y, step_x, weight, iterations, tolerance, c
             return
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@compiled(parallel=True)
 def _cluster_bands(
     features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels, bands
 ):
@@ -162,7 +164,7 @@ def _cluster_bands(
             return
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@compiled(parallel=True)
 def _cluster_images(
     features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels
 ):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
-from numba import njit
 
 from mclc_gpu.kernels.color_cpu import bits_float, lab_of_linear, linear_light
 from mclc_gpu.kernels.connectivity_cpu import relabel, scratch_size
+from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.noise import KINDS, threshold
 from mclc_gpu.kernels.noise_cpu import GAUSSIAN, PEPPER, disturb, philox
 from mclc_gpu.kernels.vector_cpu import CENTRE_COLUMNS, LANES, assign_vectors
@@ -76,7 +76,7 @@ def settings(config: "TrialConfig", byte: bool) -> Settings:
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _gather(image, height, width, channels, top, left, h, w, window):
     """Copy a window of one planar image into window [3, h * w]; a gray image fills all three channels."""
     for c in range(3):
@@ -87,7 +87,7 @@ def _gather(image, height, width, channels, top, left, h, w, window):
                 window[c, y * w + x] = F(image[row + x])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _allocate(h, w, number):
     stride = (h * w + LANES - 1) // LANES * LANES
     pixels = np.zeros((5, stride), np.float32)
@@ -114,7 +114,7 @@ def _allocate(h, w, number):
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _draw(words, trial, target, key, shared):
     w0, w1, w2 = words
     for p in range(w0.shape[0]):
@@ -125,7 +125,7 @@ def _draw(words, trial, target, key, shared):
             w2[p] = w0[p]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan"})
+@compiled(fastmath={"nnan"})
 def _range(values, words, bound, low, high):
     """Least and greatest of low, high and the values whose word is not below the bound; is any word below?"""
     smallest = np.uint32(0xFFFFFFFF)
@@ -139,25 +139,25 @@ def _range(values, words, bound, low, high):
     return low, high, smallest < bound
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _linear(values, darkest, span, out):
     for p in range(out.shape[0]):
         out[p] = linear_light((values[p] - darkest) / span)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _blend(values, words, bound, replacement, out):
     for p in range(out.shape[0]):
         out[p] = replacement if (words[p] >> np.uint32(8)) < bound else values[p]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _gaussian(values, words, sigma, low, high, out):
     for p in range(out.shape[0]):
         out[p] = disturb(values[p], U(words[p]), GAUSSIAN, U(0), sigma, low, high)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _colours(light, scale, f0, f1, f2):
     r, g, b = light
     for p in range(r.shape[0]):
@@ -167,7 +167,7 @@ def _colours(light, scale, f0, f1, f2):
         f2[p] = blue_yellow * scale
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _features(window, s, key, trial, target, low, high, settings, darkest, span):
     """Features of one noisy trial (eq. 1, 7): CIELAB of the rescaled window, divided by the compactness.
 
@@ -204,7 +204,7 @@ def _features(window, s, key, trial, target, low, high, settings, darkest, span)
     return darkest, span
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _assign(s, height, width, reach_y, reach_x, weight):
     """Give every pixel the nearest centre whose window reaches it (eq. 2, 3). Did a label change?"""
     living = 0
@@ -228,7 +228,7 @@ def _assign(s, height, width, reach_y, reach_x, weight):
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _update(s):
     """Move every centre to the mean of its pixels (eq. 4). Returns the largest squared move in pixels."""
     places, colours, centres, labels, positions = s.places, s.colours, s.centres, s.labels, s.positions
@@ -257,7 +257,7 @@ def _update(s):
     return moved
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _cluster(s, h, w, start, reach_y, reach_x, weight, iterations, tolerance):
     """All iterations of one trial. Labels that did not change are a fixed point: stopping there is exact."""
     for k in range(start.shape[0]):
@@ -275,7 +275,7 @@ def _cluster(s, h, w, start, reach_y, reach_x, weight, iterations, tolerance):
             return
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _count(labels, wanted, counts):
     for p in range(counts.shape[0]):
         counts[p] += labels[p] == wanted
@@ -297,7 +297,7 @@ class Batch(NamedTuple):
     masks: np.ndarray
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _item(batch, i, first_trial, settings):
     """All trials of one item: counts into `batch.partial`, masks into `batch.masks` if that has rows."""
     t, first, last = batch.items[i]
@@ -335,7 +335,7 @@ def _item(batch, i, first_trial, settings):
             _count(s.labels, s.labels[click], kept)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _collect(partial, partial_offsets, targets, offsets, counts):
     """Add the blocks' counts up by target."""
     for i in range(targets.shape[0]):

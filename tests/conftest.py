@@ -1,11 +1,9 @@
 """Shared fixtures, and how kernels are compiled during the whole test run.
 
-The variables set here are read when numba is imported and when a Triton kernel is decorated, so both
-have to come before any module of mclc_gpu.kernels is imported. Subprocesses inherit them: a test that
-compiles Triton kernels ahead of time has to drop TRITON_INTERPRET.
+The variable set here is read when a Triton kernel is decorated, so before any module of mclc_gpu.kernels is
+imported. Subprocesses inherit it: a test that compiles Triton kernels ahead of time has to drop it.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -17,11 +15,6 @@ NUAA_DEFAULT = ROOT.parent / "shared" / "data" / "NUAA-SIRST"
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# Numba's cache notices a change in a function's own file but not in the files of the functions it calls,
-# and would test machine code of an older source: every state of the sources gets a cache of its own.
-_compiled = b"".join(path.read_bytes() for path in sorted(ROOT.glob("kernels/*_cpu.py")))
-os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "build" / "numba" / hashlib.sha256(_compiled).hexdigest()[:16])
 
 
 @pytest.fixture(scope="session")

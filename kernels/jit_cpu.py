@@ -1,0 +1,57 @@
+"""How the CPU backends are compiled, and where the machine code is kept between runs.
+
+Numba's cache on disk notices a change in a function's own file, but not in the files of the functions it
+calls: after an update it would run machine code of the older ones. So every state of the sources has a folder
+of its own, which may be deleted at any time: below the environment variable ``NUMBA_CACHE_DIR`` if that is
+set, else in ``mclc-gpu/`` below the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``).
+"""
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_lock = threading.Lock()
+
+
+def _cache_folder() -> str | None:
+    """The folder for the present sources; None where it cannot be written."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    try:
+        for path in sorted(Path(__file__).parent.glob("*_cpu.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mclc-gpu"
+        folder = Path(numba.config.CACHE_DIR or home).expanduser() / digest.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+
+
+_FOLDER = _cache_folder()
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: compile a function with numba on its first call, or take its machine code from the cache.
+
+    The code runs without Python's lock and divides as IEEE does. `options` are those of ``numba.njit``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        # Numba reads the folder when a function is decorated; other packages' functions keep the user's.
+        with _lock:
+            before = numba.config.CACHE_DIR
+            numba.config.CACHE_DIR = _FOLDER or before
+            try:
+                cached = _FOLDER is not None
+                return numba.njit(nogil=True, cache=cached, error_model="numpy", **options)(function)
+            finally:
+                numba.config.CACHE_DIR = before
+
+    return decorate
