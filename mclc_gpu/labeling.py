@@ -76,7 +76,7 @@ class TargetMask:
 
     Attributes:
         image: Index of its image in the call's sequence.
-        target: Index of its point within the image.
+        target: Index of its point among the image's usable points.
         point: The click, with the category that was used.
         window: Where the arrays lie in the image.
         tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9).
@@ -126,10 +126,11 @@ def place_targets(
         height, width = image.shape[:2]
         key = name_key(seed, name)
         key -= (key >> 63) << 64  # the same bits as a signed integer
+        usable = 0  # numbers the targets, so that the usable points alone give the same labels
         for j, click in enumerate(clicks):
             category = click.category if config.category == "given" else None
             point = replace(click, category=category or estimate_category(image, click))
-            window = draw_window(height, width, point.x, point.y, str(point.category), seed, name, j)
+            window = draw_window(height, width, point.x, point.y, str(point.category), seed, name, usable)
             pixels = image[window.top : window.bottom, window.left : window.right]
             where = f"target {j} at ({click.x:g}, {click.y:g})"
             if window.height * window.width < config.trial.clusters:
@@ -141,7 +142,8 @@ def place_targets(
             elif pixels.min() == pixels.max():
                 skipped.append(Skipped(name, f"{where}: its window is constant, there is nothing to cluster"))
             else:
-                placed.append(PlacedTarget(i, j, point, window, key, category is None))
+                placed.append(PlacedTarget(i, usable, point, window, key, category is None))
+                usable += 1
     return placed, skipped
 
 
@@ -236,7 +238,7 @@ def label_images(
         config: Default: the published settings.
         device: "auto", "cpu", "cuda" or "cuda:N".
         seed: Any integer. A target's label depends on the seed, its image and the image's name, its point and
-            its place among the image's points, not on the other images or the device.
+            its place among the image's usable points, not on the other images or the device.
         names: The images' names; default "0", "1", ...
 
     Returns:

@@ -36,6 +36,7 @@ TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
 _CHUNK_BYTES = 64 << 20
 _CHUNK_IMAGES = 256
 _BATCH = 16  # images read at once
+_COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
 STAGES = ("read", "cluster", "refine", "write")
 
 
@@ -110,7 +111,7 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     unnamed = [stem for stem in job.images if stem not in job.points and stem not in reported]
     skipped = [
         *job.skipped,
-        *(Skipped(str(job.images[s]), "no point label names this image") for s in unnamed),
+        *(Skipped(str(job.images[s]), "it has no usable point label") for s in unnamed),
     ]
     if not stems:
         raise InputError(
@@ -141,10 +142,11 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
             progress.advance(len(chunk))
     total = time.perf_counter() - begin
     records = [finished[stem] for stem in stems]
-    skipped += [Skipped(str(job.images[r.image]), why) for r in records for why in r.skipped]
+    unusable = [Skipped(str(job.images[r.image]), why) for r in records for why in r.skipped]
+    skipped += unusable
     labelled = [r for r in records if r.points is not None]
     if not labelled:
-        raise InputError(f"nothing could be labelled: {skipped[0].file}: {skipped[0].why}")
+        raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
     write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
     trials_now = sum(finished[stem].trials for stem in todo)
     summary = {
@@ -229,14 +231,15 @@ def _label_chunk(
     of_image: list[list[TargetMask]] = [[] for _ in images]
     for target in targets:
         of_image[target.image].append(target)
-    usable = [i for i, stem in enumerate(stems) if of_image[i] or not job.points[stem]]
-    list(pool.map(lambda i: _write(job.out, stems[i], images[i].shape[:2], of_image[i]), usable))
+    usable = [bool(own) or not job.points[stem] for stem, own in zip(stems, of_image, strict=True)]
+    written = np.flatnonzero(usable).tolist()
+    list(pool.map(lambda i: _write(job.out, stems[i], images[i].shape[:2], of_image[i]), written))
     seconds["write"] += time.perf_counter() - start
     reasons: dict[str, list[str]] = {stem: [] for stem in stems}
     for problem in problems:
         reasons[problem.file].append(problem.why)
-    for i, (stem, own) in enumerate(zip(stems, of_image, strict=True)):
-        used = [t.point for t in own] if i in usable else None
+    for stem, own, well in zip(stems, of_image, usable, strict=True):
+        used = [t.point for t in own] if well else None
         records[stem] = Record(
             stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own)
         )
@@ -246,6 +249,6 @@ def _label_chunk(
 def _write(out: Path, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]) -> None:
     mask, tpm = compose(shape, targets)
     with atomic_path(tpm_path(out, stem)) as path:
-        Image.fromarray(np.round(tpm * TPM_ONE).astype(np.uint16)).save(path)
+        Image.fromarray(np.round(tpm * TPM_ONE).astype(np.uint16)).save(path, compress_level=_COMPRESSION)
     with atomic_path(mask_path(out, stem)) as path:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=_COMPRESSION)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.data.formats import Entry, parse_csv
 from mclc_gpu.data.images import read_image, read_mask
-from mclc_gpu.data.points import Point, read_points
+from mclc_gpu.data.points import Point
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelrun import mask_path, read_tpm, tpm_path
 from mclc_gpu.overview import Tile, contact_sheet
@@ -21,8 +22,14 @@ def write_overview(
     out: Path, images: Mapping[str, Path], seed: int, title: str, truth: Mapping[str, Path] | None = None
 ) -> Path:
     """Write OUT/overview.png: targets spread evenly over the run, each with window, TPM, mask and truth."""
-    points, _ = read_points(out / "points.csv", images)
-    targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
+    targets: list[tuple[str, int, Point]] = []
+    for entry in parse_csv(out / "points.csv"):
+        if isinstance(entry, Entry) and entry.x is not None:
+            stem = entry.names[0]
+            index = targets[-1][1] + 1 if targets and targets[-1][0] == stem else 0
+            targets.append(
+                (stem, index, Point(float(str(entry.x)), float(str(entry.y)), str(entry.category)))
+            )
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(_TILES, len(targets))).round().astype(int))
     tiles = []
     for stem, index, point in (targets[t] for t in chosen):

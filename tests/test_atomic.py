@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 
 
 def test_atomic_path(tmp_path):
@@ -30,6 +30,21 @@ def test_atomic_path(tmp_path):
 
 
 def test_nothing_written_is_an_error(tmp_path):
-    with pytest.raises(OSError, match="No such file"), atomic_path(tmp_path / "a.csv"):
+    with pytest.raises(OSError, match="No such file") as caught, atomic_path(tmp_path / "a.csv"):
         pass
+    assert caught.value.filename == str(tmp_path / "a.csv")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_without_a_number_keep_their_reason(tmp_path):
+    with pytest.raises(OSError, match="encoder error") as caught, atomic_path(tmp_path / "a.png"):
+        raise OSError("encoder error -2")
+    assert caught.value.filename == str(tmp_path / "a.png")
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / ".hidden", tmp_path / ".my.tmp.png", tmp_path / "a.tmp.png"]
+    for path in [*kept, tmp_path / ".0123456789abcdef.tmp.png"]:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
 from mclc_gpu.errors import InputError
@@ -131,6 +131,10 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path}: not an image of a known format; export it as PNG, TIFF, BMP or JPEG"
+        ) from error
     # Decoders raise nearly anything on damaged bytes (struct.error, SyntaxError, ...), documented nowhere.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
