@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.data.points import Point
 from mclc_gpu.errors import InputError
 
 JOURNAL = "label.partial.jsonl"
 SUMMARY = "label.json"
+FOLDERS = ("masks", "tpm")
+FILES = ("points.csv", "overview.png")
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,30 @@ class Journal:
         """Start or take up a run in a folder.
 
         Raises:
-            InputError: The folder cannot be written, or holds another run.
+            InputError: The folder cannot be written, or holds another run or files that no run wrote.
         """
         path, summary = out / JOURNAL, out / SUMMARY
         fingerprint = fingerprint_of(settings, points)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            if overwrite and not resume:
-                _clear(out)
-            if (path.exists() or summary.exists()) and not resume:
+            if not (path.exists() or summary.exists()):
+                _refuse_foreign(out)
+            elif not (resume or overwrite):
                 raise InputError(
                     f"{out}: holds an earlier run's labels; use --resume, --overwrite or another --out"
                 )
-            records = _read(path, fingerprint, out) if path.exists() else {}
-            for name in ("masks", "tpm"):
-                (out / name).mkdir(exist_ok=True)
+            records = _read(path, fingerprint, out) if resume and path.exists() else {}
             with atomic_path(path) as temporary:
                 lines = [
                     json.dumps({"fingerprint": fingerprint}),
                     *(_line(record) for record in records.values()),
                 ]
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if overwrite:
+                _clear(out)
+            for folder in (out, *(out / name for name in FOLDERS)):
+                folder.mkdir(exist_ok=True)
+                remove_leftovers(folder)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
         return Journal(path, records, fingerprint)
@@ -165,11 +170,18 @@ def _read(path: Path, fingerprint: str, out: Path) -> dict[str, Record]:
     return records
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Someone's true masks may lie in a folder `masks` as well."""
+    for name in (*FOLDERS, *FILES):
+        path = out / name
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise InputError(f"{path}: was not written by a label run and stays; choose another --out")
+
+
 def _clear(out: Path) -> None:
-    """Remove an earlier run's files, and nothing that is not a label run's."""
-    if not ((out / SUMMARY).exists() or (out / JOURNAL).exists()):
-        return
-    for path in [*out.glob("masks/*.png"), *out.glob("tpm/*.png")]:
-        path.unlink()
-    for name in (SUMMARY, JOURNAL, "points.csv", "overview.png"):
+    """Remove an earlier run's files, but for its journal."""
+    for folder in FOLDERS:
+        for path in (out / folder).glob("*.png"):
+            path.unlink()
+    for name in (*FILES, SUMMARY):
         (out / name).unlink(missing_ok=True)

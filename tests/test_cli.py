@@ -41,9 +41,9 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def error_of(capsys) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mclc-gpu: error:")]
-    assert len(lines) == 1
-    return lines[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mclc-gpu: error: ")
+    return line
 
 
 def test_label_writes_what_it_promises(data, tmp_path):
@@ -82,6 +82,20 @@ def test_points_file_gives_the_same_labels_as_the_simulation_it_came_from(data, 
     assert first == second
 
 
+def test_points_that_were_used_give_the_same_labels_alone(data, tmp_path):
+    source = tmp_path / "data"
+    write_dataset(source, 1, 5, size=(72, 80))
+    path = source / "images" / "synthetic_00000.png"
+    image = np.array(Image.open(path))
+    image[:20, :20] = 7  # a click here has a constant window
+    Image.fromarray(image).save(path)
+    points = tmp_path / "points.csv"
+    points.write_text("image,x,y,category\nsynthetic_00000,5,5,point\nsynthetic_00000,40,50,spot\n")
+    assert label(source, tmp_path / "a", "--points", points, "--strict") == 1
+    assert label(source, tmp_path / "b", "--points", tmp_path / "a" / "points.csv", "--strict") == 0
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_do_not_change_the_result(data, tmp_path, monkeypatch, chunk):
     assert label(data, tmp_path / "a") == 0
@@ -110,6 +124,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(data, tmp_path, monkeypatc
     (out / "masks" / "synthetic_00001.png").unlink()  # lost although the journal says done
     with (out / "label.partial.jsonl").open("a") as journal:
         journal.write('{"image": "synthetic_0')  # torn by the kill
+    (out / "tpm" / ".0123456789abcdef.tmp.png").write_bytes(b"half a pict")
     assert label(data, out, "--resume") == 0
     assert json.loads((out / "label.json").read_text())["resumed_images"] == 2
     assert files_of(out) == files_of(tmp_path / "whole")
@@ -137,8 +152,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert 4 <= len(list((out / "masks").glob("synthetic*.png"))) < 40
     assert main([*words, "--out", str(out), "--resume"]) == 0
-    kept = {name: content for name, content in files_of(out).items() if not Path(name).name.startswith(".")}
-    assert kept == files_of(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_resume_of_a_complete_run_does_nothing(data, tmp_path):
@@ -160,6 +174,33 @@ def test_another_runs_folder_is_not_touched_unasked(data, tmp_path, capsys):
     assert files_of(out) == before
     assert label(data, out, "--overwrite", "--seed", "1") == 0
     assert files_of(out) != before
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume"]])
+def test_files_of_others_are_never_replaced(data, tmp_path, capsys, more):
+    root = tmp_path / "data"
+    write_dataset(root, 2, 5, size=(72, 80))
+    before = files_of(root)
+    masks = root / "masks"
+    assert label(data, root, *more) == 2
+    assert str(masks) in error_of(capsys)
+    assert label(root, root, *more) == 2  # OUT/masks are the true masks
+    assert str(masks) in error_of(capsys)
+    assert label(root, root / "images", *more) == 2
+    assert str(root / "images") in error_of(capsys)
+    assert files_of(root) == before
+    points = tmp_path / "points.csv"
+    points.write_text("image,x,y\nsynthetic_00000,20,20\n")
+    assert label(data, tmp_path, "--points", points, *more) == 2
+    assert str(points) in error_of(capsys)
+
+
+def test_a_file_that_cannot_be_written_is_named(data, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    report.mkdir()
+    masks = str(data / "masks")
+    assert main(["score", "--pred", masks, "--truth", masks, "--json", str(report)]) == 2
+    assert f"{report}: " in error_of(capsys)
 
 
 def test_one_bad_image_does_not_stop_the_rest(data, tmp_path, capsys):
@@ -241,7 +282,14 @@ def test_unknown_argument_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["label", "--frobnicate"])
     assert stop.value.code == 2
-    assert "usage: mclc-gpu" in capsys.readouterr().err
+    assert "--help" in error_of(capsys)
+
+
+def test_resume_and_overwrite_exclude_each_other(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        label(data, tmp_path / "out", "--resume", "--overwrite")
+    assert stop.value.code == 2
+    assert "not allowed with" in error_of(capsys)
 
 
 def test_score_of_the_truth_is_perfect(data, tmp_path, capsys):
@@ -272,6 +320,7 @@ def test_demo(tmp_path, capsys):
     assert main(["demo", "--out", str(out), "--count", "4"]) == 0
     assert json.loads((out / "score.json").read_text())["iou"] > 0.5
     assert (out / "labels" / "overview.png").exists()
-    assert main(["demo", "--out", str(out), "--count", "4"]) == 0
+    assert main(["demo", "--out", str(out), "--count", "3"]) == 0
+    assert len(find_files(out / "labels" / "masks")) == 3
     capsys.readouterr()
-    assert main(["demo", "--out", str(out), "--count", "1"]) == 2
+    assert main(["demo", "--out", str(out), "--count", "0"]) == 2

@@ -6,10 +6,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mclc_gpu.errors import InputError
 
 DONE, DONE_WITH_SKIPS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"mclc-gpu: error: {message}; see {self.prog} --help\n")
 
 
 def _add_points(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +65,9 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
 
 
@@ -81,7 +90,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line's parser."""
-    main_parser = argparse.ArgumentParser(
+    main_parser = _Parser(
         prog="mclc-gpu", description="Pixel masks for infrared small targets from one click per target."
     )
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -91,6 +100,17 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def run(arguments: argparse.Namespace, started: float) -> int:
+    """Run one command; returns the number of skipped inputs."""
+    if arguments.command == "label":
+        from mclc_gpu.cli.label import label as command
+    elif arguments.command == "score":
+        from mclc_gpu.cli.score import score as command
+    else:
+        from mclc_gpu.cli.demo import demo as command
+    return command(arguments, started)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 done with skips under --strict, 2 bad input."""
     started = time.perf_counter()
@@ -98,19 +118,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # An interrupt must not wait for OpenMP workers that spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        if arguments.command == "label":
-            from mclc_gpu.cli.label import label as command
-        elif arguments.command == "score":
-            from mclc_gpu.cli.score import score as command
-        else:
-            from mclc_gpu.cli.demo import demo as command
-        skipped = command(arguments, started)
+        skipped = run(arguments, started)
     except InputError as error:
         print(f"mclc-gpu: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
+        where, what = error.filename or "file system", error.strerror or error
         print(
-            f"mclc-gpu: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr
+            f"mclc-gpu: error: {where}: {what}; check the path, its permissions and the free space there",
+            file=sys.stderr,
         )
         return BAD_INPUT
     except KeyboardInterrupt:

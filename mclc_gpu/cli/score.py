@@ -36,6 +36,8 @@ def score(arguments: argparse.Namespace, started: float) -> int:
         raise InputError(f"{arguments.pred}: no mask that could be compared with {arguments.truth}")
     result = scores.compute()
     print(result)
+    if arguments.list is None and len(truths) > len(pairs):
+        print(f"{len(truths) - len(pairs)} true masks without a prediction were not scored")
     if arguments.json is not None:
         write_json(arguments.json, {**result.as_dict(), "skipped": len(skipped)})
     return len(skipped)
