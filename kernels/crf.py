@@ -1,0 +1,261 @@
+"""Dense-CRF mean field with exact Gaussian kernels, for batches of windows and for whole images."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mclc_gpu.kernels.backend import resolve
+
+if TYPE_CHECKING:
+    from mclc_gpu.kernels.trials import PackedImages
+
+NORMALIZATIONS = ("symmetric", "before", "after", "none")
+MAX_PIXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Settings of the dense CRF; the defaults are the published ones.
+
+    Attributes
+    ----------
+    gaussian_sxy : float > 0, pixels
+        Width of the smoothness kernel exp(-|dp|^2 / 2 sxy^2).
+    gaussian_compat : float >= 0
+        Its weight in the Potts model; 0 leaves the term out.
+    bilateral_sxy : float > 0, pixels
+    bilateral_srgb : float > 0, units of the colours
+        Widths of the appearance kernel exp(-|dp|^2 / 2 sxy^2 - |dc|^2 / 2 srgb^2).
+    bilateral_compat : float >= 0
+    normalization : {"symmetric", "before", "after", "none"}
+        Each kernel K becomes N^-1/2 K N^-1/2, K N^-1, N^-1 K or K / mean(N), with N the diagonal of the row
+        sums of K. A pixel counts among its own neighbours.
+    iterations : int >= 0
+        Mean-field steps; 0 gives the softmax of the unary potentials.
+    floor : float in (0, 0.5]
+        Probabilities of either class below it count as it.
+    """
+
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 32.0
+    bilateral_srgb: float = 13.0
+    bilateral_compat: float = 10.0
+    normalization: str = "symmetric"
+    iterations: int = 1
+    floor: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("gaussian_compat", "bilateral_compat"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}")
+        if not (isinstance(self.iterations, int) and self.iterations >= 0):
+            raise ValueError(f"iterations must be a whole number of at least 0, got {self.iterations}")
+        if not 0 < self.floor <= 0.5:
+            raise ValueError(f"floor must be above 0 and at most 0.5, got {self.floor}")
+
+
+def dense_crf(
+    potential: torch.Tensor,
+    colours: torch.Tensor,
+    windows: torch.Tensor,
+    config: CrfConfig | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Refine class probabilities in a batch of windows of any sizes, each by itself.
+
+    Mean field of the fully connected CRF with Potts compatibility: per iteration
+    Q <- softmax(-unary + sum over both kernels of compat * K~ Q), from Q = softmax(-unary), all pixels at
+    once. The kernels are exact: every pair of a window's pixels counts with its own weight. A window's
+    result does not depend on the others.
+
+    Parameters
+    ----------
+    potential : Tensor [pixels] or [classes, pixels], float32
+        One dimension: probability of the second of two classes, in 0..1; the unary potentials are
+        -log(max(p, floor)) of both classes. Two dimensions: the unary potentials of two classes or more. The
+        windows' pixels follow one another, each window in row-major order.
+    colours : Tensor [pixels, 1 or 3], uint8 or float32
+        One channel counts as three equal ones.
+    windows : Tensor [windows, 2], int64, on the CPU
+        Height and width in pixels, at least 1; at most 2^22 pixels each. The time grows with their square.
+    config : CrfConfig, optional
+        Default: the published settings.
+    backend : {"triton", "cpu"}, optional
+        Default: by the tensors' device.
+
+    Returns
+    -------
+    Tensor of the shape of `potential`, float32
+        Probability of the second class, or of each class.
+
+    Raises
+    ------
+    ValueError
+        Shapes or dtypes that do not fit; values that are not finite or, as probabilities, not in 0..1 (asking
+        for them waits for the device).
+    RuntimeError
+        The backend asked for cannot run on the tensors' device.
+
+    References
+    ----------
+    Kraehenbuehl and Koltun, NeurIPS 2011, arXiv:1210.5644.
+    """
+    config = config or CrfConfig()
+    chosen = resolve(backend, potential, colours)
+    _check(potential, colours, windows)
+    unary = _unary(potential, config.floor) if potential.ndim == 1 else potential
+    energy = (unary[:1] - unary[1:]).contiguous()
+    logits = energy
+    if config.iterations and potential.numel():
+        heights_widths = windows.cpu().contiguous()
+        if chosen == "triton":
+            from mclc_gpu.kernels import crf_triton
+
+            logits = crf_triton.run(energy, colours, heights_widths, config)
+        else:
+            from mclc_gpu.kernels import crf_cpu
+
+            logits = crf_cpu.run(energy, colours, heights_widths, config)
+    if potential.ndim == 1:
+        return torch.sigmoid(logits[0])
+    return class_probabilities(logits)
+
+
+def dense_crf_images(
+    potential: torch.Tensor,
+    images: torch.Tensor,
+    config: CrfConfig | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """`dense_crf` of whole images of one size: every pixel is connected with all others of its image.
+
+    Parameters
+    ----------
+    potential : Tensor [B, H, W] or [B, classes, H, W], float32
+        Probabilities of the second of two classes, or unary potentials.
+    images : Tensor [B, C, H, W], uint8 or float32, C = 1 or 3
+    config, backend
+        See `dense_crf`.
+
+    Returns
+    -------
+    Tensor of the shape of `potential`, float32
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        See `dense_crf`.
+    """
+    if images.ndim != 4 or potential.ndim not in (3, 4):
+        raise ValueError(
+            f"images must be [B, C, H, W] and potential [B, H, W] or [B, classes, H, W], got "
+            f"{list(images.shape)} and {list(potential.shape)}"
+        )
+    batch, channels, height, width = images.shape
+    if (potential.shape[0], *potential.shape[-2:]) != (batch, height, width):
+        raise ValueError(
+            f"images and potential must agree in B, H and W, got {list(images.shape)} and "
+            f"{list(potential.shape)}"
+        )
+    colours = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    windows = torch.tensor([[height, width]]).expand(batch if height * width else 0, 2)
+    if potential.ndim == 3:
+        flat = potential.reshape(-1)
+        return dense_crf(flat, colours, windows, config, backend=backend).reshape(potential.shape)
+    by_class = potential.transpose(0, 1)
+    flat = by_class.reshape(potential.shape[1], -1)
+    result = dense_crf(flat, colours, windows, config, backend=backend)
+    return result.reshape(by_class.shape).transpose(0, 1).contiguous()
+
+
+def window_colours(images: "PackedImages", windows: torch.Tensor) -> torch.Tensor:
+    """Colours of the pixels of windows of packed images, as `dense_crf` takes them.
+
+    Parameters
+    ----------
+    images : PackedImages
+    windows : Tensor [windows, 5 or more], int64, on the CPU
+        Image index, top, left, height, width; each inside its image.
+
+    Returns
+    -------
+    Tensor [pixels, 1 or 3] of the images' dtype, on their device
+        One channel if all images have one; otherwise a one-channel image fills all three.
+    """
+    image, top, left, height, width = windows[:, :5].cpu().unbind(1)
+    offset, _, pitch, channels = images.table.cpu()[image].unbind(1)
+    image_pixels = images.table.cpu()[image, 1] * pitch
+    channel_pitch = torch.where(channels == 3, image_pixels, 0)
+    first = torch.cumsum(height * width, 0) - height * width
+    columns = torch.stack([offset + top * pitch + left, pitch, width, first, channel_pitch])
+    device = images.data.device
+    counts = (height * width).to(device)
+    start, pitch, width, first, channel_pitch = torch.repeat_interleave(columns.to(device), counts, dim=1)
+    place = torch.arange(len(start), device=device) - first
+    row = place // width
+    address = start + row * pitch + place - row * width
+    number = 3 if bool((channels == 3).any()) else 1
+    return torch.stack([images.data[address + c * channel_pitch] for c in range(number)], 1)
+
+
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax [classes, ...] of logits [classes - 1, ...] relative to the first class."""
+    return torch.softmax(torch.cat([torch.zeros_like(logits[:1]), logits]), 0)
+
+
+def differences(logits: torch.Tensor) -> torch.Tensor:
+    """Probability of each class but the first minus that of the first, [classes - 1, ...].
+
+    They are all that mean field needs of Q, because softmax ignores what all classes receive alike.
+    """
+    if len(logits) == 1:
+        return torch.tanh(logits / 2)
+    probabilities = class_probabilities(logits)
+    return probabilities[1:] - probabilities[:1]
+
+
+def _unary(probability: torch.Tensor, floor: float) -> torch.Tensor:
+    return -torch.log(torch.stack([1 - probability, probability]).clamp(min=floor))
+
+
+def _check(potential: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor) -> None:
+    if potential.ndim not in (1, 2) or potential.dtype != torch.float32:
+        raise ValueError(
+            f"potential must be float32 [pixels] or [classes, pixels], got {potential.dtype} "
+            f"{list(potential.shape)}"
+        )
+    if potential.ndim == 2 and potential.shape[0] < 2:
+        raise ValueError(f"potential must hold two classes or more, got {potential.shape[0]}")
+    pixels = potential.shape[-1]
+    if colours.dtype not in (torch.uint8, torch.float32) or colours.shape not in ((pixels, 1), (pixels, 3)):
+        raise ValueError(
+            f"colours must be uint8 or float32 [{pixels}, 1 or 3], got {colours.dtype} {list(colours.shape)}"
+        )
+    if windows.ndim != 2 or windows.shape[1] != 2 or windows.dtype != torch.int64:
+        raise ValueError(f"windows must be int64 [windows, 2], got {windows.dtype} {list(windows.shape)}")
+    if bool((windows < 1).any()) or int(windows.prod(1).sum()) != pixels:
+        raise ValueError(
+            f"windows must be at least 1 pixel high and wide and hold {pixels} pixels together, got "
+            f"{int(windows.prod(1).sum())}"
+        )
+    if pixels and int(windows.prod(1).max()) > MAX_PIXELS:
+        raise ValueError(f"a window holds at most {MAX_PIXELS} pixels, got {int(windows.prod(1).max())}")
+    usable = torch.isfinite(potential).all()
+    if potential.ndim == 1:
+        usable &= ((potential >= 0) & (potential <= 1)).all()
+    if not bool(usable):
+        raise ValueError(
+            "potential must be finite" + (" probabilities in 0..1" if potential.ndim == 1 else "")
+        )
+    if colours.dtype == torch.float32 and not bool(torch.isfinite(colours).all()):
+        raise ValueError("colours must be finite, got NaN or infinite values: replace them first")
