@@ -195,6 +195,15 @@ def test_files_of_others_are_never_replaced(data, tmp_path, capsys, more):
     assert str(points) in error_of(capsys)
 
 
+def test_names_that_the_output_cannot_show_are_escaped(data, tmp_path):
+    out = os.fsencode(tmp_path) + b"/\xff"
+    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks", "--trials", "2"]
+    command = [sys.executable, "-m", "mclc_gpu", *map(str, words), "--out", out]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "udcff" in result.stdout
+    assert os.path.exists(out + b"/label.json")
+
+
 def test_a_file_that_cannot_be_written_is_named(data, tmp_path, capsys):
     report = tmp_path / "report.json"
     report.mkdir()
@@ -312,7 +321,12 @@ def test_score_reports_missing_and_unequal_masks(data, tmp_path, capsys):
     assert main(["score", "--pred", str(pred), "--truth", str(data / "masks"), "--strict"]) == 1
     shown = capsys.readouterr().err
     assert "stranger" in shown
-    assert "synthetic_00000" in shown
+    assert "synthetic_00000: the prediction is 5x5 but the truth 80x72" in shown
+    assert main(["score", "--pred", str(data / "masks"), "--truth", str(data / "masks"), "--strict"]) == 0
+    (pred / "synthetic_00001.png").unlink()
+    capsys.readouterr()
+    assert main(["score", "--pred", str(pred), "--truth", str(data / "masks")]) == 0
+    assert "1 true masks" in capsys.readouterr().out
 
 
 def test_demo(tmp_path, capsys):

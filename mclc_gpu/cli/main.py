@@ -1,6 +1,7 @@
 """The command line: arguments only. A command imports what it needs when it runs, so that --help is quick."""
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -114,6 +115,8 @@ def run(arguments: argparse.Namespace, started: float) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 done with skips under --strict, 2 bad input."""
     started = time.perf_counter()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text in this encoding
     arguments = parser().parse_args(argv)
     # An interrupt must not wait for OpenMP workers that spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

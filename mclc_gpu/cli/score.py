@@ -26,8 +26,7 @@ def score(arguments: argparse.Namespace, started: float) -> int:
         for stem, (prediction, truth) in pairs.items():
             progress.advance(1)
             try:
-                true = read_mask(truth)
-                scores.update(read_mask(prediction, true.shape), true, stem)
+                scores.update(read_mask(prediction), read_mask(truth), stem)
             except InputError as error:
                 skipped.append(Skipped.because(prediction, error))
     for item in skipped:
@@ -37,7 +36,7 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     result = scores.compute()
     print(result)
     if arguments.list is None and len(truths) > len(pairs):
-        print(f"{len(truths) - len(pairs)} true masks without a prediction were not scored")
+        print(f"not scored, for lack of a prediction: {len(truths) - len(pairs)} true masks")
     if arguments.json is not None:
         write_json(arguments.json, {**result.as_dict(), "skipped": len(skipped)})
     return len(skipped)
