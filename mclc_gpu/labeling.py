@@ -220,6 +220,17 @@ def warm_up(config: LabelConfig, device: torch.device) -> None:
     )
 
 
+def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
+    if image.dtype.kind not in "uif" or image.shape[2:] not in ((), (3,)) or image.ndim < 2 or not image.size:
+        raise InputError(
+            f"{name}: the image is {image.dtype} {list(image.shape)}; give numbers [H, W] or [H, W, 3]"
+        )
+    height, width = image.shape[:2]
+    for click in clicks:
+        if not (-0.5 <= click.x < width - 0.5 and -0.5 <= click.y < height - 0.5):
+            raise InputError(f"{name}: ({click.x:g}, {click.y:g}) lies outside the {width}x{height} image")
+
+
 def label_images(
     images: Sequence[np.ndarray],
     points: Sequence[Sequence[Point]],
@@ -245,7 +256,8 @@ def label_images(
         One TargetMask per target, in order.
 
     Raises:
-        InputError: Lengths that differ, an image that cannot be used, a target that cannot be clustered.
+        InputError: Lengths that differ, an image that cannot be used, a point outside its image (valid:
+            -0.5 <= x < W - 0.5, -0.5 <= y < H - 0.5), a target that cannot be clustered.
     """
     config = config or LabelConfig()
     names = [str(i) for i in range(len(images))] if names is None else names
@@ -253,6 +265,8 @@ def label_images(
         raise InputError(
             f"{len(images)} images, {len(points)} lists of points, {len(names)} names: give one each"
         )
+    for image, clicks, name in zip(images, points, names, strict=True):
+        _check_image(image, clicks, name)
     placed, skipped = place_targets(images, points, names, config, seed)
     if skipped:
         raise InputError(f"{skipped[0].file}: {skipped[0].why}")

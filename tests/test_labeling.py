@@ -1,6 +1,7 @@
 """The chain from images and points to masks."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -218,6 +219,26 @@ def test_unusable_targets_are_named():
     broken[0, 0] = 1
     with pytest.raises(InputError, match="NaN"):
         label_images([broken], [[Point(10, 10, "spot")]])
+
+
+@pytest.mark.parametrize(
+    ("image", "point", "words"),
+    [
+        (np.zeros(9), Point(1, 1), "float64 [9]"),
+        (np.zeros((9, 9, 2)), Point(1, 1), "[9, 9, 2]"),
+        (np.zeros((9, 9, 3, 1)), Point(1, 1), "[9, 9, 3, 1]"),
+        (np.zeros((0, 9)), Point(1, 1), "[0, 9]"),
+        (np.zeros((9, 9), bool), Point(1, 1), "bool"),
+        (np.zeros((9, 9), complex), Point(1, 1), "complex128"),
+        (np.zeros((9, 9)), Point(float("nan"), 1), "(nan, 1)"),
+        (np.zeros((9, 8)), Point(7.5, 1), "outside the 8x9"),
+        (np.zeros((9, 8)), Point(1, -0.6), "outside the 8x9"),
+    ],
+)
+def test_images_and_points_without_use_are_named(image, point, words):
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        label_images([image], [[point]], names=["frame"])
+    assert str(caught.value).startswith("frame: ")
 
 
 def test_no_targets_no_labels():
