@@ -91,7 +91,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line's parser."""
-    main_parser = _Parser(
+    main_parser: argparse.ArgumentParser = _Parser(
         prog="mclc-gpu", description="Pixel masks for infrared small targets from one click per target."
     )
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
