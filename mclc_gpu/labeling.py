@@ -12,23 +12,25 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.estimate import estimate_category
 from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.montecarlo import run_until_stable
 from mclc_gpu.kernels.trials import PackedImages, TrialConfig, run_trials
-from mclc_gpu.refine import threshold_mask
+from mclc_gpu.refine import crf_masks, threshold_masks
 from mclc_gpu.windows import Window, draw_window, name_key
 
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Settings of the chain; the defaults are the published procedure with a threshold instead of its CRF.
+    """Settings of the chain; the defaults are those of the published procedure.
 
     Attributes:
         trials: K of eq. 9, >= 1.
         trial: Settings of one trial.
         category: "given" takes a point's own category and estimates it where there is none; "estimate" always
             estimates it.
-        refine: "threshold": mask = TPM / max(TPM) >= threshold.
+        refine: "crf": a dense CRF that starts from TPM / max(TPM); "threshold": TPM / max(TPM) >= threshold.
         threshold: In 0..1.
+        crf: Settings of the CRF.
         stop_change: T_F of the paper: a target's trials end once one more changes its TPM by less than this
             (L2 norm). 0 runs all trials.
 
@@ -39,8 +41,9 @@ class LabelConfig:
     trials: int = 100
     trial: TrialConfig = field(default_factory=TrialConfig)
     category: str = "given"
-    refine: str = "threshold"
+    refine: str = "crf"
     threshold: float = 0.7
+    crf: CrfConfig = field(default_factory=CrfConfig)
     stop_change: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class LabelConfig:
             raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
 
 
-REFINEMENTS = ("threshold",)
+REFINEMENTS = ("crf", "threshold")
 PRESETS = {"paper": LabelConfig(), "default": LabelConfig()}
 
 
@@ -147,56 +150,84 @@ def place_targets(
     return placed, skipped
 
 
+@dataclass(frozen=True)
+class ClusteredTargets:
+    """TPMs of the targets whose images are uint8, or of those whose images are not, on their device.
+
+    Attributes:
+        members: Indices of the targets among the placed ones.
+        images: Their images.
+        windows: int64 [targets, 8], see `mclc_gpu.kernels.trials.WINDOW_COLUMNS`, on the CPU.
+        tpm: float32 [pixels of all windows].
+        trials: int64 [targets], trials behind each TPM, on the CPU.
+    """
+
+    members: list[int]
+    images: PackedImages
+    windows: torch.Tensor
+    tpm: torch.Tensor
+    trials: torch.Tensor
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Pixels of each window, int64 [targets], on the CPU."""
+        return self.windows[:, 3] * self.windows[:, 4]
+
+
 def cluster_targets(
     images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig, device: torch.device
-) -> tuple[list[np.ndarray], list[int]]:
-    """TPM (float32 [h, w]) and number of trials of every placed target."""
-    maps: list[np.ndarray | None] = [None] * len(placed)
-    trials = [config.trials] * len(placed)
+) -> list[ClusteredTargets]:
+    """TPMs of all placed targets (eq. 1-9), in a group for each of the two kinds of images that there is."""
+    groups = []
     for byte in (True, False):
-        chosen = [t for t, target in enumerate(placed) if (images[target.image].dtype == np.uint8) == byte]
-        if not chosen:
-            continue
-        used = sorted({placed[t].image for t in chosen})
-        packed = PackedImages.pack([images[i] for i in used], device)
-        index = {i: n for n, i in enumerate(used)}
-        rows = [(index[placed[t].image], *astuple(placed[t].window), placed[t].target) for t in chosen]
-        windows = torch.tensor(rows, dtype=torch.int64)
-        keys = torch.tensor([placed[t].key for t in chosen], dtype=torch.int64)
-        if config.stop_change > 0:
-            counts, offsets, used_trials = run_until_stable(
-                packed, windows, keys, config.trial, config.trials, config.stop_change
-            )
-            for t, number in zip(chosen, used_trials.tolist(), strict=True):
-                trials[t] = number
-        else:
-            result = run_trials(packed, windows, keys, config.trial, config.trials)
-            counts, offsets = result.counts, result.offsets
-        host = counts.cpu().numpy()
-        bounds = offsets.tolist()
-        for n, t in enumerate(chosen):
-            window = host[bounds[n] : bounds[n + 1]].reshape(rows[n][3], rows[n][4])
-            maps[t] = window.astype(np.float32) / np.float32(trials[t])
-    return [tpm for tpm in maps if tpm is not None], trials
+        members = [t for t, target in enumerate(placed) if (images[target.image].dtype == np.uint8) == byte]
+        if members:
+            groups.append(_cluster_group(images, placed, members, config, device))
+    return groups
+
+
+def _cluster_group(
+    images: Sequence[np.ndarray],
+    placed: Sequence[PlacedTarget],
+    members: list[int],
+    config: LabelConfig,
+    device: torch.device,
+) -> ClusteredTargets:
+    used = sorted({placed[t].image for t in members})
+    index = {image: n for n, image in enumerate(used)}
+    packed = PackedImages.pack([images[i] for i in used], device)
+    rows = [(index[placed[t].image], *astuple(placed[t].window), placed[t].target) for t in members]
+    windows = torch.tensor(rows, dtype=torch.int64)
+    keys = torch.tensor([placed[t].key for t in members], dtype=torch.int64)
+    if config.stop_change > 0:
+        counts, _, trials = run_until_stable(
+            packed, windows, keys, config.trial, config.trials, config.stop_change
+        )
+    else:
+        counts = run_trials(packed, windows, keys, config.trial, config.trials).counts
+        trials = torch.full((len(members),), config.trials)
+    divisors = torch.repeat_interleave(trials, windows[:, 3] * windows[:, 4]).to(device)
+    return ClusteredTargets(members, packed, windows, counts / divisors, trials)
 
 
 def refine_targets(
-    placed: Sequence[PlacedTarget], maps: Sequence[np.ndarray], trials: Sequence[int], config: LabelConfig
+    placed: Sequence[PlacedTarget], groups: Sequence[ClusteredTargets], config: LabelConfig
 ) -> list[TargetMask]:
-    """Masks from TPMs."""
-    return [
-        TargetMask(
-            p.image,
-            p.target,
-            p.point,
-            p.window,
-            tpm,
-            threshold_mask(tpm, config.threshold, True),
-            number,
-            p.estimated,
-        )
-        for p, tpm, number in zip(placed, maps, trials, strict=True)
-    ]
+    """Masks from TPMs, in the order of the placed targets."""
+    done: dict[int, TargetMask] = {}
+    for group in groups:
+        if config.refine == "crf":
+            masks = crf_masks(group.tpm, group.images, group.windows, config.crf)
+        else:
+            masks = threshold_masks(group.tpm, group.sizes, config.threshold)
+        sizes = group.sizes.tolist()
+        of_target = zip(group.tpm.cpu().split(sizes), masks.cpu().split(sizes), strict=True)
+        for t, number, (tpm, mask) in zip(group.members, group.trials.tolist(), of_target, strict=True):
+            p = placed[t]
+            shape = (p.window.height, p.window.width)
+            arrays = tpm.numpy().reshape(shape), mask.numpy().reshape(shape)
+            done[t] = TargetMask(p.image, p.target, p.point, p.window, *arrays, number, p.estimated)
+    return [done[t] for t in range(len(placed))]
 
 
 def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.ndarray, np.ndarray]:
@@ -211,13 +242,13 @@ def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.n
 
 def warm_up(config: LabelConfig, device: torch.device) -> None:
     """Compile what the chain needs, at the usual window sizes, so that no later timing holds compilation."""
-    image = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
+    image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
     sides = (6, 10, 16, 22, 32, 50) if device.type == "cuda" else (6,)
-    windows = torch.tensor([(0, 0, 0, side, side, side // 2, side // 2, 0) for side in sides])
-    packed = PackedImages.pack([image], device)
-    run_trials(
-        packed, windows, torch.zeros(len(sides), dtype=torch.int64), config.trial, min(config.trials, 16)
-    )
+    windows = [Window(0, 0, side, side, side // 2, side // 2) for side in sides]
+    placed = [PlacedTarget(0, t, Point(0, 0), window, 0, False) for t, window in enumerate(windows)]
+    brief = replace(config, trials=min(config.trials, 16))
+    for version in (image, image.astype(np.float32)) if device.type == "cpu" else (image,):
+        refine_targets(placed, cluster_targets([version], placed, brief, device), brief)
 
 
 def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
@@ -271,7 +302,7 @@ def label_images(
     if skipped:
         raise InputError(f"{skipped[0].file}: {skipped[0].why}")
     try:
-        maps, trials = cluster_targets(images, placed, config, pick_device(device))
+        groups = cluster_targets(images, placed, config, pick_device(device))
     except ValueError as error:
         raise InputError(str(error)) from error
-    return refine_targets(placed, maps, trials, config)
+    return refine_targets(placed, groups, config)

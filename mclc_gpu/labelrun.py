@@ -222,10 +222,10 @@ def _label_chunk(
     stems, images = [stem for stem, _ in good], [image for _, image in good]
     start = time.perf_counter()
     placed, problems = place_targets(images, [job.points[s] for s in stems], stems, job.config, job.seed)
-    maps, trials = cluster_targets(images, placed, job.config, device)
+    groups = cluster_targets(images, placed, job.config, device)
     seconds["cluster"] += time.perf_counter() - start
     start = time.perf_counter()
-    targets = refine_targets(placed, maps, trials, job.config)
+    targets = refine_targets(placed, groups, job.config)
     seconds["refine"] += time.perf_counter() - start
     start = time.perf_counter()
     of_image: list[list[TargetMask]] = [[] for _ in images]

@@ -5,12 +5,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.estimate import estimate_area, estimate_category
+from mclc_gpu.kernels.crf import CrfConfig
+from mclc_gpu.kernels.trials import PackedImages
 from mclc_gpu.labeling import PRESETS, compose, preset
-from mclc_gpu.refine import threshold_mask
+from mclc_gpu.refine import crf_masks, threshold_masks
 
 QUICK = LabelConfig(trials=12)
 
@@ -85,17 +88,6 @@ def test_mixed_dtypes_in_one_call_equal_separate_calls(scenes):
         assert same({k: together[k] for k in alone}, alone)
 
 
-def test_masks_are_good_on_synthetic_scenes(scenes):
-    images, points, names, truths = scenes
-    targets = label_images(images, points, LabelConfig(trials=40), names=names)
-    inside = union = 0
-    for i, (image, truth) in enumerate(zip(images, truths, strict=True)):
-        mask, _ = compose(image.shape, [t for t in targets if t.image == i])
-        inside += (mask & truth).sum()
-        union += (mask | truth).sum()
-    assert inside / union > 0.6
-
-
 def test_overlapping_windows_take_the_union():
     image, _ = blob()
     second, _ = blob(row=20, column=30)
@@ -131,11 +123,40 @@ def test_stop_rule_ends_early_and_does_not_depend_on_the_batch(scenes):
     assert np.allclose(maps[value[3]], value[0])
 
 
-def test_threshold_of_an_empty_map_is_empty():
-    assert not threshold_mask(np.zeros((3, 4), np.float32), 0.0, True).any()
-    tpm = np.array([[0.2, 0.4], [0.0, 0.28]], np.float32)
-    assert threshold_mask(tpm, 0.7, True).tolist() == [[False, True], [False, True]]
-    assert threshold_mask(tpm, 0.3, False).tolist() == [[False, True], [False, False]]
+def test_threshold_is_relative_to_each_windows_own_maximum():
+    tpm = torch.tensor([0.2, 0.4, 0.0, 0.28, 0.0, 0.0, 1.0, 0.7, 0.69])
+    masks = threshold_masks(tpm, torch.tensor([4, 2, 3]), 0.7)
+    assert masks.tolist() == [False, True, False, True, False, False, True, True, False]
+    assert threshold_masks(tpm, torch.tensor([4, 2, 3]), 0.0).tolist() == (tpm > 0).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_crf_follows_the_image_and_leaves_empty_maps_empty(dtype):
+    image, truth = blob(24, 20, 12, 10, 4.0)
+    packed = PackedImages.pack([(image.astype(np.float64) * (1 if dtype == np.uint8 else 77)).astype(dtype)])
+    windows = torch.tensor([(0, 0, 0, 24, 20, 12, 10, 0), (0, 2, 2, 10, 9, 3, 3, 1)])
+    soft = torch.from_numpy(np.where(truth, 0.9, 0.3).astype(np.float32))  # a wrong corner, too weak to stay
+    soft[:3, :3] = 0.6
+    tpm = torch.cat([soft.reshape(-1), torch.zeros(90)])
+    masks = crf_masks(tpm, packed, windows, CrfConfig())
+    assert np.array_equal(masks[:480].reshape(24, 20).numpy(), truth)
+    assert not masks[480:].any()
+
+
+def test_masks_are_good_on_synthetic_scenes(scenes):
+    images, points, names, truths = scenes
+    ious = {}
+    for refine in ("crf", "threshold"):
+        targets = label_images(images, points, LabelConfig(trials=40, refine=refine), names=names)
+        inside = union = 0
+        for i, truth in enumerate(truths):
+            mask, _ = compose(truth.shape, [t for t in targets if t.image == i])
+            inside += (mask & truth).sum()
+            union += (mask | truth).sum()
+        ious[refine] = inside / union
+    assert LabelConfig().refine == "crf"
+    assert ious["crf"] > 0.6
+    assert ious["threshold"] > 0.6
 
 
 @pytest.mark.parametrize(("radius", "category"), [(1.0, "point"), (3.5, "spot"), (7.0, "extended")])

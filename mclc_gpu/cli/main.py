@@ -48,7 +48,9 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default="given",
         help="target size class: as given, estimated where missing; or always estimated",
     )
-    parser.add_argument("--refine", choices=("threshold",), default="threshold", help="from TPM to mask")
+    parser.add_argument(
+        "--refine", choices=("crf", "threshold"), default="crf", help="from TPM to mask (crf)"
+    )
     parser.add_argument("--threshold", type=float, default=0.7, help="mask = TPM / max(TPM) >= this (0.7)")
     parser.add_argument("--method", choices=("slic", "kmeans"), default="slic")
     parser.add_argument("--noise", choices=("none", "salt", "pepper", "gaussian"), default="salt")
