@@ -1,7 +1,9 @@
 """Dense-CRF mean field with exact Gaussian kernels, for batches of windows and for whole images."""
 
+import functools
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +58,7 @@ class CrfConfig:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}")
-        if not (isinstance(self.iterations, int) and self.iterations >= 0):
+        if not (isinstance(self.iterations, Integral) and self.iterations >= 0):
             raise ValueError(f"iterations must be a whole number of at least 0, got {self.iterations}")
         if not 0 < self.floor <= 0.5:
             raise ValueError(f"floor must be above 0 and at most 0.5, got {self.floor}")
@@ -125,9 +127,8 @@ def dense_crf(
             from mclc_gpu.kernels import crf_cpu
 
             logits = crf_cpu.run(energy, colours, heights_widths, config)
-    if potential.ndim == 1:
-        return torch.sigmoid(logits[0])
-    return class_probabilities(logits)
+    probabilities = class_probabilities(logits)
+    return probabilities[1] if potential.ndim == 1 else probabilities
 
 
 def dense_crf_images(
@@ -210,7 +211,10 @@ def window_colours(images: "PackedImages", windows: torch.Tensor) -> torch.Tenso
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Softmax [classes, ...] of logits [classes - 1, ...] relative to the first class."""
-    return torch.softmax(torch.cat([torch.zeros_like(logits[:1]), logits]), 0)
+    # On the CPU torch's own softmax rounds by the place in the batch; exp, + and / do not.
+    every = torch.cat([torch.zeros_like(logits[:1]), logits])
+    powers = torch.exp(every - every.amax(0))
+    return powers / functools.reduce(torch.add, powers)
 
 
 def differences(logits: torch.Tensor) -> torch.Tensor:
