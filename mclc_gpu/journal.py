@@ -46,7 +46,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def fingerprint_of(settings: Mapping[str, Any], points: Mapping[str, Sequence[Point]]) -> str:
     """A digest of what a run's output depends on, but for the images' content."""
-    text = json.dumps([settings, {stem: [asdict(p) for p in own] for stem, own in points.items()}])
+    text = json.dumps(
+        [settings, {stem: [(p.x, p.y, p.category) for p in own] for stem, own in points.items()}]
+    )
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

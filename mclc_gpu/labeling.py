@@ -24,7 +24,7 @@ class LabelConfig:
     """Settings of the chain; the defaults are those of the published procedure.
 
     Attributes:
-        trials: K of eq. 9, >= 1.
+        trials: K of eq. 9, 1 to 2^31.
         trial: Settings of one trial.
         category: "given" takes a point's own category and estimates it where there is none; "estimate" always
             estimates it.
@@ -47,8 +47,8 @@ class LabelConfig:
     stop_change: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise InputError(f"trials {self.trials}: at least one trial is needed")
+        if not 1 <= self.trials <= 2**31:
+            raise InputError(f"trials {self.trials}: at least one trial is needed, and at most 2^31")
         if self.category not in ("given", "estimate"):
             raise InputError(f"category {self.category!r}: use given or estimate")
         if self.refine not in REFINEMENTS:

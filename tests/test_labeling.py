@@ -208,6 +208,7 @@ def test_nuaa_categories(nuaa):
     ("change", "words"),
     [
         ({"trials": 0}, "at least one trial"),
+        ({"trials": 2**31 + 1}, "at most"),
         ({"category": "guess"}, "given or estimate"),
         ({"refine": "magic"}, "use one of"),
         ({"threshold": 1.5}, "0..1"),

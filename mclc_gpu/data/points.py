@@ -146,9 +146,10 @@ class _Collector:
 
     def _known_stem(self, names: Iterable[str]) -> str | None:
         for name in names:
-            for stem in (name, stem_of(name)):
-                if stem in self._images:
-                    return stem
+            if name in self._images:
+                return name
+            if (stem := stem_of(name)) in self._images:
+                return stem
         return None
 
     def _size(self, stem: str) -> tuple[int, int]:
