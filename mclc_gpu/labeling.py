@@ -59,6 +59,7 @@ class LabelConfig:
             raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
 
 
+_SPANS = 1e-30, 1e30  # of a window's values: its colours are scaled by them in float32
 REFINEMENTS = ("crf", "threshold")
 PRESETS = {"paper": LabelConfig(), "default": LabelConfig()}
 
@@ -135,6 +136,7 @@ def place_targets(
             point = replace(click, category=category or estimate_category(image, click))
             window = draw_window(height, width, point.x, point.y, str(point.category), seed, name, usable)
             pixels = image[window.top : window.bottom, window.left : window.right]
+            span = float(pixels.max()) - float(pixels.min())
             where = f"target {j} at ({click.x:g}, {click.y:g})"
             if window.height * window.width < config.trial.clusters:
                 why = (
@@ -142,8 +144,11 @@ def place_targets(
                     f"{config.trial.clusters} clusters; use fewer clusters or a larger image"
                 )
                 skipped.append(Skipped(name, why))
-            elif pixels.min() == pixels.max():
+            elif span == 0:
                 skipped.append(Skipped(name, f"{where}: its window is constant, there is nothing to cluster"))
+            elif not _SPANS[0] <= span <= _SPANS[1]:
+                why = f"{where}: its window's values span {span:g}; scale the image to a range near 1"
+                skipped.append(Skipped(name, why))
             else:
                 placed.append(PlacedTarget(i, usable, point, window, key, category is None))
                 usable += 1
@@ -256,6 +261,8 @@ def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
         raise InputError(
             f"{name}: the image is {image.dtype} {list(image.shape)}; give numbers [H, W] or [H, W, 3]"
         )
+    if not np.isfinite(image).all():
+        raise InputError(f"{name}: the image holds NaN or infinite values; replace them by numbers")
     height, width = image.shape[:2]
     for click in clicks:
         if not (-0.5 <= click.x < width - 0.5 and -0.5 <= click.y < height - 0.5):

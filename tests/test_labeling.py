@@ -237,6 +237,11 @@ def test_unusable_targets_are_named():
         label_images([tiny], [[Point(0, 0, "point")]])
     with pytest.raises(InputError, match="1 images, 0 lists"):
         label_images([tiny], [])
+    for span in (1e-40, 3e38):
+        extreme = np.zeros((20, 20), np.float32)
+        extreme[10, 10] = span
+        with pytest.raises(InputError, match="scale the image"):
+            label_images([extreme], [[Point(10, 10, "spot")]])
     broken = np.full((20, 20), np.nan, np.float32)
     broken[0, 0] = 1
     with pytest.raises(InputError, match="NaN"):
