@@ -145,8 +145,8 @@ def run(
     chosen = torch.repeat_interleave(order, counts)
     block = torch.arange(len(chosen)) - torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
     items = torch.stack([chosen, block], 1).to(device)
-    table = [torch.cumsum(sizes, 0) - sizes, sizes, windows[:, 1], torch.full_like(sizes, pixels)]
-    table = torch.stack(table, 1).to(device)
+    columns = [torch.cumsum(sizes, 0) - sizes, sizes, windows[:, 1], torch.full_like(sizes, pixels)]
+    table = torch.stack(columns, 1).to(device)
     exponent = math.sqrt(0.5 * math.log2(math.e))
     # One channel stands for three equal ones.
     colour = exponent / config.bilateral_srgb * math.sqrt(3 / colours.shape[1])

@@ -108,13 +108,14 @@ def test_triton_is_exact(classes: int, channels: int, normalization: str) -> Non
         {"bilateral_compat": 0.0},
         {"gaussian_compat": 0.0, "bilateral_compat": 0.0},
         {"gaussian_sxy": 0.4, "bilateral_sxy": 2.5, "bilateral_srgb": 70.0},
+        {"gaussian_sxy": 9.0, "bilateral_compat": 1.0},
         {"gaussian_sxy": 90.0, "bilateral_srgb": 0.5, "normalization": "none"},
     ],
     ids=lambda settings: ", ".join(settings),
 )
 def test_other_widths_and_terms_switched_off(settings: dict, backend: str) -> None:
-    # In the longest window, smoothing of width 0.4 leaves whole blocks of keys out.
-    batch = Batch([(8, 9), (40, 2)], seed=2)
+    # In the long window, smoothing of width 0.4 leaves whole blocks of keys out; of width 9 it reaches all.
+    batch = Batch([(8, 9), (80, 1)], seed=2)
     config = replace(CrfConfig(iterations=2), **settings)
     found = dense_crf(batch.unary, batch.colours, batch.windows, config, backend=backend)
     np.testing.assert_allclose(found.numpy(), batch.expected(config), atol=1e-5)
