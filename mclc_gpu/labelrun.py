@@ -107,12 +107,7 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(str(error)) from error
     stems = [stem for stem in job.images if stem in job.points]
-    reported = {stem_of(item.file) for item in job.skipped}
-    unnamed = [stem for stem in job.images if stem not in job.points and stem not in reported]
-    skipped = [
-        *job.skipped,
-        *(Skipped(str(job.images[s]), "it has no usable point label") for s in unnamed),
-    ]
+    skipped = [*job.skipped, *_without_points(job)]
     if not stems:
         raise InputError(
             f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label"
@@ -150,17 +145,7 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
     trials_now = sum(finished[stem].trials for stem in todo)
     summary = {
-        "settings": job.settings(),
-        "fingerprint": journal.fingerprint,
-        "version": package_version(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({os.cpu_count()} threads)",
+        **_about(job, device, journal.fingerprint),
         "images": len(labelled),
         "resumed_images": len(stems) - len(todo),
         "targets": sum(len(r.points or ()) for r in labelled),
@@ -173,6 +158,32 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     write_json(job.out / "label.json", summary)
     journal.remove()
     return summary
+
+
+def _without_points(job: LabelJob) -> list[Skipped]:
+    """Images without a usable point, unless it was said already what is wrong with them."""
+    reported = {stem_of(item.file) for item in job.skipped}
+    return [
+        Skipped(str(path), "it has no usable point label")
+        for stem, path in job.images.items()
+        if stem not in job.points and stem not in reported
+    ]
+
+
+def _about(job: LabelJob, device: torch.device, fingerprint: str) -> dict[str, Any]:
+    """What label.json tells of a run before it says what came out."""
+    cuda = device.type == "cuda"
+    return {
+        "settings": job.settings(),
+        "fingerprint": fingerprint,
+        "version": package_version(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({os.cpu_count()} threads)",
+    }
 
 
 @dataclass
