@@ -26,37 +26,76 @@ COMPONENT = tl.constexpr(1)
 CLUSTER = tl.constexpr(2)
 # Columns of the item table: target, first trial, trials.
 _ITEM = tl.constexpr(3)
-# Columns of the geometry table: data offset, row pitch, channel pitch, height, width, click, target, key,
-# pixel offset, first centre, centres, reach_y, reach_x, interval, min_size, max_size.
-_GEOMETRY = tl.constexpr(16)
+# Columns of the geometry table, in the order of `_geometry`.
+(
+    _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTRE,
+    _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _GEOMETRY,
+) = (tl.constexpr(column) for column in range(17))  # fmt: skip
 _CENTRE = tl.constexpr(5)
-_PIXELS_PER_THREAD = 16
+_PIXELS_PER_THREAD = tl.constexpr(16)
 _PROGRAMS_PER_PROCESSOR = 16
 
 
 @triton.jit
+def zero_of(g):
+    """Zero, but the compiler cannot know: what it is added to is computed where it is used, and not kept.
+
+    Registers are what is scarce in this kernel. The zero is the upper half of a small number, read anew.
+    """
+    return (tl.load(g + _WIDTH, volatile=True) >> 32).to(tl.int32)
+
+
+@triton.jit
+def window_pixels(g, PIXELS: tl.constexpr):
+    """Index, row and column of each window pixel: int32, float32, float32."""
+    threads: tl.constexpr = max(32, PIXELS // _PIXELS_PER_THREAD)
+    thread = tl.arange(0, threads) + zero_of(g)
+    pixel = thread[None, :] + (tl.arange(0, PIXELS // threads) * threads)[:, None]
+    pixel = tl.reshape(pixel, [PIXELS])
+    width = tl.load(g + _WIDTH).to(tl.float32)
+    # Exact: the quotient is at least 1 / 128 away from an integer.
+    y = tl.floor((pixel.to(tl.float32) + 0.5) * tl.div_rn(width * 0.0 + 1.0, width))
+    return pixel, y, pixel.to(tl.float32) - y * width
+
+
+@triton.jit
+def load_channel(p_data, g, y, x, inside, channel):
+    """One channel of the window's pixels as float32; that of a gray image three times over."""
+    pitch = tl.load(g + _PITCH).to(tl.int32)
+    p_channel = p_data + tl.load(g + _DATA) + channel * tl.load(g + _CHANNEL_PITCH)
+    # Outside the window the first pixel is read, for a masked load takes more registers.
+    return tl.load(p_channel + tl.where(inside, y.to(tl.int32) * pitch + x.to(tl.int32), 0)).to(tl.float32)
+
+
+@triton.jit
+def value_range(r, g, b, inside):
+    """Least and greatest value of a window."""
+    least = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, g), b), float("inf")), 0)
+    greatest = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, g), b), float("-inf")), 0)
+    return least, greatest
+
+
+@triton.jit
 def trial_features(
-    p_window, pitch, channel_pitch, row, column, inside, key, pixel, trial, target, low, high, sigma, bound,
-    scale, KIND: tl.constexpr, SHARED: tl.constexpr,
+    p_data, g, size, trial, low, high, sigma, bound, scale,
+    PIXELS: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Features [PIXELS] x 3 of one noisy trial (eq. 1, 7); see the CPU backend's `_features`."""
-    address = p_window + row * pitch + column
-    w0, w1, w2 = draw(key, pixel, trial, target)
+    pixel, y, x = window_pixels(g, PIXELS)
+    inside = pixel < size
+    w0, w1, w2 = draw(tl.load(g + _KEY), pixel, trial, tl.load(g + _TARGET).to(tl.int32))
     if SHARED:
         w1 = w0
         w2 = w0
-    r = disturb(tl.load(address, inside, 0).to(tl.float32), w0, bound, sigma, low, high, KIND)
-    g = disturb(tl.load(address + channel_pitch, inside, 0).to(tl.float32), w1, bound, sigma, low, high, KIND)
-    b = disturb(
-        tl.load(address + 2 * channel_pitch, inside, 0).to(tl.float32), w2, bound, sigma, low, high, KIND
-    )
-    darkest = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, g), b), float("inf")), 0)
-    brightest = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, g), b), float("-inf")), 0)
+    red = disturb(load_channel(p_data, g, y, x, inside, 0), w0, bound, sigma, low, high, KIND)
+    green = disturb(load_channel(p_data, g, y, x, inside, 1), w1, bound, sigma, low, high, KIND)
+    blue = disturb(load_channel(p_data, g, y, x, inside, 2), w2, bound, sigma, low, high, KIND)
+    darkest, brightest = value_range(red, green, blue, inside)
     span = tl.where(brightest > darkest, brightest - darkest, 1.0)
     lightness, green_red, blue_yellow = lab_of_linear(
-        linear_light(tl.div_rn(r - darkest, span)),
-        linear_light(tl.div_rn(g - darkest, span)),
-        linear_light(tl.div_rn(b - darkest, span)),
+        linear_light(tl.div_rn(red - darkest, span)),
+        linear_light(tl.div_rn(green - darkest, span)),
+        linear_light(tl.div_rn(blue - darkest, span)),
     )
     return lightness * scale, green_red * scale, blue_yellow * scale
 
@@ -115,11 +154,26 @@ def update(p_centres, number, y, x, f0, f1, f2, label):
 
 @triton.jit
 def cluster(
-    p_grid, p_centres, number, y, x, inside, f0, f1, f2, reach_y, reach_x, weight, iterations, tolerance,
+    p_grid,
+    p_centres,
+    g,
+    size,
+    f0,
+    f1,
+    f2,
+    iterations,
+    tolerance,
     CENTRES: tl.constexpr,
-):  # fmt: skip
+    WINDOWED: tl.constexpr,
+):
     """Labels [PIXELS] of one trial, -1 outside the window. Stopping at a fixed point is exact."""
-    k = tl.arange(0, CENTRES)
+    number = tl.load(g + _CENTRES).to(tl.int32)
+    reach_y = tl.load(g + _REACH_Y).to(tl.float32) if WINDOWED else float("inf")
+    reach_x = tl.load(g + _REACH_X).to(tl.float32) if WINDOWED else float("inf")
+    interval = tl.load(g + _INTERVAL).to(tl.float32)
+    weight = tl.div_rn(interval * 0.0 + 1.0, interval * interval)
+    p_grid += tl.load(g + _FIRST_CENTRE) * 2
+    k = tl.arange(0, CENTRES) + zero_of(g)
     tl.debug_barrier()  # other warps may still be reading the centres of the trial before
     for column in tl.static_range(_CENTRE):
         start = (
@@ -129,6 +183,8 @@ def cluster(
         )
         tl.store(p_centres + k * _CENTRE + column, start, k < number)
     tl.debug_barrier()
+    pixel, y, x = window_pixels(g, f0.shape[0])
+    inside = pixel < size
     label = tl.where(inside, 0, -1)
     i = 0
     while i < iterations:
@@ -149,6 +205,41 @@ def cluster(
 
 
 @triton.jit
+def state_places(g, y, x, LANES: tl.constexpr):
+    """Where lane 0 holds each pixel in its padded state (see connectivity_triton)."""
+    stride = tl.load(g + _WIDTH).to(tl.int32) + 1
+    return ((y.to(tl.int32) + 1) * stride + x.to(tl.int32)) * LANES
+
+
+@triton.jit
+def count_segments(
+    p_state, p_queue, p_kept, g, size, trials, mask_pitch,
+    PIXELS: tl.constexpr, LANES: tl.constexpr, MASKS: tl.constexpr,
+):  # fmt: skip
+    """Enforce connectivity in the lanes' labels; count each pixel's trials in the click's segment."""
+    height = tl.load(g + _HEIGHT).to(tl.int32)
+    width = tl.load(g + _WIDTH).to(tl.int32)
+    min_size = tl.load(g + _MIN_SIZE).to(tl.int32)
+    max_size = tl.load(g + _MAX_SIZE).to(tl.int32)
+    tl.debug_barrier()
+    relabel_lanes(p_state, p_queue, tl.arange(0, LANES), LANES, height, width, min_size, max_size)
+    click = tl.load(g + _CLICK).to(tl.int32)
+    p_click = p_state + ((click // width + 1) * (width + 1) + click % width) * LANES
+    pixel, y, x = window_pixels(g, PIXELS)
+    inside = pixel < size
+    place = state_places(g, y, x, LANES)
+    count = tl.zeros([PIXELS], tl.int32)
+    for i in range(trials):
+        member = (tl.load(p_state + place + i, inside, -1) == tl.load(p_click + i)).to(tl.int32)
+        count += member
+        if MASKS:
+            tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), inside)
+    # The next item's labels go where other threads may still be reading.
+    tl.debug_barrier()
+    return count
+
+
+@triton.jit
 def trials_kernel(
     p_data, p_geometry, p_grid, p_items, p_state, p_queue, p_centres, p_counts, p_masks, items, state_size,
     queue_size, first_trial, mask_pitch, sigma, bound, scale, iterations, tolerance, PIXELS: tl.constexpr,
@@ -159,81 +250,55 @@ def trials_kernel(
     p_state += program.to(tl.int64) * state_size
     p_queue += program.to(tl.int64) * queue_size
     p_centres += program * CENTRES * _CENTRE
-    pixel = tl.arange(0, PIXELS)
     for item in range(program, items, tl.num_programs(0)):
+        # Numbers of the target are loaded where they are used: held throughout, they would cost registers.
         g = p_geometry + tl.load(p_items + item * _ITEM) * _GEOMETRY
         first = tl.load(p_items + item * _ITEM + 1).to(tl.int32)
         trials = tl.load(p_items + item * _ITEM + 2).to(tl.int32)
-        p_window = p_data + tl.load(g)
-        pitch = tl.load(g + 1).to(tl.int32)
-        channel_pitch = tl.load(g + 2)
-        height = tl.load(g + 3).to(tl.int32)
-        width = tl.load(g + 4).to(tl.int32)
-        click = tl.load(g + 5).to(tl.int32)
-        target = tl.load(g + 6).to(tl.int32)
-        key = tl.load(g + 7)
-        pixel_offset = tl.load(g + 8)
-        p_start = p_grid + tl.load(g + 9) * 2
-        number = tl.load(g + 10).to(tl.int32)
-        reach_y = tl.load(g + 11).to(tl.float32) if WINDOWED else float("inf")
-        reach_x = tl.load(g + 12).to(tl.float32) if WINDOWED else float("inf")
-        interval = tl.load(g + 13).to(tl.float32)
-        min_size = tl.load(g + 14).to(tl.int32)
-        max_size = tl.load(g + 15).to(tl.int32)
-        weight = tl.div_rn(interval * 0.0 + 1.0, interval * interval)
-        inside = pixel < height * width
-        row = pixel // width
-        column = pixel - row * width
-        y = row.to(tl.float32)
-        x = column.to(tl.float32)
+        height = tl.load(g + _HEIGHT).to(tl.int32)
+        width = tl.load(g + _WIDTH).to(tl.int32)
+        size = height * width
         low = 0.0
         high = 255.0
         spread = sigma * 255.0
         if OWN_RANGE:
-            r = tl.load(p_window + row * pitch + column, inside, 0)
-            green = tl.load(p_window + row * pitch + column + channel_pitch, inside, 0)
-            b = tl.load(p_window + row * pitch + column + 2 * channel_pitch, inside, 0)
-            low = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, green), b), float("inf")), 0)
-            high = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, green), b), float("-inf")), 0)
+            pixel, y, x = window_pixels(g, PIXELS)
+            red = load_channel(p_data, g, y, x, pixel < size, 0)
+            green = load_channel(p_data, g, y, x, pixel < size, 1)
+            blue = load_channel(p_data, g, y, x, pixel < size, 2)
+            low, high = value_range(red, green, blue, pixel < size)
             spread = sigma * (high - low)
-        lane = tl.arange(0, LANES)
-        place = ((row + 1) * (width + 1) + column) * LANES
-        p_kept = p_masks + (first - first_trial).to(tl.int64) * mask_pitch + pixel_offset + pixel
+        p_kept = p_masks + (first - first_trial).to(tl.int64) * mask_pitch
+        if MASKS:
+            p_kept += tl.load(g + _PIXEL_OFFSET)
         count = tl.zeros([PIXELS], tl.int32)
         if CONNECTIVITY != CLUSTER:
-            fill_border(p_state, lane, LANES, height, width)
+            fill_border(p_state, tl.arange(0, LANES), LANES, height, width)
+            pixel, y, x = window_pixels(g, PIXELS)
             for idle in range(trials, LANES):
-                tl.store(p_state + place + idle, tl.zeros([PIXELS], tl.int16), inside)
+                p_idle = p_state + state_places(g, y, x, LANES) + idle
+                tl.store(p_idle, tl.zeros([PIXELS], tl.int16), pixel < size)
         for i in range(trials):
             f0, f1, f2 = trial_features(
-                p_window, pitch, channel_pitch, row, column, inside, key, pixel, first + i, target, low, high,
-                spread, bound, scale, KIND, SHARED,
-            )  # fmt: skip
-            label = cluster(
-                p_start, p_centres, number, y, x, inside, f0, f1, f2, reach_y, reach_x, weight, iterations,
-                tolerance, CENTRES,
-            )  # fmt: skip
+                p_data, g, size, first + i, low, high, spread, bound, scale, PIXELS, KIND, SHARED
+            )
+            label = cluster(p_grid, p_centres, g, size, f0, f1, f2, iterations, tolerance, CENTRES, WINDOWED)
+            pixel, y, x = window_pixels(g, PIXELS)
             if CONNECTIVITY == CLUSTER:
-                wanted = tl.max(tl.where(pixel == click, label, -1), 0)
-                member = (label == wanted).to(tl.int32)
+                click = tl.load(g + _CLICK).to(tl.int32)
+                member = (label == tl.max(tl.where(pixel == click, label, -1), 0)).to(tl.int32)
                 count += member
                 if MASKS:
-                    tl.store(p_kept + i * mask_pitch, member.to(tl.uint8), inside)
+                    tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), pixel < size)
             else:
-                tl.store(p_state + place + i, (-1 - label).to(tl.int16), inside)
+                p_label = p_state + state_places(g, y, x, LANES) + i
+                tl.store(p_label, (-1 - label).to(tl.int16), pixel < size)
         if CONNECTIVITY != CLUSTER:
-            tl.debug_barrier()
-            relabel_lanes(p_state, p_queue, lane, LANES, height, width, min_size, max_size)
-            click_row = click // width
-            p_click = p_state + ((click_row + 1) * (width + 1) + click - click_row * width) * LANES
-            for i in range(trials):
-                member = (tl.load(p_state + place + i, inside, -1) == tl.load(p_click + i)).to(tl.int32)
-                count += member
-                if MASKS:
-                    tl.store(p_kept + i * mask_pitch, member.to(tl.uint8), inside)
-            # The next item's labels go where other threads may still be reading.
-            tl.debug_barrier()
-        tl.atomic_add(p_counts + pixel_offset + pixel, count, inside, sem="relaxed")
+            count = count_segments(
+                p_state, p_queue, p_kept, g, size, trials, mask_pitch, PIXELS, LANES, MASKS
+            )
+        pixel, y, x = window_pixels(g, PIXELS)
+        tl.atomic_add(p_counts + tl.load(g + _PIXEL_OFFSET) + pixel, count, pixel < size, sem="relaxed")
 
 
 def _geometry(
@@ -275,7 +340,7 @@ def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
     worth their scratch memory.
     """
     block = max(32, triton.next_power_of_2(pixels))
-    warps = max(1, block // (32 * _PIXELS_PER_THREAD))
+    warps = max(1, block // (32 * _PIXELS_PER_THREAD.value))
     return block, min(16 if warps == 1 else 8, triton.next_power_of_2(trials)), warps
 
 
