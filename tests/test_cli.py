@@ -338,3 +338,10 @@ def test_demo(tmp_path, capsys):
     assert len(find_files(out / "labels" / "masks")) == 3
     capsys.readouterr()
     assert main(["demo", "--out", str(out), "--count", "0"]) == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(data):
+    masks = data / "masks"
+    code = f"{sys.executable} -u -m mclc_gpu score --pred {masks} --truth {masks} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

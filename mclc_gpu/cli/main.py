@@ -127,6 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"mclc-gpu: error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain about it when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except OSError as error:
         where, what = error.filename or "file system", error.strerror or error
         print(
