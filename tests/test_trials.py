@@ -129,6 +129,7 @@ def check_against_slic(cases: list[Case], config: TrialConfig, trials: int = 2) 
 
 
 SHAPES = [(1, 1), (1, 8), (9, 1), (2, 3), (3, 3), (5, 7), (6, 6), (11, 10), (20, 21), (33, 17), (7, 40)]
+UNEVEN = [(12, 17), (28, 20), (36, 10), (39, 13)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -136,6 +137,8 @@ SHAPES = [(1, 1), (1, 8), (9, 1), (2, 3), (3, 3), (5, 7), (6, 6), (11, 10), (20,
 def test_equals_scikit_image(channels: int, dtype: type) -> None:
     cases = [Case(seed, shape, channels, dtype) for seed in range(4) for shape in SHAPES]
     cases += [Case(9, (64, 64), channels, dtype), Case(9, (64, 5), channels, dtype)]
+    # The grid holds 6, 12, 12 and 10 centres instead of 9, so that windows reach further or less far.
+    cases += [Case(seed, shape, channels, dtype) for seed in range(8) for shape in UNEVEN]
     check_against_slic(cases, TrialConfig())
 
 
