@@ -1,6 +1,6 @@
 """IoU of the labels against the true masks, beside the CPU reference's on the same windows.
 
-    python -m mclc_gpu.bench.label_quality --images DIR --masks DIR [--list TXT] [--trials 50] [--seeds 5]
+python -m mclc_gpu.bench.label_quality --images DIR --masks DIR [--list TXT] [--trials 50] [--seeds 5]
 """
 
 import argparse
@@ -13,7 +13,7 @@ import numpy as np
 from mclc_gpu.bench.cpu_reference import make_item, read_set, run
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.errors import InputError
-from mclc_gpu.labeling import REFINEMENTS, compose, label_images, preset
+from mclc_gpu.labeling import REFINEMENTS, TargetMask, compose, label_images, preset
 from mclc_gpu.metrics import Scores
 
 
@@ -25,7 +25,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", type=Path, help="text file of image names, one a line; default: all images")
     parser.add_argument("--trials", type=int, default=50, help="trials per target (50)")
     parser.add_argument("--seeds", type=int, default=5, help="number of runs, with seeds from 0 (5)")
-    parser.add_argument("--refine", choices=REFINEMENTS, default="threshold")
+    parser.add_argument("--refine", choices=REFINEMENTS, default="crf")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--alone", action="store_true", help="leave the reference out")
     return parser.parse_args(arguments)
@@ -51,10 +51,12 @@ def _measure(options: argparse.Namespace) -> None:
     print("seed  mclc-gpu" + ("" if options.alone else "  CPU reference"))
     for seed in range(options.seeds):
         targets = label_images(images, points, config, device=options.device, seed=seed, names=names)
+        of_image: list[list[TargetMask]] = [[] for _ in images]
+        for target in targets:
+            of_image[target.image].append(target)
         own = Scores()
-        for i, name in enumerate(names):
-            mask, _ = compose(images[i].shape[:2], [t for t in targets if t.image == i])
-            own.update(mask, truth[name], name)
+        for name, image, found in zip(names, images, of_image, strict=True):
+            own.update(compose(image.shape[:2], found)[0], truth[name], name)
         row = [own.compute().iou]
         if not options.alone:
             items = [make_item(*item, seed) for item in zip(names, images, points, strict=True)]

@@ -13,6 +13,7 @@ from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.journal import FILES, FOLDERS
+from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.trials import TrialConfig
 from mclc_gpu.labeling import preset
 from mclc_gpu.labelrun import LabelJob, label_folder
@@ -24,16 +25,7 @@ _SHOWN_SKIPS = 20
 def label(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     _keep_inputs_apart(arguments)
-    try:
-        trial = TrialConfig(
-            method=arguments.method,
-            clusters=arguments.clusters,
-            compactness=arguments.compactness,
-            noise=arguments.noise,
-            intensity=arguments.intensity,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    trial, crf = _settings(arguments)
     config = preset(
         arguments.preset,
         trials=arguments.trials,
@@ -41,6 +33,7 @@ def label(arguments: argparse.Namespace, started: float) -> int:
         category=arguments.category,
         refine=arguments.refine,
         threshold=arguments.threshold,
+        crf=crf,
         stop_change=arguments.stop_change,
     )
     files = find_files(arguments.images)
@@ -80,6 +73,30 @@ def _keep_inputs_apart(arguments: argparse.Namespace) -> None:
     for path in (arguments.images, arguments.points, arguments.points_from_masks):
         if path is not None and path.resolve() in written:
             raise InputError(f"{path}: lies where --out {arguments.out} writes; choose another --out")
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[TrialConfig, CrfConfig]:
+    gaussian_sxy, gaussian_compat = arguments.crf_gaussian
+    bilateral_sxy, bilateral_srgb, bilateral_compat = arguments.crf_bilateral
+    try:
+        trial = TrialConfig(
+            method=arguments.method,
+            clusters=arguments.clusters,
+            compactness=arguments.compactness,
+            noise=arguments.noise,
+            intensity=arguments.intensity,
+        )
+        crf = CrfConfig(
+            gaussian_sxy=gaussian_sxy,
+            gaussian_compat=gaussian_compat,
+            bilateral_sxy=bilateral_sxy,
+            bilateral_srgb=bilateral_srgb,
+            bilateral_compat=bilateral_compat,
+            iterations=arguments.crf_iterations,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return trial, crf
 
 
 def _points(

@@ -52,6 +52,23 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--refine", choices=("crf", "threshold"), default="crf", help="from TPM to mask (crf)"
     )
     parser.add_argument("--threshold", type=float, default=0.7, help="mask = TPM / max(TPM) >= this (0.7)")
+    parser.add_argument("--crf-iterations", type=int, default=1, metavar="N", help="mean-field steps (1)")
+    parser.add_argument(
+        "--crf-gaussian",
+        type=float,
+        nargs=2,
+        default=(3.0, 3.0),
+        metavar=("SXY", "COMPAT"),
+        help="the CRF's smoothness kernel: width in pixels, weight (3 3)",
+    )
+    parser.add_argument(
+        "--crf-bilateral",
+        type=float,
+        nargs=3,
+        default=(32.0, 13.0, 10.0),
+        metavar=("SXY", "SRGB", "COMPAT"),
+        help="the CRF's appearance kernel: widths in pixels and gray levels, weight (32 13 10)",
+    )
     parser.add_argument("--method", choices=("slic", "kmeans"), default="slic")
     parser.add_argument("--noise", choices=("none", "salt", "pepper", "gaussian"), default="salt")
     parser.add_argument(
