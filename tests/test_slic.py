@@ -21,7 +21,7 @@ NEAR_TIE = 1e-4
 
 
 def salted_windows(root: Path, count: int, largest: int, seed: int, of_a_size: int = 1) -> list[np.ndarray]:
-    """Random crops of real images, salted: uint8 [H, W, 3] of sides 6 .. largest, `of_a_size` of each size."""
+    """Random salted crops of real images: uint8 [H, W, 3], sides 6 .. largest, `of_a_size` of each size."""
     rng = np.random.default_rng(seed)
     files = sorted((root / "images").glob("*.png"))[::11]
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
