@@ -62,6 +62,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked for, so that the clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a CUDA device; 1 elsewhere (the interpreter is sequential)."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -20,7 +20,7 @@ from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.journal import Journal, Record, package_version, write_json
-from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labeling import (
     LabelConfig,
     TargetMask,
@@ -122,23 +122,10 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     todo = [stem for stem in stems if stem not in finished]
     if todo:
         warm_up(job.config, device)
-    seconds = dict.fromkeys(STAGES, 0.0)
-    startup = time.perf_counter() - job.started
-    begin = time.perf_counter()
-    with (
-        journal,
-        Progress("label", len(stems), done=len(finished)) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        for chunk in _read_chunks(job, todo, pool, seconds):
-            for record in _label_chunk(job, chunk, device, pool, seconds):
-                journal.append(record)
-                finished[record.image] = record
-            progress.advance(len(chunk))
-    total = time.perf_counter() - begin
+    seconds = {"startup": time.perf_counter() - job.started, **dict.fromkeys((*STAGES, "total"), 0.0)}
+    _label_images(job, todo, journal, finished, len(stems), device, seconds)
     records = [finished[stem] for stem in stems]
     unusable = [Skipped(str(job.images[r.image]), why) for r in records for why in r.skipped]
-    skipped += unusable
     labelled = [r for r in records if r.points is not None]
     if not labelled:
         raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
@@ -151,13 +138,37 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
         "targets": sum(len(r.points or ()) for r in labelled),
         "estimated_categories": sum(r.estimated for r in labelled),
         "trials": sum(r.trials for r in labelled),
-        "seconds": {"startup": startup, **seconds, "total": total},
+        "seconds": seconds,
         "trials_per_s": trials_now / seconds["cluster"] if seconds["cluster"] > 0 else None,
-        "skipped": [asdict(item) for item in skipped],
+        "skipped": [asdict(item) for item in (*skipped, *unusable)],
     }
     write_json(job.out / "label.json", summary)
     journal.remove()
     return summary
+
+
+def _label_images(
+    job: LabelJob,
+    todo: Sequence[str],
+    journal: Journal,
+    finished: dict[str, Record],
+    images: int,
+    device: torch.device,
+    seconds: dict[str, float],
+) -> None:
+    """Label and write what is left to do; adds to `finished` and `seconds`. The job has `images` in all."""
+    begin = time.perf_counter()
+    with (
+        journal,
+        Progress("label", images, done=len(finished)) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for chunk in _read_chunks(job, todo, pool, seconds):
+            for record in _label_chunk(job, chunk, device, pool, seconds):
+                journal.append(record)
+                finished[record.image] = record
+            progress.advance(len(chunk))
+    seconds["total"] = time.perf_counter() - begin
 
 
 def _without_points(job: LabelJob) -> list[Skipped]:
@@ -234,6 +245,7 @@ def _label_chunk(
     start = time.perf_counter()
     placed, problems = place_targets(images, [job.points[s] for s in stems], stems, job.config, job.seed)
     groups = cluster_targets(images, placed, job.config, device)
+    synchronize(device)
     seconds["cluster"] += time.perf_counter() - start
     start = time.perf_counter()
     targets = refine_targets(placed, groups, job.config)
