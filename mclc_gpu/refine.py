@@ -10,21 +10,27 @@ _ROUNDING = (
 )
 
 
-def relative_tpm(tpm: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """TPM / max(TPM) of every window; zeros where a window has no count at all.
+def _of_window(values: torch.Tensor, sizes: torch.Tensor, reduce: str) -> torch.Tensor:
+    """For every pixel the extreme value of its window.
 
     Args:
-        tpm: float32 [pixels of all windows], 0..1.
+        values: float32 [pixels of all windows].
         sizes: int64 [windows], pixels of each window, on the CPU.
+        reduce: "amax" or "amin".
     """
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(tpm.device)
-    top = torch.zeros(len(sizes), device=tpm.device).scatter_reduce(0, owner, tpm, "amax")
-    return tpm / top.clamp(min=torch.finfo(torch.float32).tiny)[owner]
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(values.device)
+    empty = torch.zeros(len(sizes), device=values.device)
+    return empty.scatter_reduce(0, owner, values, reduce, include_self=False)[owner]
+
+
+def _relative(tpm: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """TPM / max(TPM); zeros where the window has no count at all."""
+    return tpm / top.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def threshold_masks(tpm: torch.Tensor, sizes: torch.Tensor, level: float) -> torch.Tensor:
     """Pixels whose relative TPM is above 0 and reaches `level` in 0..1: bool [pixels of all windows]."""
-    relative = relative_tpm(tpm, sizes)
+    relative = _relative(tpm, _of_window(tpm, sizes, "amax"))
     return (relative > 0) & (relative >= level - _ROUNDING)
 
 
@@ -46,25 +52,14 @@ def crf_masks(
     colours = window_colours(images, windows)
     if colours.dtype != torch.uint8:
         colours = _stretched(colours, sizes)
-    relative = relative_tpm(tpm, sizes)
-    return (dense_crf(relative, colours, windows[:, 3:5].contiguous(), config) > 0.5) & _counted(tpm, sizes)
-
-
-def _counted(tpm: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Whether a pixel's window has any count."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(tpm.device)
-    return (torch.zeros(len(sizes), device=tpm.device).scatter_reduce(0, owner, tpm, "amax") > 0)[owner]
+    top = _of_window(tpm, sizes, "amax")
+    probability = dense_crf(_relative(tpm, top), colours, windows[:, 3:5].contiguous(), config)
+    return (probability > 0.5) & (top > 0)
 
 
 def _stretched(colours: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Colours [pixels, C] scaled to 0..255 by their window's own range over all channels."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(colours.device)
-    least, greatest = colours.amin(1), colours.amax(1)
-    low = torch.zeros(len(sizes), device=colours.device).scatter_reduce(
-        0, owner, least, "amin", include_self=False
-    )
-    high = torch.zeros(len(sizes), device=colours.device).scatter_reduce(
-        0, owner, greatest, "amax", include_self=False
-    )
+    low = _of_window(colours.amin(1), sizes, "amin")
+    high = _of_window(colours.amax(1), sizes, "amax")
     span = torch.where(high > low, high - low, 1.0)
-    return (colours - low[owner, None]) * (255.0 / span)[owner, None]
+    return (colours - low[:, None]) * (255.0 / span)[:, None]
