@@ -19,6 +19,7 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 
 CATEGORIES = ("point", "spot", "extended")
+SUPERVISIONS = ("point", "multi-point", "scribble", "box")  # what an annotator gives for each target
 
 # Column names of a table by role; the first is the one that this project writes.
 COLUMNS = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.formats import (
     CATEGORIES,
+    SUPERVISIONS,
     Entries,
     Entry,
     has_table_header,
@@ -25,6 +26,8 @@ from mclc_gpu.data.images import IMAGE_SUFFIXES, image_size, stem_of
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 
+__all__ = ["SUPERVISIONS", "Point", "read_points", "write_points"]
+
 _PARSERS: dict[str, Callable[[Path], Entries]] = {
     ".csv": parse_csv,
     ".tsv": parse_csv,
@@ -37,14 +40,26 @@ _PARSERS: dict[str, Callable[[Path], Entries]] = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One click on a target: x = column, y = row, in pixels, with pixel centres at integers.
+    """What an annotator gave for one target: x = column, y = row, in pixels, with pixel centres at integers.
 
+    (`x`, `y`): the click; the first of several clicks; the middle pixel of a scribble; the centre of a box.
     `category`: "point" (<= 9 px), "spot" (10 to 81 px), "extended" (more), or None where nobody said.
+    `seeds`: further positions (x, y) on the same target: the other clicks, or the other pixels of a scribble.
+    `box`: (left, top, right, bottom), the centres of the target's outermost pixels, so both ends are inside.
+    Lists in place of the tuples, as JSON gives them, are converted.
     """
 
     x: float
     y: float
     category: str | None = None
+    seeds: tuple[tuple[float, float], ...] = ()
+    box: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple((x, y) for x, y in self.seeds))
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            object.__setattr__(self, "box", (left, top, right, bottom))
 
 
 def read_points(
