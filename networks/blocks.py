@@ -148,11 +148,16 @@ def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int
 
 
 def conv_norm_relu(
-    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, bias: bool = False
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    bias: bool = False,
+    dilation: int = 1,
 ) -> list[nn.Module]:
     """Convolution that keeps the size (at stride 1), batch norm and ReLU, to be put into a sequence."""
     return [
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias),
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 * dilation, dilation, bias=bias),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     ]
@@ -173,3 +178,8 @@ def mask_head(channels: int) -> nn.Sequential:
     """End of ACM and ISNet: maps [B, channels, H, W] to logits [B, 1, H, W]."""
     narrow = channels // 4
     return nn.Sequential(*conv_norm_relu(channels, narrow), nn.Dropout(0.1), nn.Conv2d(narrow, 1, 1))
+
+
+def rescale(x: Tensor, factor: float) -> Tensor:
+    """Bilinear resampling of [B, C, H, W] with corners on corners, as DNANet and ResUNet were published."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)

@@ -1,0 +1,69 @@
+"""ACM: a small U-Net whose skips are fused by asymmetric attention.
+
+Dai et al., "Asymmetric Contextual Modulation for Infrared Small Target Detection", WACV 2021,
+doi:10.1109/WACV48630.2021.00099, arXiv:2009.14530.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mclc_gpu.networks.blocks import Detector, Logits, conv_norm_relu, mask_head, quarter_stem, residual_stage
+
+
+class ACM(Detector):
+    """The U-Net form with three residual blocks a stage.
+
+    Batches in training mode hold two images or more, because batch norm follows a global pooling.
+    """
+
+    divisor = 16
+    smallest_size = 16
+    smallest_batch = 2
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__(in_channels)
+        self.stem = quarter_stem(in_channels, 8)
+        self.stage1 = residual_stage(16, 16, blocks=3)
+        self.stage2 = residual_stage(16, 32, blocks=3, stride=2)
+        self.stage3 = residual_stage(32, 64, blocks=3, stride=2)
+        self.up2 = nn.ConvTranspose2d(64, 32, 4, 2, 1)
+        self.fuse2 = AsymmetricFusion(32)
+        self.decode2 = residual_stage(32, 32, blocks=3)
+        self.up1 = nn.ConvTranspose2d(32, 16, 4, 2, 1)
+        self.fuse1 = AsymmetricFusion(16)
+        self.decode1 = residual_stage(16, 16, blocks=3)
+        self.head = mask_head(16)
+
+    def segment(self, x: Tensor) -> Logits:
+        skip1 = self.stage1(self.stem(x))
+        skip2 = self.stage2(skip1)
+        deep = self.stage3(skip2)
+        deep = self.decode2(self.fuse2(self.up2(deep), skip2))
+        deep = self.decode1(self.fuse1(self.up1(deep), skip1))
+        return Logits((F.interpolate(self.head(deep), scale_factor=4, mode="bilinear"),))
+
+
+class AsymmetricFusion(nn.Module):
+    """Fuse a deep map and a skip, both [B, channels, H, W], each weighed by attention from the other.
+
+    The deep map says by channel what of the skip matters, the skip says by pixel what of the deep map does.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channel_weights = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_bottleneck(channels))
+        self.pixel_weights = nn.Sequential(*_bottleneck(channels))
+        self.after = nn.Sequential(*conv_norm_relu(channels, channels, bias=True))
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        # Twice, so that attention of 0.5 everywhere leaves the plain sum.
+        fused = 2 * self.channel_weights(deep) * skip + 2 * self.pixel_weights(skip) * deep
+        out: Tensor = self.after(fused)
+        return out
+
+
+def _bottleneck(channels: int) -> list[nn.Module]:
+    """Pointwise attention: weights in 0..1 by way of a quarter of the channels."""
+    narrow = channels // 4
+    widen = [nn.Conv2d(narrow, channels, 1), nn.BatchNorm2d(channels), nn.Sigmoid()]
+    return [*conv_norm_relu(channels, narrow, kernel=1, bias=True), *widen]

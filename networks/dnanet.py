@@ -1,0 +1,93 @@
+"""DNANet: a dense grid of attentive residual blocks.
+
+Li et al., "Dense Nested Attention Network for Infrared Small Target Detection", IEEE TIP 2023,
+doi:10.1109/TIP.2022.3199107, arXiv:2106.00487.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mclc_gpu.networks.blocks import Detector, Logits, Residual, rescale
+
+_FILTERS = (16, 32, 64, 128, 256)
+
+
+class DNANet(Detector):
+    """Five levels, with a decoder node for each level and each deeper one, trained with deep supervision.
+
+    Node (level, column) takes all earlier nodes of its level, the upsampled node (level + 1, column - 1) and
+    the downsampled node (level - 1, column). The last nodes of all levels are fused into the answer. Masks
+    in training mode: the answer, then those of the first level's columns 1, 2 and 3.
+    """
+
+    divisor = 16
+    smallest_size = 32
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__(in_channels)
+        depth, first = len(_FILTERS), _FILTERS[0]
+        places = [(level, column) for level in range(depth) for column in range(depth - level)]
+        self.nodes = nn.ModuleDict(
+            {f"{level}_{column}": self._node(level, column) for level, column in places}
+        )
+        self.narrow = nn.ModuleList(nn.Conv2d(own, first, 1) for own in _FILTERS[1:])
+        self.fuse = _attentive(depth * first, first)
+        self.head = nn.Conv2d(first, 1, 1)
+        self.side_heads = nn.ModuleList(nn.Conv2d(first, 1, 1) for _ in range(depth - 2))
+
+    def _node(self, level: int, column: int) -> nn.Sequential:
+        own = _FILTERS[level]
+        above = _FILTERS[level - 1] if level else 0
+        inputs = column * own + _FILTERS[level + 1] + above if column else above or self.in_channels
+        more = [_attentive(own, own)] if level else []
+        return nn.Sequential(_attentive(inputs, own), *more)
+
+    def segment(self, x: Tensor) -> Logits:
+        maps: list[list[Tensor]] = [[] for _ in _FILTERS]
+        for diagonal in range(len(maps)):
+            for level in reversed(range(diagonal + 1)):
+                column = diagonal - level
+                maps[level].append(self.nodes[f"{level}_{column}"](_inputs(maps, level, column, x)))
+        answer = self.head(self._fused([row[-1] for row in maps]))
+        if not self.training:
+            return Logits((answer,))
+        sides = maps[0][1:-1]
+        return Logits((answer, *(head(side) for head, side in zip(self.side_heads, sides, strict=True))))
+
+    def _fused(self, ends: list[Tensor]) -> Tensor:
+        """The last maps of all levels, the finest first, as one of the finest level's shape."""
+        pairs = zip(self.narrow, ends[1:], strict=True)
+        wide = [rescale(narrow(end), 2**level) for level, (narrow, end) in enumerate(pairs, start=1)]
+        fused: Tensor = self.fuse(torch.cat([ends[0], *wide], 1))
+        return fused
+
+
+def _inputs(maps: list[list[Tensor]], level: int, column: int, image: Tensor) -> Tensor:
+    """What node (level, column) takes, given the maps computed so far."""
+    if column == 0:
+        return F.max_pool2d(maps[level - 1][0], 2) if level else image
+    above = [rescale(maps[level - 1][column], 0.5)] if level else []
+    return torch.cat([*maps[level], rescale(maps[level + 1][column - 1], 2), *above], 1)
+
+
+def _attentive(in_channels: int, out_channels: int) -> Residual:
+    return Residual(in_channels, out_channels, attention=_BlockAttention(out_channels))
+
+
+class _BlockAttention(nn.Module):
+    """Attention by channel, then by pixel (CBAM: Woo et al., ECCV 2018, arXiv:1807.06521)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        narrow = channels // 16
+        self.squeeze = nn.Conv2d(channels, narrow, 1, bias=False)
+        self.widen = nn.Conv2d(narrow, channels, 1, bias=False)
+        self.where = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        channel = self.widen(F.relu(self.squeeze(mean))) + self.widen(F.relu(self.squeeze(peak)))
+        x = x * torch.sigmoid(channel)
+        pixel = self.where(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        return x * torch.sigmoid(pixel)
