@@ -1,8 +1,8 @@
 """The chain from images and points to target probability maps and masks, written once for every use."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 import torch
@@ -58,10 +58,43 @@ class LabelConfig:
         if not (np.isfinite(self.stop_change) and self.stop_change >= 0):
             raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The config that a run was made with, from the "settings" of its label.json.
 
+        Raises InputError for the settings of another version, which lack a field or have one more, and for a
+        value that cannot be used.
+        """
+        own = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
+        try:
+            return _rebuilt(cls, own)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"these settings cannot be used ({error}); label again") from error
+
+
+_OF_THE_RUN = ("seed", "points")  # settings that are not the chain's
 _SPANS = 1e-30, 1e30  # of a window's values: its colours are scaled by them in float32
 REFINEMENTS = ("crf", "threshold")
 PRESETS = {"paper": LabelConfig(), "default": LabelConfig()}
+
+
+def _rebuilt(kind: type[Any], values: Any) -> Any:
+    """A dataclass, and those it is made of, from what `dataclasses.asdict` made of it."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"no {kind.__name__}: {str(values)[:40]!r}")
+    names = {item.name for item in fields(kind)}
+    lacks, more = sorted(names - values.keys()), sorted(values.keys() - names)
+    if lacks or more:
+        both = ("without ", lacks), ("with ", more)
+        what = "; ".join(f"{verb}{', '.join(found)}" for verb, found in both if found)
+        raise ValueError(f"{kind.__name__} of another version: {what}")
+    types = get_type_hints(kind)
+    return kind(
+        **{
+            name: _rebuilt(types[name], value) if is_dataclass(types[name]) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def preset(name: str, **changes: Any) -> LabelConfig:

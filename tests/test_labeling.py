@@ -1,6 +1,7 @@
 """The chain from images and points to masks."""
 
 import dataclasses
+import json
 import re
 
 import numpy as np
@@ -226,6 +227,40 @@ def test_presets():
         preset("best")
     assert PRESETS["paper"].trial == TrialConfig()
     assert preset("paper", trials=50) == dataclasses.replace(PRESETS["paper"], trials=50)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LabelConfig(),
+        LabelConfig(trials=7, category="estimate", refine="threshold", threshold=0.4, stop_change=0.02),
+        LabelConfig(
+            trial=TrialConfig(method="kmeans", noise="gaussian", intensity=0.2, shared_noise=True),
+            crf=CrfConfig(bilateral_srgb=3.5, iterations=4, normalization="none"),
+        ),
+    ],
+)
+def test_settings_give_their_config_back(config):
+    settings = json.loads(json.dumps({"seed": 3, "points": "given", **dataclasses.asdict(config)}))
+    assert LabelConfig.from_settings(settings) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"later": 1}, "LabelConfig of another version: with later"),
+        ({"crf": {"iterations": 1}}, "CrfConfig of another version: without bilateral_compat"),
+        ({"trial": "slic"}, "no TrialConfig: 'slic'"),
+        ({"trial": None}, "no TrialConfig"),
+        ({"trials": "many"}, "not supported between"),
+        ({"trials": 0}, "trials 0"),
+        ({"refine": "magic"}, "refine 'magic'"),
+    ],
+)
+def test_settings_of_another_version_are_refused(change, words):
+    settings = {**dataclasses.asdict(LabelConfig()), **change}
+    with pytest.raises(InputError, match=re.escape(words)):
+        LabelConfig.from_settings(settings)
 
 
 def test_unusable_targets_are_named():
