@@ -25,7 +25,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `to_levels`."""
+    """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `gray_levels`."""
 
     mean: float
     std: float

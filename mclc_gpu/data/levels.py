@@ -5,25 +5,23 @@ import numpy as np
 from mclc_gpu.data.images import luma
 
 
-def to_levels(image: np.ndarray, channels: int) -> np.ndarray:
-    """An image [H, W] or [H, W, 3] as float32 [channels, H, W] in 0..255, before normalisation.
+def gray_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
+    """An image as a network of `in_channels` channels (1 or 3) sees it: float32 [C, H, W], 0 to 255.
 
-    8-bit images keep their values. Images of other types have no scale that all sensors share: they are
-    stretched from their own least to their own largest value; an image of one value becomes 0. For one
-    channel, colours become luma (ITU-R BT.601); for three, gray is repeated.
+    8-bit images are taken as they are. Images of any other type are scaled by their own range over all
+    channels, darkest to 0 and brightest to 255; a constant one is 0 everywhere. For one channel a colour
+    image gives its luma, for three a gray image is repeated.
 
-    Raises ValueError for other shapes, or channels that are neither 1 nor 3.
+    `image`: [H, W] or [H, W, 3], finite. Raises ValueError for another shape or number of channels.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(f"expected an image [H, W] or [H, W, 3], got shape {image.shape}")
-    levels = luma(image) if channels == 1 else image.astype(np.float32)
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or in_channels not in (1, 3):
+        raise ValueError(f"image of shape {image.shape} for {in_channels} channels: give [H, W] or [H, W, 3]")
     if image.dtype != np.uint8:
-        low, high = float(levels.min()), float(levels.max())
         # In float64: the span of float images may be wider or narrower than float32 can divide by.
-        scale = 255.0 / (high - low) if high > low else 0.0
-        levels = ((levels.astype(np.float64) - low) * scale).astype(np.float32)
-    if levels.ndim == 2:
-        return np.repeat(levels[None], channels, axis=0)
-    return np.ascontiguousarray(levels.transpose(2, 0, 1))
+        values = image.astype(np.float64)
+        low, high = values.min(), values.max()
+        image = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+    if in_channels == 1:
+        return luma(image)[None]
+    channels = image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3))
+    return np.ascontiguousarray(channels.transpose(2, 0, 1), dtype=np.float32)
