@@ -2,7 +2,7 @@
 
 import torch
 
-from mclc_gpu.kernels.trials import PackedImages, TrialConfig, run_trials
+from mclc_gpu.kernels.trials import PackedImages, Seeds, TrialConfig, run_trials
 
 _ROUND = 16  # trials between two looks at the stop rule; the result does not depend on it
 
@@ -15,6 +15,7 @@ def run_until_stable(
     max_trials: int,
     change: float,
     *,
+    seeds: Seeds | None = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Trials of every target until one more trial changes its TPM by less than `change`.
@@ -25,7 +26,7 @@ def run_until_stable(
 
     Parameters
     ----------
-    images, windows, keys, config, backend
+    images, windows, keys, config, seeds, backend
         See `mclc_gpu.kernels.trials.run_trials`.
     max_trials : int >= 1
     change : float >= 0
@@ -65,6 +66,7 @@ def run_until_stable(
             keys[active],
             config,
             number,
+            seeds=None if seeds is None else seeds.of(active),
             first_trial=done,
             keep_masks=True,
             backend=backend,

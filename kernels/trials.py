@@ -119,8 +119,38 @@ class PackedImages:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """Further pixels that mark the targets beside their clicks, as several clicks or a scribble do.
+
+    Attributes
+    ----------
+    offsets : Tensor [targets + 1], int64, on the CPU
+    pixels : Tensor [seeds], int64, on the CPU
+        Row * width + column within the window; those of target t are pixels[offsets[t] : offsets[t + 1]].
+    """
+
+    offsets: torch.Tensor
+    pixels: torch.Tensor
+
+    @staticmethod
+    def pack(seeds: Sequence[Sequence[int]]) -> "Seeds":
+        """Of one sequence of pixels per target."""
+        sizes = torch.tensor([0, *map(len, seeds)], dtype=torch.int64)
+        flat = torch.tensor([pixel for own in seeds for pixel in own], dtype=torch.int64)
+        return Seeds(torch.cumsum(sizes, 0), flat)
+
+    def of(self, targets: torch.Tensor) -> "Seeds":
+        """Those of some targets: int64 [chosen], in that order."""
+        sizes = self.offsets.diff()[targets]
+        offsets = torch.cumsum(torch.cat([torch.zeros(1, dtype=torch.int64), sizes]), 0)
+        within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], sizes)
+        first = torch.repeat_interleave(self.offsets[:-1][targets], sizes)
+        return Seeds(offsets, self.pixels[first + within])
+
+
+@dataclass(frozen=True)
 class TrialCounts:
-    """How often each window pixel was clustered with the click.
+    """How often each window pixel was clustered with the click or a seed.
 
     Attributes
     ----------
@@ -160,6 +190,15 @@ def _check_windows(images: PackedImages, windows: torch.Tensor, keys: torch.Tens
         )
 
 
+def _check_seeds(windows: torch.Tensor, seeds: Seeds) -> None:
+    sizes = seeds.offsets.diff()
+    if len(sizes) != len(windows) or bool((sizes < 0).any()) or int(seeds.offsets[-1]) != len(seeds.pixels):
+        raise ValueError(f"seeds must have offsets [{len(windows) + 1}] that rise to {len(seeds.pixels)}")
+    pixels = torch.repeat_interleave(windows[:, 3] * windows[:, 4], sizes)
+    if bool(((seeds.pixels < 0) | (seeds.pixels >= pixels)).any()):
+        raise ValueError("a seed lies outside its window")
+
+
 def _grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Start centres of all window shapes [centres, 2]; per target: first, number, reach in y and x, step."""
     shapes, index = torch.unique(windows[:, 3:5], dim=0, return_inverse=True)
@@ -180,11 +219,14 @@ def run_trials(
     config: TrialConfig,
     trials: int,
     *,
+    seeds: Seeds | None = None,
     first_trial: int = 0,
     keep_masks: bool = False,
     backend: str | None = None,
 ) -> TrialCounts:
-    """Cluster every window under independent noises; count each pixel's trials in the click's segment.
+    """Cluster every window under independent noises; count each pixel's trials in a marked segment.
+
+    A marked segment is the one under the click, or under one of the target's seeds if it has any.
 
     The counts of a target depend on the images, its window, its key and the config alone: not on the other
     targets, their order, the batch, the backend (but for near ties in the last bit) or the number of devices.
@@ -200,6 +242,8 @@ def run_trials(
     config : TrialConfig
     trials : int >= 1
         K of eq. 9.
+    seeds : Seeds, optional
+        Default: the clicks alone.
     first_trial : int >= 0
         Number of the first trial: counts of trials 0..49 and 50..99 add up to those of 0..99.
     keep_masks : bool
@@ -223,6 +267,8 @@ def run_trials(
     backend = resolve(backend, images.data)
     windows, keys = windows.cpu().contiguous(), keys.cpu().contiguous()
     _check_windows(images, windows, keys)
+    seeds = Seeds.pack([()] * len(windows)) if seeds is None else seeds
+    _check_seeds(windows, seeds)
     offsets = torch.zeros(len(windows) + 1, dtype=torch.int64)
     offsets[1:] = torch.cumsum(windows[:, 3] * windows[:, 4], 0)
     total = int(offsets[-1])
@@ -234,8 +280,9 @@ def run_trials(
             from mclc_gpu.kernels import trials_triton as triton_backend
 
             triton_backend.run(
-                images, windows, keys, grids, centres, offsets, config, first_trial, trials, counts, masks
-            )
+                images, windows, keys, grids, centres, offsets, seeds, config, first_trial, trials,
+                counts, masks,
+            )  # fmt: skip
         else:
             from mclc_gpu.kernels import trials_cpu as cpu_backend
 
@@ -247,6 +294,8 @@ def run_trials(
                 grids.numpy(),
                 centres.numpy(),
                 offsets.numpy(),
+                seeds.offsets.numpy(),
+                seeds.pixels.numpy(),
                 counts.numpy(),
                 masks.numpy(),
                 cpu_backend.settings(config, images.data.dtype == torch.uint8),

@@ -56,6 +56,7 @@ class Scratch(NamedTuple):
     centres: np.ndarray  # float32 [N, 5]: row, column, three colours
     alive: np.ndarray  # bool [N]
     table: np.ndarray  # float32 [N, 10], the living centres as `assign_vectors` wants them
+    counted: np.ndarray  # bool [h * w or N, the larger, + 1]: segments that were counted
 
 
 def settings(config: "TrialConfig", byte: bool) -> Settings:
@@ -111,6 +112,7 @@ def _allocate(h, w, number):
         np.empty((number, 5), np.float32),
         np.empty(number, np.bool_),
         np.empty((number, CENTRE_COLUMNS), np.float32),
+        np.empty(max(h * w, number) + 1, np.bool_),
     )
 
 
@@ -281,6 +283,22 @@ def _count(labels, wanted, counts):
         counts[p] += labels[p] == wanted
 
 
+@compiled()
+def _count_marked(labels, click, seeds, counted, counts):
+    """Add one to every pixel of the segments that hold the click or a seed."""
+    _count(labels, labels[click], counts)
+    if seeds.shape[0] == 0:
+        return
+    for k in range(counted.shape[0]):
+        counted[k] = False
+    counted[labels[click]] = True
+    for j in range(seeds.shape[0]):
+        label = labels[seeds[j]]
+        if not counted[label]:
+            counted[label] = True
+            _count(labels, label, counts)
+
+
 class Batch(NamedTuple):
     """All that the items of a run read and write; see `mclc_gpu.kernels.trials` for the tables."""
 
@@ -291,6 +309,8 @@ class Batch(NamedTuple):
     grids: np.ndarray
     centres: np.ndarray
     offsets: np.ndarray
+    seed_offsets: np.ndarray
+    seeds: np.ndarray
     items: np.ndarray  # int64 [items, 3]: target, first trial, last trial (exclusive)
     partial_offsets: np.ndarray  # int64 [items + 1]: where an item's counts begin
     partial: np.ndarray  # int32, every item's counts
@@ -321,6 +341,7 @@ def _item(batch, i, first_trial, settings):
     min_size = int(settings.min_size_factor * (h * w / number)) if enforce else 0
     max_size = int(settings.max_size_factor * (h * w / number)) if enforce else h * w
     click = click_y * w + click_x
+    seeds = batch.seeds[batch.seed_offsets[t] : batch.seed_offsets[t + 1]]
     darkest = span = F(np.nan)
     for trial in range(first, last):
         darkest, span = _features(
@@ -329,10 +350,10 @@ def _item(batch, i, first_trial, settings):
         _cluster(s, h, w, start, far_y, far_x, weight, settings.iterations, settings.tolerance)
         if settings.connectivity != CLUSTER:
             relabel(s.labels, h, w, min_size, max_size, s.labels, s.flood)
-        _count(s.labels, s.labels[click], counts)
+        _count_marked(s.labels, click, seeds, s.counted, counts)
         if batch.masks.shape[0]:
             kept = batch.masks[trial - first_trial, batch.offsets[t] : batch.offsets[t] + h * w]
-            _count(s.labels, s.labels[click], kept)
+            _count_marked(s.labels, click, seeds, s.counted, kept)
 
 
 @compiled()
@@ -352,6 +373,8 @@ def run(
     grids: np.ndarray,
     centres: np.ndarray,
     offsets: np.ndarray,
+    seed_offsets: np.ndarray,
+    seeds: np.ndarray,
     counts: np.ndarray,
     masks: np.ndarray,
     settings: Settings,
@@ -369,8 +392,9 @@ def run(
     partial_offsets = np.concatenate([[0], np.cumsum(sizes[order])])
     partial = np.zeros(partial_offsets[-1], np.int32)
     batch = Batch(
-        data, images, windows, keys, grids, centres, offsets, items, partial_offsets, partial, masks
-    )
+        data, images, windows, keys, grids, centres, offsets, seed_offsets, seeds, items, partial_offsets,
+        partial, masks,
+    )  # fmt: skip
     # Threads rather than a parallel loop of numba's, which takes longer to compile than all the rest.
     with ThreadPoolExecutor(threads) as pool:
         deque(pool.map(lambda i: _item(batch, i, first_trial, settings), range(len(items))), maxlen=0)

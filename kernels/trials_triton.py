@@ -19,7 +19,7 @@ from mclc_gpu.kernels.noise import KINDS, threshold
 from mclc_gpu.kernels.noise_triton import disturb, draw
 
 if TYPE_CHECKING:
-    from mclc_gpu.kernels.trials import PackedImages, TrialConfig
+    from mclc_gpu.kernels.trials import PackedImages, Seeds, TrialConfig
 
 ENFORCE = tl.constexpr(0)
 COMPONENT = tl.constexpr(1)
@@ -29,8 +29,8 @@ _ITEM = tl.constexpr(3)
 # Columns of the geometry table, in the order of `_geometry`.
 (
     _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTRE,
-    _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _GEOMETRY,
-) = (tl.constexpr(column) for column in range(17))  # fmt: skip
+    _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_SEED, _SEEDS, _GEOMETRY,
+) = (tl.constexpr(column) for column in range(19))  # fmt: skip
 _CENTRE = tl.constexpr(5)
 _PIXELS_PER_THREAD = tl.constexpr(16)
 _PROGRAMS_PER_PROCESSOR = 16
@@ -213,10 +213,10 @@ def state_places(g, y, x, LANES: tl.constexpr):
 
 @triton.jit
 def count_segments(
-    p_state, p_queue, p_kept, g, size, trials, mask_pitch,
+    p_state, p_queue, p_kept, p_seeds, g, size, trials, mask_pitch,
     PIXELS: tl.constexpr, LANES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
-    """Enforce connectivity in the lanes' labels; count each pixel's trials in the click's segment."""
+    """Enforce connectivity in the lanes' labels; count each pixel's trials in a marked segment."""
     height = tl.load(g + _HEIGHT).to(tl.int32)
     width = tl.load(g + _WIDTH).to(tl.int32)
     min_size = tl.load(g + _MIN_SIZE).to(tl.int32)
@@ -225,12 +225,19 @@ def count_segments(
     relabel_lanes(p_state, p_queue, tl.arange(0, LANES), LANES, height, width, min_size, max_size)
     click = tl.load(g + _CLICK).to(tl.int32)
     p_click = p_state + ((click // width + 1) * (width + 1) + click % width) * LANES
+    p_seeds += tl.load(g + _FIRST_SEED)
+    seeds = tl.load(g + _SEEDS).to(tl.int32)
     pixel, y, x = window_pixels(g, PIXELS)
     inside = pixel < size
     place = state_places(g, y, x, LANES)
     count = tl.zeros([PIXELS], tl.int32)
     for i in range(trials):
-        member = (tl.load(p_state + place + i, inside, -1) == tl.load(p_click + i)).to(tl.int32)
+        label = tl.load(p_state + place + i, inside, -1)
+        member = (label == tl.load(p_click + i)).to(tl.int32)
+        for j in range(seeds):
+            seed = tl.load(p_seeds + j)
+            p_seed = p_state + ((seed // width + 1) * (width + 1) + seed % width) * LANES
+            member |= (label == tl.load(p_seed + i)).to(tl.int32)
         count += member
         if MASKS:
             tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), inside)
@@ -241,10 +248,11 @@ def count_segments(
 
 @triton.jit
 def trials_kernel(
-    p_data, p_geometry, p_grid, p_items, p_state, p_queue, p_centres, p_counts, p_masks, items, state_size,
-    queue_size, first_trial, mask_pitch, sigma, bound, scale, iterations, tolerance, PIXELS: tl.constexpr,
-    LANES: tl.constexpr, CENTRES: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr,
-    OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr, MASKS: tl.constexpr,
+    p_data, p_geometry, p_grid, p_items, p_seeds, p_state, p_queue, p_centres, p_counts, p_masks, items,
+    state_size, queue_size, first_trial, mask_pitch, sigma, bound, scale, iterations, tolerance,
+    PIXELS: tl.constexpr, LANES: tl.constexpr, CENTRES: tl.constexpr, KIND: tl.constexpr,
+    SHARED: tl.constexpr, OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr,
+    MASKS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     p_state += program.to(tl.int64) * state_size
@@ -287,6 +295,9 @@ def trials_kernel(
             if CONNECTIVITY == CLUSTER:
                 click = tl.load(g + _CLICK).to(tl.int32)
                 member = (label == tl.max(tl.where(pixel == click, label, -1), 0)).to(tl.int32)
+                for j in range(tl.load(g + _SEEDS).to(tl.int32)):
+                    seed = tl.load(p_seeds + tl.load(g + _FIRST_SEED) + j)
+                    member |= (label == tl.max(tl.where(pixel == seed, label, -1), 0)).to(tl.int32)
                 count += member
                 if MASKS:
                     tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), pixel < size)
@@ -295,7 +306,7 @@ def trials_kernel(
                 tl.store(p_label, (-1 - label).to(tl.int16), pixel < size)
         if CONNECTIVITY != CLUSTER:
             count = count_segments(
-                p_state, p_queue, p_kept, g, size, trials, mask_pitch, PIXELS, LANES, MASKS
+                p_state, p_queue, p_kept, p_seeds, g, size, trials, mask_pitch, PIXELS, LANES, MASKS
             )
         pixel, y, x = window_pixels(g, PIXELS)
         tl.atomic_add(p_counts + tl.load(g + _PIXEL_OFFSET) + pixel, count, pixel < size, sem="relaxed")
@@ -307,9 +318,10 @@ def _geometry(
     keys: torch.Tensor,
     grids: torch.Tensor,
     offsets: torch.Tensor,
+    seeds: "Seeds",
     config: "TrialConfig",
 ) -> torch.Tensor:
-    """The geometry table [targets, 16], int64, on the CPU."""
+    """The geometry table [targets, 18], int64, on the CPU."""
     image, top, left, height, width, row, column, target = windows.unbind(1)
     offset, image_height, image_width, channels = images.table.cpu()[image].unbind(1)
     channel_pitch = torch.where(channels == 3, image_height * image_width, 0)
@@ -330,7 +342,8 @@ def _geometry(
         target,
         keys,
     )
-    return torch.stack([*columns, offsets[:-1], *grids.unbind(1), *sizes], 1)
+    marks = seeds.offsets[:-1], seeds.offsets.diff()
+    return torch.stack([*columns, offsets[:-1], *grids.unbind(1), *sizes, *marks], 1)
 
 
 def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
@@ -351,6 +364,7 @@ def run(
     grids: torch.Tensor,
     grid: torch.Tensor,
     offsets: torch.Tensor,
+    seeds: "Seeds",
     config: "TrialConfig",
     first_trial: int,
     trials: int,
@@ -359,8 +373,9 @@ def run(
 ) -> None:
     """Fill counts and masks: one launch for each power of two of window pixels."""
     device = images.data.device
-    geometry = _geometry(images, windows, keys, grids, offsets, config)
+    geometry = _geometry(images, windows, keys, grids, offsets, seeds, config)
     geometry_device, grid_device = geometry.to(device), grid.to(device)
+    seed_pixels = seeds.pixels.to(device, torch.int32)
     padded = (windows[:, 3] + 2) * (windows[:, 4] + 1)
     pixels = windows[:, 3] * windows[:, 4]
     blocks = 2 ** torch.ceil(torch.log2(pixels.clamp(min=32).double())).long()
@@ -379,7 +394,7 @@ def run(
         state_size = int(padded[chosen].max()) * lanes if enforced else 0
         queue_size = int(pixels[chosen].max()) * lanes if enforced else 0
         trials_kernel[(programs,)](
-            images.data, geometry_device, grid_device, items.to(device),
+            images.data, geometry_device, grid_device, items.to(device), seed_pixels,
             torch.empty(programs * state_size, dtype=torch.int16, device=device),
             torch.empty(programs * queue_size, dtype=torch.int16, device=device),
             torch.empty(programs * centres * 5, dtype=torch.float32, device=device),

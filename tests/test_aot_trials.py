@@ -10,7 +10,8 @@ from mclc_gpu.kernels.aot import resources
 types = dict.fromkeys("p_geometry p_items".split(), "*i64") | dict.fromkeys("p_state p_queue".split(), "*i16")
 types |= dict.fromkeys("p_grid p_centres".split(), "*fp32") | dict.fromkeys("p_data p_masks".split(), "*u8")
 types |= dict.fromkeys("items state_size queue_size first_trial bound iterations".split(), "i32")
-types |= dict.fromkeys("sigma scale tolerance".split(), "fp32") | {"p_counts": "*i32", "mask_pitch": "i64"}
+types |= dict.fromkeys("sigma scale tolerance".split(), "fp32")
+types |= {"p_counts": "*i32", "p_seeds": "*i32", "mask_pitch": "i64"}
 constants = {"CENTRES": 16, "KIND": trials_triton.KINDS.index("salt"), "SHARED": False, "OWN_RANGE": False}
 constants |= {"WINDOWED": True, "CONNECTIVITY": trials_triton.ENFORCE.value, "MASKS": False}
 table = {}
