@@ -1,33 +1,51 @@
-"""The journal of a label run: what is finished, so that an interrupted run can be resumed."""
+"""The journal of a bulk run: what is finished, so that an interrupted run can be resumed."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from mclc_gpu.data.atomic import atomic_path, remove_leftovers
-from mclc_gpu.data.points import Point
 from mclc_gpu.errors import InputError
-
-JOURNAL = "label.partial.jsonl"
-SUMMARY = "label.json"
-FOLDERS = ("masks", "tpm")
-FILES = ("points.csv", "overview.png")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One finished image: the points that were used (None: the image could not be), and what was left out."""
+class Layout:
+    """What one kind of run writes into its output folder.
 
-    image: str
-    points: list[Point] | None
-    skipped: list[str]
-    trials: int = 0
-    estimated: int = 0
+    Attributes:
+        kind: Name of the command; `kind`.json is the run's account.
+        folders: Folders of PNG files, one per image.
+        files: Other files.
+    """
+
+    kind: str
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def journal(self, out: Path) -> Path:
+        """The journal of an unfinished run."""
+        return out / f"{self.kind}.partial.jsonl"
+
+    def summary(self, out: Path) -> Path:
+        """The account of a finished run."""
+        return out / f"{self.kind}.json"
+
+    def keep_apart(self, out: Path, inputs: Iterable[Path | None]) -> None:
+        """Refuse inputs where a run writes: they would be overwritten, or hold its own files the next time.
+
+        Raises:
+            InputError: One of `inputs` (None: not given) is `out` or lies at one of its places.
+        """
+        here = out.resolve()
+        written = {here, *(here / name for name in (*self.folders, *self.files))}
+        for path in inputs:
+            if path is not None and path.resolve() in written:
+                raise InputError(f"{path}: lies where --out {out} writes; choose another --out")
 
 
 def package_version() -> str:
@@ -44,90 +62,75 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def fingerprint_of(settings: Mapping[str, Any], points: Mapping[str, Sequence[Point]]) -> str:
-    """A digest of what a run's output depends on, but for the images' content."""
-    text = json.dumps(
-        [settings, {stem: [(p.x, p.y, p.category) for p in own] for stem, own in points.items()}]
-    )
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def fingerprint_of(content: Any) -> str:
+    """A digest of what a run's output depends on, but for the images' content; any JSON."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 class Journal:
-    """Appends a line per finished image; the first line tells which settings and points the run has."""
+    """Appends a line per finished image; the first line is the fingerprint of the run.
 
-    def __init__(self, path: Path, records: dict[str, Record], fingerprint: str) -> None:
+    Attributes:
+        records: What was noted of each finished image, by its stem; a record is a dict with the key "image".
+    """
+
+    def __init__(self, path: Path, records: dict[str, dict[str, Any]]) -> None:
         self.path = path
         self.records = records
-        self.fingerprint = fingerprint
         self.file: TextIO | None = None
 
     @staticmethod
-    def open(
-        out: Path,
-        settings: Mapping[str, Any],
-        points: Mapping[str, Sequence[Point]],
-        resume: bool,
-        overwrite: bool,
-    ) -> "Journal":
+    def open(layout: Layout, out: Path, fingerprint: str, resume: bool, overwrite: bool) -> "Journal":
         """Start or take up a run in a folder.
 
         Raises:
             InputError: The folder cannot be written, or holds another run or files that no run wrote.
         """
-        path, summary = out / JOURNAL, out / SUMMARY
-        fingerprint = fingerprint_of(settings, points)
+        path = layout.journal(out)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            if not (path.exists() or summary.exists()):
-                _refuse_foreign(out)
+            if not (path.exists() or layout.summary(out).exists()):
+                _refuse_foreign(layout, out)
             elif not (resume or overwrite):
                 raise InputError(
-                    f"{out}: holds an earlier run's labels; use --resume, --overwrite or another --out"
+                    f"{out}: holds an earlier {layout.kind} run; use --resume, --overwrite or another --out"
                 )
             records = _read(path, fingerprint, out) if resume and path.exists() else {}
             with atomic_path(path) as temporary:
-                lines = [
-                    json.dumps({"fingerprint": fingerprint}),
-                    *(_line(record) for record in records.values()),
-                ]
+                lines = [json.dumps({"fingerprint": fingerprint}), *map(json.dumps, records.values())]
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
             if overwrite:
-                _clear(out)
-            for folder in (out, *(out / name for name in FOLDERS)):
+                _clear(layout, out)
+            for folder in (out, *(out / name for name in layout.folders)):
                 folder.mkdir(exist_ok=True)
                 remove_leftovers(folder)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-        return Journal(path, records, fingerprint)
+        return Journal(path, records)
 
     @staticmethod
-    def completed(
-        out: Path, settings: Mapping[str, Any], points: Mapping[str, Sequence[Point]]
-    ) -> dict[str, Any] | None:
+    def completed(layout: Layout, out: Path, fingerprint: str) -> dict[str, Any] | None:
         """Summary of a run that is complete in this folder; None while there is none.
 
         Raises:
             InputError: The complete run is another one.
         """
-        if (out / JOURNAL).exists() or not (out / SUMMARY).exists():
+        if layout.journal(out).exists() or not layout.summary(out).exists():
             return None
         try:
-            summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+            summary: dict[str, Any] = json.loads(layout.summary(out).read_text(encoding="utf-8"))
         except ValueError:
             return None
-        if summary.get("fingerprint") != fingerprint_of(settings, points):
+        if summary.get("fingerprint") != fingerprint:
             raise InputError(
-                f"{out}: holds labels of other settings or points; use --overwrite or another --out"
+                f"{out}: holds a {layout.kind} run with other settings or inputs; "
+                "use --overwrite or another --out"
             )
         return summary
 
-    def finished(self, complete: Callable[[str], bool]) -> dict[str, Record]:
-        """Records of the images that need no more work: unusable ones, and those whose files are complete."""
-        return {stem: r for stem, r in self.records.items() if r.points is None or complete(stem)}
-
-    def append(self, record: Record) -> None:
+    def append(self, record: Mapping[str, Any]) -> None:
         assert self.file is not None
-        self.file.write(_line(record) + "\n")
+        self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
     def remove(self) -> None:
@@ -144,13 +147,9 @@ class Journal:
             self.file.close()
 
 
-def _line(record: Record) -> str:
-    return json.dumps(asdict(record))
-
-
-def _read(path: Path, fingerprint: str, out: Path) -> dict[str, Record]:
+def _read(path: Path, fingerprint: str, out: Path) -> dict[str, dict[str, Any]]:
     """Records of a journal; a torn last line belongs to an image that was not finished."""
-    records: dict[str, Record] = {}
+    records: dict[str, dict[str, Any]] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines):
         try:
@@ -164,26 +163,27 @@ def _read(path: Path, fingerprint: str, out: Path) -> dict[str, Record]:
         if number == 0:
             if entry.get("fingerprint") != fingerprint:
                 raise InputError(
-                    f"{out}: was begun with other settings or points; use --overwrite or another --out"
+                    f"{out}: was begun with other settings or inputs; use --overwrite or another --out"
                 )
             continue
-        points = None if entry["points"] is None else [Point(**point) for point in entry["points"]]
-        records[entry["image"]] = Record(**{**entry, "points": points})
+        records[entry["image"]] = entry
     return records
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_foreign(layout: Layout, out: Path) -> None:
     """Someone's true masks may lie in a folder `masks` as well."""
-    for name in (*FOLDERS, *FILES):
+    for name in (*layout.folders, *layout.files):
         path = out / name
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise InputError(f"{path}: was not written by a label run and stays; choose another --out")
+            raise InputError(
+                f"{path}: was not written by a {layout.kind} run and stays; choose another --out"
+            )
 
 
-def _clear(out: Path) -> None:
+def _clear(layout: Layout, out: Path) -> None:
     """Remove an earlier run's files, but for its journal."""
-    for folder in FOLDERS:
+    for folder in layout.folders:
         for path in (out / folder).glob("*.png"):
             path.unlink()
-    for name in (*FILES, SUMMARY):
-        (out / name).unlink(missing_ok=True)
+    for path in (*(out / name for name in layout.files), layout.summary(out)):
+        path.unlink(missing_ok=True)

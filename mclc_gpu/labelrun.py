@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mclc_gpu.data.images import read_image, stem_of
 from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import Journal, Record, package_version, write_json
+from mclc_gpu.journal import Journal, Layout, fingerprint_of, package_version, write_json
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labeling import (
     LabelConfig,
@@ -38,6 +38,24 @@ _CHUNK_IMAGES = 256
 _BATCH = 16  # images read at once
 _COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
 STAGES = ("read", "cluster", "refine", "write")
+LAYOUT = Layout("label", ("masks", "tpm"), ("points.csv", "overview.png"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished image: the points that were used (None: the image could not be), and what was left out."""
+
+    image: str
+    points: list[Point] | None
+    skipped: list[str]
+    trials: int = 0
+    estimated: int = 0
+
+    @staticmethod
+    def of(noted: Mapping[str, Any]) -> "Record":
+        """The record that a journal noted."""
+        points = None if noted["points"] is None else [Point(**point) for point in noted["points"]]
+        return Record(**{**noted, "points": points})
 
 
 @dataclass
@@ -113,12 +131,12 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
             f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label"
         )
     points = {stem: job.points[stem] for stem in stems}
-    if job.resume and (complete := Journal.completed(job.out, job.settings(), points)):
+    clicks = {stem: [astuple(point) for point in own] for stem, own in points.items()}
+    fingerprint = fingerprint_of([job.settings(), clicks])
+    if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)):
         return complete
-    journal = Journal.open(job.out, job.settings(), points, job.resume, job.overwrite)
-    finished = journal.finished(
-        lambda stem: mask_path(job.out, stem).exists() and tpm_path(job.out, stem).exists()
-    )
+    journal = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
+    finished = _finished(job.out, journal)
     todo = [stem for stem in stems if stem not in finished]
     if todo:
         warm_up(job.config, device)
@@ -132,7 +150,7 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
     trials_now = sum(finished[stem].trials for stem in todo)
     summary = {
-        **_about(job, device, journal.fingerprint),
+        **_about(job, device, fingerprint),
         "images": len(labelled),
         "resumed_images": len(stems) - len(todo),
         "targets": sum(len(r.points or ()) for r in labelled),
@@ -145,6 +163,16 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     write_json(job.out / "label.json", summary)
     journal.remove()
     return summary
+
+
+def _finished(out: Path, journal: Journal) -> dict[str, Record]:
+    """Records of the images that need no more work: unusable ones, and those whose files are complete."""
+    records = {stem: Record.of(noted) for stem, noted in journal.records.items()}
+    return {
+        stem: record
+        for stem, record in records.items()
+        if record.points is None or (mask_path(out, stem).exists() and tpm_path(out, stem).exists())
+    }
 
 
 def _label_images(
@@ -165,7 +193,7 @@ def _label_images(
     ):
         for chunk in _read_chunks(job, todo, pool, seconds):
             for record in _label_chunk(job, chunk, device, pool, seconds):
-                journal.append(record)
+                journal.append(asdict(record))
                 finished[record.image] = record
             progress.advance(len(chunk))
     seconds["total"] = time.perf_counter() - begin

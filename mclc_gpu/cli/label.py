@@ -12,11 +12,10 @@ from mclc_gpu.data.points import Point, read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import FILES, FOLDERS
 from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.trials import TrialConfig
 from mclc_gpu.labeling import preset
-from mclc_gpu.labelrun import LabelJob, label_folder
+from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
 
 _SHOWN_SKIPS = 20
@@ -24,7 +23,7 @@ _SHOWN_SKIPS = 20
 
 def label(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
-    _keep_inputs_apart(arguments)
+    LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.points, arguments.points_from_masks))
     trial, crf = _settings(arguments)
     config = preset(
         arguments.preset,
@@ -64,15 +63,6 @@ def label(arguments: argparse.Namespace, started: float) -> int:
     write_overview(arguments.out, images, arguments.seed, title, truth)
     _report(arguments.out, summary)
     return len(summary["skipped"])
-
-
-def _keep_inputs_apart(arguments: argparse.Namespace) -> None:
-    """Inputs where a run writes would be overwritten, or hold the run's own files the next time."""
-    out = arguments.out.resolve()
-    written = {out, *(out / name for name in (*FOLDERS, *FILES))}
-    for path in (arguments.images, arguments.points, arguments.points_from_masks):
-        if path is not None and path.resolve() in written:
-            raise InputError(f"{path}: lies where --out {arguments.out} writes; choose another --out")
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[TrialConfig, CrfConfig]:
