@@ -71,3 +71,14 @@ def synchronize(device: torch.device) -> None:
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a CUDA device; 1 elsewhere (the interpreter is sequential)."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has free; for the CPU, this machine (4 GiB where it does not say)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
+    except OSError:
+        return 4 << 30

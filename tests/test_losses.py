@@ -1,0 +1,90 @@
+"""Losses against plain numpy, and their behaviour at the ends of their range."""
+
+import numpy as np
+import pytest
+import torch
+
+from mclc_gpu.losses import LOSSES, cross_entropy, detector_loss, edge_target, soft_iou
+from mclc_gpu.networks.blocks import Logits
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 1, 9, 11, generator=generator)
+    truth = (torch.rand(3, 1, 9, 11, generator=generator) < 0.1).float()
+    return logits, truth
+
+
+def test_soft_iou_is_its_formula_image_by_image() -> None:
+    logits, truth = batch()
+    ratios = []
+    for image, mask in zip(logits.double().numpy(), truth.double().numpy(), strict=True):
+        p = 1 / (1 + np.exp(-image))
+        both = (p * mask).sum()
+        ratios.append((both + 1) / (p.sum() + mask.sum() - both + 1))
+    assert soft_iou(logits, truth).item() == pytest.approx(1 - np.mean(ratios), abs=1e-6)
+
+
+def test_soft_iou_of_a_batch_is_the_mean_of_its_images() -> None:
+    logits, truth = batch()
+    parts = [soft_iou(logits[i : i + 1], truth[i : i + 1]).item() for i in range(3)]
+    assert soft_iou(logits, truth).item() == pytest.approx(np.mean(parts), abs=1e-6)
+
+
+def test_soft_iou_is_zero_for_the_truth_and_nearly_one_for_its_opposite() -> None:
+    _, truth = batch()
+    assert soft_iou(200 * truth - 100, truth).item() == pytest.approx(0, abs=1e-6)
+    assert soft_iou(100 - 200 * truth, truth).item() > 0.98
+
+
+def test_an_image_without_targets_pulls_the_prediction_down() -> None:
+    logits = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    loss = soft_iou(logits, torch.zeros(1, 1, 4, 4))
+    loss.backward()
+    assert loss.item() == pytest.approx(8 / 9)
+    assert logits.grad is not None
+    assert (logits.grad > 0).all()
+
+
+def test_cross_entropy_is_its_formula() -> None:
+    logits, truth = batch()
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    t = truth.numpy()
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+    assert cross_entropy(logits, truth).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_summed_in_float32(name: str) -> None:
+    logits, truth = torch.zeros(2, 1, 256, 256, dtype=torch.bfloat16), torch.zeros(2, 1, 256, 256)
+    loss = detector_loss(Logits((logits,)), truth, name)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx({"soft-iou": 1 - 1 / 32769, "bce": np.log(2)}[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_deep_supervision_is_the_mean_of_the_outputs(name: str) -> None:
+    first, truth = batch()
+    second, _ = batch(1)
+    both = detector_loss(Logits((first, second)), truth, name)
+    assert both.item() == pytest.approx(
+        (LOSSES[name](first, truth) + LOSSES[name](second, truth)).item() / 2, rel=1e-6
+    )
+
+
+def test_an_edge_adds_its_own_loss() -> None:
+    logits, truth = batch()
+    edge, _ = batch(2)
+    target = edge_target(truth)
+    added = detector_loss(Logits((logits,), edge), truth) - detector_loss(Logits((logits,)), truth)
+    assert added.item() == pytest.approx((10 * cross_entropy(edge, target) + soft_iou(edge, target)).item())
+
+
+def test_the_edge_of_a_square_lies_on_both_sides_of_its_outline() -> None:
+    truth = torch.zeros(1, 1, 9, 9)
+    truth[..., 3:6, 3:6] = 1
+    edge = edge_target(truth)[0, 0]
+    assert edge.max() == 1
+    assert edge[4, 4] == pytest.approx(1e-3)  # the middle
+    assert (edge[4, 2:4] == 1).all()  # outside and inside of the left side
+    assert edge[0, 0] == pytest.approx(1e-3)
