@@ -2,13 +2,18 @@
 
 The variable set here is read when a Triton kernel is decorated, so before any module of mclc_gpu.kernels is
 imported. Subprocesses inherit it: a test that compiles Triton kernels ahead of time has to drop it.
+OpenMP workers that wait must not spin, or tests take ten times as long on cores that others use too; OpenMP
+reads that when torch is imported.
 """
 
 import os
 from pathlib import Path
 
 import pytest
-import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NUAA_DEFAULT = ROOT.parent / "shared" / "data" / "NUAA-SIRST"
