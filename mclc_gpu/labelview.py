@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from mclc_gpu.data.atomic import atomic_path
-from mclc_gpu.data.formats import Entry, parse_csv
+from mclc_gpu.data.formats import parse_csv
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.points import Point
+from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelrun import mask_path, read_tpm, tpm_path
 from mclc_gpu.overview import Tile, contact_sheet
@@ -18,21 +19,39 @@ _TILES = 24
 _MARGIN = 4  # pixels of surroundings shown around the clustered window
 
 
+def used_points(out: Path) -> dict[str, list[Point]]:
+    """The points of a label run with the categories that were used, by image, from its points.csv.
+
+    Raises InputError when the file is missing or a row is not a point as `write_points` writes it.
+    """
+    path = out / "points.csv"
+    points: dict[str, list[Point]] = {}
+    for entry in parse_csv(path):
+        if isinstance(entry, Skipped):
+            raise InputError(f"{path}: {entry.why}; label again")
+        own = points.setdefault(entry.names[0], [])
+        if entry.x is not None:
+            try:
+                category = str(entry.category) if entry.category else None
+                own.append(Point(float(str(entry.x)), float(str(entry.y)), category))
+            except ValueError as error:
+                raise InputError(f"{path}: {entry.where}: {error}; label again") from error
+    return points
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the indices 0 .. count - 1, evenly over all of them, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)).tolist()
+
+
 def write_overview(
     out: Path, images: Mapping[str, Path], seed: int, title: str, truth: Mapping[str, Path] | None = None
 ) -> Path:
     """Write OUT/overview.png: targets spread evenly over the run, each with window, TPM, mask and truth."""
-    targets: list[tuple[str, int, Point]] = []
-    for entry in parse_csv(out / "points.csv"):
-        if isinstance(entry, Entry) and entry.x is not None:
-            stem = entry.names[0]
-            index = targets[-1][1] + 1 if targets and targets[-1][0] == stem else 0
-            targets.append(
-                (stem, index, Point(float(str(entry.x)), float(str(entry.y)), str(entry.category)))
-            )
-    chosen = np.unique(np.linspace(0, len(targets) - 1, min(_TILES, len(targets))).round().astype(int))
+    points = used_points(out)
+    targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
     tiles = []
-    for stem, index, point in (targets[t] for t in chosen):
+    for stem, index, point in (targets[t] for t in spread(len(targets), _TILES)):
         tiles.append(_tile(out, images[stem], stem, index, point, seed, truth))
     path = out / "overview.png"
     with atomic_path(path) as temporary:

@@ -324,6 +324,11 @@ def _category_counts(
     }
 
 
+def mask_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two masks, bool of one shape; NaN when both are empty."""
+    return _ratio(int(np.count_nonzero(prediction & truth)), int(np.count_nonzero(prediction | truth)))
+
+
 def _check(prediction: np.ndarray, truth: np.ndarray, name: str | None) -> None:
     where = name or "image"
     for role, mask in (("prediction", prediction), ("truth", truth)):

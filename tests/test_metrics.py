@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mclc_gpu.errors import InputError
-from mclc_gpu.metrics import Result, Scores
+from mclc_gpu.metrics import Result, Scores, mask_iou
 
 Box = tuple[int, int, int, int]  # first row, first column, height, width
 
@@ -348,3 +348,13 @@ def test_an_image_scored_twice_is_named() -> None:
     scores = random_scores(["3"])
     with pytest.raises(InputError, match="3: scored twice"):
         scores.update(mask(), mask(), "3")
+
+
+def test_iou_of_two_masks():
+    mask = np.zeros((4, 5), bool)
+    mask[:2, :3] = True
+    truth = np.roll(mask, 1, axis=1)
+    assert mask_iou(mask, truth) == 4 / 8
+    assert mask_iou(mask, mask) == 1
+    assert mask_iou(mask, ~mask) == 0
+    assert math.isnan(mask_iou(mask & ~mask, mask & ~mask))
