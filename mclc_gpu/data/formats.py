@@ -1,20 +1,18 @@
-"""Point labels on disk as raw entries: tables, text lists, VOC-style XML and single-pixel masks.
+"""Point labels on disk as raw entries: tables, text lists and VOC-style XML.
 
-A parser takes one file and yields what it says, image by image and point by point, without judging it;
-whether the image exists and the point lies inside it is decided by `mclc_gpu.data.points`. JSON formats:
-`formats_json`.
+A parser takes one file and yields what it says, image by image and target by target, without judging it;
+whether the image exists and the target lies inside it is decided by `mclc_gpu.data.collect`. JSON formats:
+`formats_json`; pictures: `formats_mask`.
 """
 
 import csv
 import io
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-
-from mclc_gpu.data.images import read_image
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 
@@ -27,24 +25,44 @@ COLUMNS = {
     "x": ("x", "xc", "cx", "col", "column"),
     "y": ("y", "yc", "cy", "row"),
     "category": ("category",),
+    "target": ("target",),
+    "left": ("left", "xmin"),
+    "top": ("top", "ymin"),
+    "right": ("right", "xmax"),
+    "bottom": ("bottom", "ymax"),
 }
+BOX_COLUMNS = ("left", "top", "right", "bottom")
+
+
+Positions = tuple[tuple[object, object], ...]
+BoxForm = Literal["pixels", "corners", "size"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One point as its file says it, or, with x and y both None, an image said to hold no target.
+    """One annotated target, or a part of it, as its file says it; without shapes, an image without targets.
 
-    The pixel position of the point is (x * scale_x + shift, y * scale_y + shift).
+    One target may be said in several ways at once (a box and a click): the supervision asked for chooses.
+
+    `clicks`: positions (x, y); their pixel position is (x * scale_x + shift, y * scale_y + shift).
+    `stroke`: positions of a scribble, likewise; its pixels or, with `drawn`, the corners of its line.
+    `box`, by `box_form`: "pixels" is (left, top, right, bottom), the outermost pixels, scaled and shifted as
+    clicks are; "corners" is (x, y, x, y) of any two opposite corners and "size" is (left, top, width,
+    height), both along the pixels' edges (0 is the image's edge), scaled but never shifted.
     """
 
     names: tuple[str, ...]  # what the image may be called; the first name that exists counts
     where: str  # place in the file, for messages
-    x: object = None
-    y: object = None
+    clicks: Positions = ()
     category: object = None
     scale: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
     size: tuple[object, object] | None = None  # (height, width) that the annotation says its image has
+    stroke: Positions = ()
+    drawn: bool = False
+    box: tuple[object, object, object, object] | None = None
+    box_form: BoxForm = "pixels"
+    target: str | None = None  # entries of one file and image that share it are one target
 
 
 Entries = Iterator[Entry | Skipped]
@@ -74,12 +92,33 @@ def known_category(label: object) -> str | None:
     return label.lower() if isinstance(label, str) and label.lower() in CATEGORIES else None
 
 
+def row_entry(names: tuple[str, ...], where: str, cells: Mapping[str, object]) -> Entry:
+    """An entry from the values of one row or record by role (see `COLUMNS`).
+
+    A position is a click or a pixel of a scribble, as the supervision has it. Without a box, x and y both
+    None say that the image has no target, and a missing one is a bad number.
+    """
+    values = [cells.get(role) for role in BOX_COLUMNS]
+    box = (values[0], values[1], values[2], values[3]) if any(map(_given, values)) else None
+    x, y = cells.get("x", ""), cells.get("y", "")
+    blank = not (_given(x) or _given(y)) if box else x is None and y is None
+    at = () if blank else ((x, y),)
+    target = str(cells["target"]).strip() if _given(cells.get("target")) else None
+    return Entry(names, where, at, cells.get("category"), stroke=at, box=box, target=target)
+
+
+def _given(value: object) -> bool:
+    return value is not None and value != ""
+
+
 def parse_csv(path: Path) -> Entries:
     """A table with a header: `image,x,y[,category]`, in any order, among other columns; x = column, y = row.
 
-    Comma, semicolon or tab separate; with the latter two a decimal comma is understood. A row with x and y
-    both empty names an image without targets. Raises InputError when the header lacks a column or names one
-    twice.
+    Rows of an image with the same `target` are the clicks, or the pixels of the scribble, of one target.
+    Boxes are `left,top,right,bottom` (or xmin, ymin, xmax, ymax), pixel centres, both ends inside; x and y
+    may then be missing. Comma, semicolon or tab separate; with the latter two a decimal comma is understood.
+    A row with all of these empty names an image without targets. Raises InputError when the header lacks a
+    column or names one twice.
     """
     text = read_text(path)
     header, delimiter = _header_of(text, path)
@@ -94,12 +133,14 @@ def parse_csv(path: Path) -> Entries:
                 yield Skipped(str(path), f"{where}: {len(row)} cells under a header of {width}")
                 continue
             row += [""] * (width - len(row))
-            cells = {role: row[index] for role, index in header.items()}
-            if delimiter != ",":
-                cells["x"], cells["y"] = cells["x"].replace(",", "."), cells["y"].replace(",", ".")
-            x, y = cells["x"].strip(), cells["y"].strip()
-            names = (cells["image"], cells["image"].strip())
-            yield Entry(names, where, x, y, cells.get("category")) if x or y else Entry(names, where)
+            names = (row[header["image"]], row[header["image"]].strip())
+            cells: dict[str, object] = {role: row[index].strip() for role, index in header.items()}
+            for role in ("x", "y", *BOX_COLUMNS):
+                number = str(cells.get(role, ""))
+                cells[role] = number.replace(",", ".") if delimiter != "," else number
+            if not (cells["x"] or cells["y"]):
+                cells["x"] = cells["y"] = None
+            yield row_entry(names, where, cells)
     except csv.Error as error:
         raise InputError(f"{path}: line {rows.line_num} is not CSV ({error}); export it again") from error
 
@@ -118,7 +159,10 @@ def _header_of(text: str, path: Path) -> tuple[dict[str, int], str]:
                 raise InputError(f"{path}: the header names two columns for {doubled[0]}; keep one of them")
             return {role: indices[0] for role, indices in roles.items()}, delimiter
     first = text.partition("\n")[0][:80]
-    raise InputError(f"{path}: the header {first!r} lacks image, x or y; it must be image,x,y[,category]")
+    raise InputError(
+        f"{path}: the header {first!r} lacks image, x or y; it must be image,x,y[,category][,target] "
+        "or image,left,top,right,bottom[,category]"
+    )
 
 
 def _readings(text: str) -> Iterator[tuple[dict[str, list[int]] | None, str]]:
@@ -135,7 +179,8 @@ def _readings(text: str) -> Iterator[tuple[dict[str, list[int]] | None, str]]:
             indices = exact or [index for index, name in enumerate(names) if name in aliases]
             if indices:
                 roles[role] = indices
-        yield (roles if roles.keys() >= {"image", "x", "y"} else None), delimiter
+        known = roles.keys() >= {"image", "x", "y"} or roles.keys() >= {"image", *BOX_COLUMNS}
+        yield (roles if known else None), delimiter
 
 
 def parse_txt(path: Path) -> Entries:
@@ -154,7 +199,8 @@ def parse_txt(path: Path) -> Entries:
         if len(cells) not in (2, 3):
             yield Skipped(str(path), f"line {number}: {len(cells)} values, not 'x y' or 'x y category'")
             continue
-        yield Entry((path.stem,), f"line {number}", cells[0], cells[1], cells[2] if len(cells) == 3 else None)
+        category = cells[2] if len(cells) == 3 else None
+        yield Entry((path.stem,), f"line {number}", ((cells[0], cells[1]),), category)
     if empty:
         yield Entry((path.stem,), "the whole file")
 
@@ -167,11 +213,12 @@ class _NoDoctype(ET.TreeBuilder):
 
 
 def parse_xml(path: Path) -> Entries:
-    """VOC-style XML, one file per image: <object> with <centroid><xc/><yc/></centroid>.
+    """VOC-style XML, one file per image: <object> with <centroid><xc/><yc/></centroid> or <bndbox>.
 
-    These coordinates count from 1, as in MATLAB, and 1 is subtracted: the 533 of NUAA-SIRST's `centroids/`
-    exceed the centroids of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 %
-    between 0.9 and 1.1). The image is the one named like the file, else the one of <filename>.
+    A <bndbox> holds xmin, ymin, xmax and ymax, both ends inside. All coordinates count from 1, as in MATLAB,
+    and 1 is subtracted. For boxes VOC says so; as to centroids, the 533 of NUAA-SIRST's `centroids/` exceed
+    those of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 % between 0.9 and 1.1).
+    The image is the one named like the file, else the one of <filename>.
     """
     data = read_bytes(path)
     try:
@@ -189,28 +236,15 @@ def parse_xml(path: Path) -> Entries:
     if not objects:
         yield Entry(names, "the whole file", size=shape)
     for number, item in enumerate(objects, 1):
-        centroid = item.find("centroid")
-        if centroid is None:
-            yield Skipped(str(path), f"object {number} has no <centroid>")
+        centroid, bounds = item.find("centroid"), item.find("bndbox")
+        if centroid is None and bounds is None:
+            yield Skipped(str(path), f"object {number} has neither <centroid> nor <bndbox>")
             continue
-        # "" rather than None for an absent coordinate: two None would say that the image has no target.
-        x, y = centroid.findtext("xc", ""), centroid.findtext("yc", "")
+        # "" for an absent coordinate: a bad number, to be reported as such.
+        clicks = () if centroid is None else ((centroid.findtext("xc", ""), centroid.findtext("yc", "")),)
+        box = None
+        if bounds is not None:
+            left, top = bounds.findtext("xmin", ""), bounds.findtext("ymin", "")
+            box = (left, top, bounds.findtext("xmax", ""), bounds.findtext("ymax", ""))
         category = known_category(item.findtext("name"))
-        yield Entry(names, f"object {number}", x, y, category, shift=-1.0, size=shape)
-
-
-def parse_point_mask(path: Path) -> Entries:
-    """A mask of single pixels, one file per image: each nonzero pixel is a point, none means no target.
-
-    Raises InputError when 2x2 nonzero pixels touch: then the file is a mask of whole targets, not of points.
-    """
-    pixels = read_image(path)
-    marked = np.atleast_3d(pixels).max(axis=2) > 0
-    if (marked[:-1, :-1] & marked[1:, :-1] & marked[:-1, 1:] & marked[1:, 1:]).any():
-        raise InputError(f"{path}: nonzero pixels form areas, not points; give masks to --points-from-masks")
-    size = marked.shape
-    rows, columns = np.nonzero(marked)
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        yield Entry((path.name,), f"pixel ({column}, {row})", column, row, size=size)
-    if not len(rows):
-        yield Entry((path.name,), "the whole file", size=size)
+        yield Entry(names, f"object {number}", clicks, category, shift=-1.0, size=shape, box=box)
