@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from mclc_gpu.conventions import CANONICAL, Convention
 from mclc_gpu.data.points import CATEGORIES
 from mclc_gpu.data.simulate import category_of
 from mclc_gpu.errors import InputError
+from mclc_gpu.matching import false_alarm_pixels, match
 
-MATCH_DISTANCE = 3.0
 _EIGHT = np.ones((3, 3), dtype=bool)
 
 
@@ -36,7 +37,7 @@ class ImageScore:
         predicted, true: Pixels of each mask.
         targets: True components.
         detected: True components with a predicted component matched to them.
-        false_alarm_pixels: Pixels of the predicted components that are matched to no target.
+        false_alarm_pixels: Pixels of the predicted components that are false alarms by the convention.
         categories: Counts per category of target (point, spot, extended), for those that occur.
     """
 
@@ -85,8 +86,7 @@ class Result:
         iou: Total intersection over total union, 0 to 1.
         niou: Mean of the images' own IoU over the images whose masks are not both empty, 0 to 1.
         pd: Probability of detection: detected targets over targets, 0 to 1.
-        fa: False-alarm rate: pixels of unmatched predicted components over all pixels, 0 to 1. Print it times
-            1e6.
+        fa: False-alarm rate: pixels of false alarms over all pixels, 0 to 1. Print it times 1e6.
         precision: Intersection over predicted pixels, 0 to 1.
         recall: Intersection over true pixels, 0 to 1.
         f1: Harmonic mean of precision and recall, 0 to 1.
@@ -94,6 +94,7 @@ class Result:
         targets, detected: Numbers of true components.
         images: Number of images.
         categories: Scores per category of target, for the categories that occur, smallest targets first.
+        convention: Name of the definition of detections and false alarms.
     """
 
     iou: float
@@ -111,6 +112,7 @@ class Result:
     false_alarm_pixels: int
     images: int
     categories: dict[str, CategoryResult]
+    convention: str = CANONICAL.name
 
     def as_dict(self) -> dict[str, object]:
         """All scores as numbers and nested dicts for JSON, with None instead of NaN."""
@@ -130,7 +132,8 @@ class Result:
             "  ".join(f"{heading:>9}" for heading in headings),
             "  ".join(f"{_cell(value, after):>9}" for value, after in zip(values, digits, strict=True)),
             f"{self.images} images, {self.detected} of {self.targets} targets detected, "
-            f"{self.false_alarm_pixels} false-alarm pixels",
+            f"{self.false_alarm_pixels} false-alarm pixels"
+            + (f" (convention {self.convention})" if self.convention != CANONICAL.name else ""),
         ]
         lines += [
             f"  {category:<8}  IoU {_cell(one.iou, 4)}  Pd {_cell(one.pd, 4)}  "
@@ -143,11 +146,10 @@ class Result:
 class Scores:
     """Collects images one by one and scores the set.
 
-    Components are 8-connected and numbered in the order in which rows, read from the top, first meet them.
-    Target by target in that order, the predicted component that no earlier target has taken and whose
-    centroid lies nearest to the target's, at less than 3 px (strictly; of equal distances the lowest number),
-    is matched to the target, which is then detected. Whether the two overlap does not matter. The remaining
-    predicted components are false alarms.
+    Which components are detections and which false alarms is up to the convention: see
+    `mclc_gpu.conventions.Convention`. In the canonical one each target takes the nearest free component whose
+    centroid lies less than 3 px from its own, whether the two overlap or not; the components that are left
+    are false alarms.
 
     An image without a true and without a predicted pixel has no IoU and is left out of nIoU's mean; it counts
     in every other score.
@@ -162,38 +164,37 @@ class Scores:
     Instances can be pickled: gather those of several processes and `merge` them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, convention: Convention = CANONICAL) -> None:
+        self.convention = convention
         self.images: list[ImageScore] = []
         self._names: set[str] = set()
 
     def update(self, prediction: np.ndarray, truth: np.ndarray, name: str | None = None) -> ImageScore:
-        """Score one image, add it to the set and return its counts.
-
-        Args:
-            prediction, truth: bool [H, W], true on targets, at the image's own size.
-            name: Name of the image, for messages and to tell images apart in `merge`.
-
-        Raises:
-            InputError: Masks of different sizes, not of two dimensions, without pixels or not bool, or a name
-                that
-                was scored before.
-        """
-        _check(prediction, truth, name)
-        if name is not None and name in self._names:
-            raise InputError(f"{name}: scored twice: name every image once")
-        score = _score_image(prediction, truth, name)
-        self._add(score)
+        """Score one image (see `score_image`), add it to the set and return its counts."""
+        score = score_image(prediction, truth, name, self.convention)
+        self.add(score)
         return score
+
+    def add(self, score: ImageScore) -> None:
+        """Add an image that was scored by this convention. Raises InputError for a name scored before."""
+        if score.name is not None and score.name in self._names:
+            raise InputError(f"{score.name}: scored twice: name every image once")
+        self.images.append(score)
+        if score.name is not None:
+            self._names.add(score.name)
 
     def merge(self, other: "Scores") -> None:
         """Add the images of `other`, which stays as it was.
 
         A named image that is here already is passed over, as samplers repeat images to give every process as
-        many. Any order of merging gives the same result as one run over all images.
+        many. Any order of merging gives the same result as one run over all images. Raises ValueError when
+        `other` was scored by another convention.
         """
+        if other.convention != self.convention:
+            raise ValueError(f"scores of {other.convention.name} cannot join {self.convention.name} ones")
         for score in other.images:
             if score.name not in self._names:
-                self._add(score)
+                self.add(score)
 
     def compute(self) -> Result:
         """Scores of all images so far; of none, counts of 0 and ratios of NaN."""
@@ -222,12 +223,8 @@ class Scores:
             false_alarm_pixels=alarms,
             images=len(self.images),
             categories=self._category_results(),
+            convention=self.convention.name,
         )
-
-    def _add(self, score: ImageScore) -> None:
-        self.images.append(score)
-        if score.name is not None:
-            self._names.add(score.name)
 
     def _category_results(self) -> dict[str, CategoryResult]:
         results = {}
@@ -244,60 +241,56 @@ class Scores:
         return results
 
 
-class _Components(NamedTuple):
-    """The n components of a mask, numbered from 0; row 0 of the arrays is component 0."""
+class Components(NamedTuple):
+    """The n components of a mask, numbered from 0; element 0 of the arrays is of component 0."""
 
     labels: np.ndarray  # int32 [H, W]: 0 on background, component + 1 elsewhere
     area: np.ndarray  # int64 [n], pixels
     centroid: np.ndarray  # float64 [n, 2], (row, column)
 
 
-def _components(mask: np.ndarray) -> _Components:
+def components_of(mask: np.ndarray) -> Components:
+    """The 8-connected components of a bool mask [H, W], in raster order of their first pixels."""
     labels, count = ndimage.label(mask, structure=_EIGHT)
     rows, columns = np.nonzero(labels)
     index = labels[rows, columns] - 1
     area = np.bincount(index, minlength=count)
     sums = [np.bincount(index, weights=axis, minlength=count) for axis in (rows, columns)]
-    return _Components(labels, area, np.stack(sums, axis=1) / area[:, None])
+    return Components(labels, area, np.stack(sums, axis=1) / area[:, None])
 
 
-def _match(true: _Components, predicted: _Components) -> np.ndarray:
-    """int64 [targets]: the predicted component matched to each target, -1 for none."""
-    matched = np.full(len(true.area), -1, dtype=np.int64)
-    if not len(predicted.area):
-        return matched
-    free = np.ones(len(predicted.area), dtype=bool)
-    for target, centroid in enumerate(true.centroid):
-        offset = predicted.centroid - centroid
-        # Centroids are rounded fractions: 3 px and equal distances must not depend on their last bits.
-        distance = np.where(free, np.hypot(offset[:, 0], offset[:, 1]).round(9), np.inf)
-        nearest = int(distance.argmin())
-        if distance[nearest] < MATCH_DISTANCE:
-            matched[target] = nearest
-            free[nearest] = False
-    return matched
+def score_image(
+    prediction: np.ndarray, truth: np.ndarray, name: str | None = None, convention: Convention = CANONICAL
+) -> ImageScore:
+    """Counts of one image.
 
+    Args:
+        prediction, truth: bool [H, W], true on targets, at the image's own size.
+        name: Name of the image, for messages and to tell images apart in `Scores`.
+        convention: What counts as a detection and as a false alarm.
 
-def _score_image(prediction: np.ndarray, truth: np.ndarray, name: str | None) -> ImageScore:
-    true, predicted = _components(truth), _components(prediction)
-    matched = _match(true, predicted)
-    hits = matched[matched >= 0]
-    predicted_pixels = int(predicted.area.sum())
+    Raises:
+        InputError: Masks of different sizes, not of two dimensions, without pixels or not bool.
+    """
+    check_pair(prediction, truth, name)
+    true, predicted = components_of(truth), components_of(prediction)
+    order = np.arange(len(predicted.area))
+    matched = match(true.centroid, predicted.centroid, order, convention.nearest)
     return ImageScore(
         name=name,
         pixels=truth.size,
         intersection=int(np.count_nonzero(prediction & truth)),
-        predicted=predicted_pixels,
+        predicted=int(predicted.area.sum()),
         true=int(true.area.sum()),
         targets=len(true.area),
-        detected=len(hits),
-        false_alarm_pixels=predicted_pixels - int(predicted.area[hits].sum()),
+        detected=int(np.count_nonzero(matched >= 0)),
+        false_alarm_pixels=int(false_alarm_pixels(predicted.area, matched, convention.alarms_by_area)),
         categories=_category_counts(true, predicted, matched),
     )
 
 
 def _category_counts(
-    true: _Components, predicted: _Components, matched: np.ndarray
+    true: Components, predicted: Components, matched: np.ndarray
 ) -> dict[str, CategoryCounts]:
     """Counts per category of target, by the rule in `Scores`."""
     n_true, n_predicted = len(true.area), len(predicted.area)
@@ -329,13 +322,14 @@ def mask_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
     return _ratio(int(np.count_nonzero(prediction & truth)), int(np.count_nonzero(prediction | truth)))
 
 
-def _check(prediction: np.ndarray, truth: np.ndarray, name: str | None) -> None:
+def check_pair(prediction: np.ndarray, truth: np.ndarray, name: str | None, kind: str = "bool") -> None:
+    """Raise InputError unless `prediction` is of type `kind`, `truth` bool, and both of one size [H, W]."""
     where = name or "image"
-    for role, mask in (("prediction", prediction), ("truth", truth)):
-        if mask.dtype != np.bool_ or mask.ndim != 2 or not mask.size:
+    for role, mask, wanted in (("prediction", prediction, kind), ("truth", truth, "bool")):
+        if mask.dtype != wanted or mask.ndim != 2 or not mask.size:
             raise InputError(
                 f"{where}: the {role} is {mask.dtype} of shape {mask.shape}: "
-                "give a bool mask [H, W] with pixels"
+                f"give a {wanted} array [H, W] with pixels"
             )
     if prediction.shape != truth.shape:
         (height, width), (rows, columns) = prediction.shape, truth.shape
