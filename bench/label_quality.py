@@ -13,7 +13,8 @@ import numpy as np
 from mclc_gpu.bench.cpu_reference import make_item, read_set, run
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.errors import InputError
-from mclc_gpu.labeling import REFINEMENTS, TargetMask, compose, label_images, preset
+from mclc_gpu.labelconfig import REFINEMENTS, preset
+from mclc_gpu.labeling import TargetMask, compose, label_images
 from mclc_gpu.metrics import Scores
 
 

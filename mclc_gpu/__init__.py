@@ -12,7 +12,7 @@ if not (_HERE / "kernels").is_dir():
 # Public names and the modules that hold them, imported when asked for: importing the package stays quick.
 _HOMES = {
     "InputError": "mclc_gpu.errors",
-    "LabelConfig": "mclc_gpu.labeling",
+    "LabelConfig": "mclc_gpu.labelconfig",
     "Point": "mclc_gpu.data.points",
     "Scores": "mclc_gpu.metrics",
     "TargetMask": "mclc_gpu.labeling",

@@ -1,110 +1,26 @@
 """The chain from images and points to target probability maps and masks, written once for every use."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self, get_type_hints
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
 
 from mclc_gpu.data.points import Point
+from mclc_gpu.data.simulate import category_of
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.estimate import estimate_category
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.montecarlo import run_until_stable
-from mclc_gpu.kernels.trials import PackedImages, TrialConfig, run_trials
+from mclc_gpu.kernels.trials import MAX_WINDOW, PackedImages, Seeds, run_trials
+from mclc_gpu.labelconfig import LabelConfig
+from mclc_gpu.makers import grabcut_mask, marked_mask
 from mclc_gpu.refine import crf_masks, threshold_masks
-from mclc_gpu.windows import Window, draw_window, name_key
+from mclc_gpu.windows import Window, box_pixels, name_key, nearest_pixel, place_window
 
-
-@dataclass(frozen=True)
-class LabelConfig:
-    """Settings of the chain; the defaults are those of the published procedure.
-
-    Attributes:
-        trials: K of eq. 9, 1 to 2^31.
-        trial: Settings of one trial.
-        category: "given" takes a point's own category and estimates it where there is none; "estimate" always
-            estimates it.
-        refine: "crf": a dense CRF that starts from TPM / max(TPM); "threshold": TPM / max(TPM) >= threshold.
-        threshold: In 0..1.
-        crf: Settings of the CRF.
-        stop_change: T_F of the paper: a target's trials end once one more changes its TPM by less than this
-            (L2 norm). 0 runs all trials.
-
-    Raises:
-        InputError: A value out of range.
-    """
-
-    trials: int = 100
-    trial: TrialConfig = field(default_factory=TrialConfig)
-    category: str = "given"
-    refine: str = "crf"
-    threshold: float = 0.7
-    crf: CrfConfig = field(default_factory=CrfConfig)
-    stop_change: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.trials <= 2**31:
-            raise InputError(f"trials {self.trials}: at least one trial is needed, and at most 2^31")
-        if self.category not in ("given", "estimate"):
-            raise InputError(f"category {self.category!r}: use given or estimate")
-        if self.refine not in REFINEMENTS:
-            raise InputError(f"refine {self.refine!r}: use one of {', '.join(REFINEMENTS)}")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise InputError(f"threshold {self.threshold}: use a number in 0..1")
-        if not (np.isfinite(self.stop_change) and self.stop_change >= 0):
-            raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """The config that a run was made with, from the "settings" of its label.json.
-
-        Raises InputError for the settings of another version, which lack a field or have one more, and for a
-        value that cannot be used.
-        """
-        own = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
-        try:
-            return _rebuilt(cls, own)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"these settings cannot be used ({error}); label again") from error
-
-
-_OF_THE_RUN = ("seed", "points")  # settings that are not the chain's
 _SPANS = 1e-30, 1e30  # of a window's values: its colours are scaled by them in float32
-REFINEMENTS = ("crf", "threshold")
-PRESETS = {"paper": LabelConfig(), "default": LabelConfig()}
-
-
-def _rebuilt(kind: type[Any], values: Any) -> Any:
-    """A dataclass, and those it is made of, from what `dataclasses.asdict` made of it."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"no {kind.__name__}: {str(values)[:40]!r}")
-    names = {item.name for item in fields(kind)}
-    lacks, more = sorted(names - values.keys()), sorted(values.keys() - names)
-    if lacks or more:
-        both = ("without ", lacks), ("with ", more)
-        what = "; ".join(f"{verb}{', '.join(found)}" for verb, found in both if found)
-        raise ValueError(f"{kind.__name__} of another version: {what}")
-    types = get_type_hints(kind)
-    return kind(
-        **{
-            name: _rebuilt(types[name], value) if is_dataclass(types[name]) else value
-            for name, value in values.items()
-        }
-    )
-
-
-def preset(name: str, **changes: Any) -> LabelConfig:
-    """A preset with some settings changed. Raises InputError for an unknown preset or a bad value."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
-    try:
-        return replace(PRESETS[name], **changes)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -131,15 +47,17 @@ class TargetMask:
     trials: int
     estimated: bool
 
-    @property
-    def area_of_image(self) -> tuple[slice, slice]:
-        """Index of the window in its image."""
-        return np.s_[self.window.top : self.window.bottom, self.window.left : self.window.right]
-
 
 @dataclass(frozen=True)
 class PlacedTarget:
-    """A target ready to be clustered: what `place_targets` found out about it."""
+    """A target ready to be clustered: what `place_targets` found out about it.
+
+    Attributes:
+        image, target, point, estimated: See `TargetMask`.
+        window: Holds the click and the seeds, or the box.
+        key: Of the image's noise.
+        seeds: Further marked pixels beside the click: row * width + column in the window.
+    """
 
     image: int
     target: int
@@ -147,6 +65,19 @@ class PlacedTarget:
     window: Window
     key: int
     estimated: bool
+    seeds: tuple[int, ...] = ()
+
+    def inside(self, shape: tuple[int, int]) -> np.ndarray:
+        """bool [h, w]: where in the window the target can be, given an image of `shape`: in its box."""
+        allowed = np.ones((self.window.height, self.window.width), bool)
+        if self.point.box is not None:
+            left, top, right, bottom = box_pixels(self.point.box, *shape)
+            allowed[:] = False
+            allowed[
+                top - self.window.top : bottom - self.window.top,
+                left - self.window.left : right - self.window.left,
+            ] = True
+        return allowed
 
 
 def place_targets(
@@ -156,36 +87,60 @@ def place_targets(
     config: LabelConfig,
     seed: int,
 ) -> tuple[list[PlacedTarget], list[Skipped]]:
-    """Category and window of every target, and the targets that cannot be clustered, with the reason."""
+    """Category and window of every target, and the targets that cannot be labelled, with the reason."""
     placed: list[PlacedTarget] = []
     skipped: list[Skipped] = []
     for i, (image, clicks, name) in enumerate(zip(images, points, names, strict=True)):
-        height, width = image.shape[:2]
         key = name_key(seed, name)
         key -= (key >> 63) << 64  # the same bits as a signed integer
         usable = 0  # numbers the targets, so that the usable points alone give the same labels
         for j, click in enumerate(clicks):
             category = click.category if config.category == "given" else None
-            point = replace(click, category=category or estimate_category(image, click))
-            window = draw_window(height, width, point.x, point.y, str(point.category), seed, name, usable)
-            pixels = image[window.top : window.bottom, window.left : window.right]
-            span = float(pixels.max()) - float(pixels.min())
-            where = f"target {j} at ({click.x:g}, {click.y:g})"
-            if window.height * window.width < config.trial.clusters:
-                why = (
-                    f"{where}: its window has {window.height} x {window.width} pixels, fewer than the "
-                    f"{config.trial.clusters} clusters; use fewer clusters or a larger image"
-                )
-                skipped.append(Skipped(name, why))
-            elif span == 0:
-                skipped.append(Skipped(name, f"{where}: its window is constant, there is nothing to cluster"))
-            elif not _SPANS[0] <= span <= _SPANS[1]:
-                why = f"{where}: its window's values span {span:g}; scale the image to a range near 1"
-                skipped.append(Skipped(name, why))
-            else:
-                placed.append(PlacedTarget(i, usable, point, window, key, category is None))
-                usable += 1
+            point = replace(click, category=category or _category(image, click))
+            window = place_window(*image.shape[:2], point, seed, name, usable)
+            if why := _obstacle(image[window.area], config):
+                skipped.append(Skipped(name, f"target {j} at ({click.x:g}, {click.y:g}): {why}"))
+                continue
+            seeds = _seeds(point, window, image.shape[:2])
+            placed.append(PlacedTarget(i, usable, point, window, key, category is None, seeds))
+            usable += 1
     return placed, skipped
+
+
+def _category(image: np.ndarray, point: Point) -> str:
+    """Category of a target that came without one: of its box, else of the blob under the click."""
+    if point.box is None:
+        return estimate_category(image, point)
+    left, top, right, bottom = box_pixels(point.box, *image.shape[:2])
+    return category_of((right - left) * (bottom - top))
+
+
+def _obstacle(pixels: np.ndarray, config: LabelConfig) -> str:
+    """Why a window cannot be labelled; empty when it can."""
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_WINDOW:
+        return (
+            f"its window of {height} x {width} pixels is larger than {MAX_WINDOW} x {MAX_WINDOW}; "
+            "mark a smaller target or scale the image down"
+        )
+    if config.maker != "mclc":
+        return ""
+    span = float(pixels.max()) - float(pixels.min())
+    if height * width < config.trial.clusters:
+        return (
+            f"its window has {height} x {width} pixels, fewer than the {config.trial.clusters} clusters; "
+            "use fewer clusters or a larger image"
+        )
+    if span == 0:
+        return "its window is constant, there is nothing to cluster"
+    if not _SPANS[0] <= span <= _SPANS[1]:
+        return f"its window's values span {span:g}; scale the image to a range near 1"
+    return ""
+
+
+def _seeds(point: Point, window: Window, shape: tuple[int, int]) -> tuple[int, ...]:
+    pixels = (nearest_pixel(x, y, *shape) for x, y in point.seeds)
+    return tuple((row - window.top) * window.width + column - window.left for row, column in pixels)
 
 
 @dataclass(frozen=True)
@@ -198,6 +153,7 @@ class ClusteredTargets:
         windows: int64 [targets, 8], see `mclc_gpu.kernels.trials.WINDOW_COLUMNS`, on the CPU.
         tpm: float32 [pixels of all windows].
         trials: int64 [targets], trials behind each TPM, on the CPU.
+        inside: bool [pixels of all windows], where boxes allow the target to be; None without any box.
     """
 
     members: list[int]
@@ -205,6 +161,7 @@ class ClusteredTargets:
     windows: torch.Tensor
     tpm: torch.Tensor
     trials: torch.Tensor
+    inside: torch.Tensor | None
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -220,7 +177,7 @@ def cluster_targets(
     for byte in (True, False):
         members = [t for t, target in enumerate(placed) if (images[target.image].dtype == np.uint8) == byte]
         if members:
-            groups.append(_cluster_group(images, placed, members, config, device))
+            groups.append(_cluster_group(images, [placed[t] for t in members], members, config, device))
     return groups
 
 
@@ -231,21 +188,58 @@ def _cluster_group(
     config: LabelConfig,
     device: torch.device,
 ) -> ClusteredTargets:
-    used = sorted({placed[t].image for t in members})
+    used = sorted({target.image for target in placed})
     index = {image: n for n, image in enumerate(used)}
     packed = PackedImages.pack([images[i] for i in used], device)
-    rows = [(index[placed[t].image], *astuple(placed[t].window), placed[t].target) for t in members]
+    rows = [(index[target.image], *astuple(target.window), target.target) for target in placed]
     windows = torch.tensor(rows, dtype=torch.int64)
-    keys = torch.tensor([placed[t].key for t in members], dtype=torch.int64)
-    if config.stop_change > 0:
-        counts, _, trials = run_until_stable(
-            packed, windows, keys, config.trial, config.trials, config.stop_change
-        )
+    if config.maker == "mclc":
+        tpm, trials = _monte_carlo(packed, windows, placed, config)
     else:
-        counts = run_trials(packed, windows, keys, config.trial, config.trials).counts
-        trials = torch.full((len(members),), config.trials)
-    divisors = torch.repeat_interleave(trials, windows[:, 3] * windows[:, 4]).to(device)
-    return ClusteredTargets(members, packed, windows, counts / divisors, trials)
+        tpm, trials = (
+            _other_maps(images, placed, config).to(device),
+            torch.ones(len(placed), dtype=torch.int64),
+        )
+    inside = None
+    if any(target.point.box is not None for target in placed):
+        allowed = [target.inside(images[target.image].shape[:2]).ravel() for target in placed]
+        inside = torch.from_numpy(np.concatenate(allowed)).to(device)
+        tpm = tpm * inside
+    return ClusteredTargets(members, packed, windows, tpm, trials, inside)
+
+
+def _monte_carlo(
+    packed: PackedImages, windows: torch.Tensor, placed: Sequence[PlacedTarget], config: LabelConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """TPMs (eq. 9) of all windows, one after another, and the trials behind each."""
+    keys = torch.tensor([target.key for target in placed], dtype=torch.int64)
+    seeds = Seeds.pack([target.seeds for target in placed])
+    if config.stop_change > 0:
+        limits = config.trials, config.stop_change
+        counts, _, trials = run_until_stable(packed, windows, keys, config.trial, *limits, seeds=seeds)
+    else:
+        counts = run_trials(packed, windows, keys, config.trial, config.trials, seeds=seeds).counts
+        trials = torch.full((len(placed),), config.trials)
+    divisors = torch.repeat_interleave(trials, windows[:, 3] * windows[:, 4]).to(counts.device)
+    return counts / divisors, trials
+
+
+def _other_maps(
+    images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig
+) -> torch.Tensor:
+    """What the makers without trials find, as TPMs of 0 and 1; OpenCV works on a core for each target."""
+
+    def of_target(target: PlacedTarget) -> np.ndarray:
+        window, image = target.window, images[target.image]
+        marks = [window.click_row * window.width + window.click_column, *target.seeds]
+        box = None if target.point.box is None else target.inside(image.shape[:2])
+        if config.maker == "point":
+            return marked_mask((window.height, window.width), marks, box)
+        return grabcut_mask(image[window.area], marks, box)
+
+    with ThreadPoolExecutor() as pool:
+        found = [mask.ravel() for mask in pool.map(of_target, placed)]
+    return torch.from_numpy(np.concatenate(found).astype(np.float32))
 
 
 def refine_targets(
@@ -258,6 +252,8 @@ def refine_targets(
             masks = crf_masks(group.tpm, group.images, group.windows, config.crf)
         else:
             masks = threshold_masks(group.tpm, group.sizes, config.threshold)
+        if group.inside is not None:
+            masks &= group.inside
         sizes = group.sizes.tolist()
         of_target = zip(group.tpm.cpu().split(sizes), masks.cpu().split(sizes), strict=True)
         for t, number, (tpm, mask) in zip(group.members, group.trials.tolist(), of_target, strict=True):
@@ -273,8 +269,8 @@ def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.n
     mask = np.zeros(shape, bool)
     tpm = np.zeros(shape, np.float32)
     for target in targets:
-        mask[target.area_of_image] |= target.mask
-        np.maximum(tpm[target.area_of_image], target.tpm, out=tpm[target.area_of_image])
+        mask[target.window.area] |= target.mask
+        np.maximum(tpm[target.window.area], target.tpm, out=tpm[target.window.area])
     return mask, tpm
 
 
@@ -297,9 +293,20 @@ def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
     if not np.isfinite(image).all():
         raise InputError(f"{name}: the image holds NaN or infinite values; replace them by numbers")
     height, width = image.shape[:2]
+
+    def inside(x: float, y: float) -> bool:
+        return -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5
+
     for click in clicks:
-        if not (-0.5 <= click.x < width - 0.5 and -0.5 <= click.y < height - 0.5):
-            raise InputError(f"{name}: ({click.x:g}, {click.y:g}) lies outside the {width}x{height} image")
+        for x, y in ((click.x, click.y), *click.seeds):
+            if not inside(x, y):
+                raise InputError(f"{name}: ({x:g}, {y:g}) lies outside the {width}x{height} image")
+        if click.box is not None:
+            left, top, right, bottom = click.box
+            if not (inside(left, top) and inside(right, bottom)):
+                raise InputError(f"{name}: the box {click.box} lies outside the {width}x{height} image")
+            if right < left or bottom < top:
+                raise InputError(f"{name}: the box {click.box} has its right below left, or bottom below top")
 
 
 def label_images(

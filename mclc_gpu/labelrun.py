@@ -21,8 +21,8 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.journal import Journal, Layout, fingerprint_of, package_version, write_json
 from mclc_gpu.kernels.backend import pick_device, synchronize
+from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.labeling import (
-    LabelConfig,
     TargetMask,
     cluster_targets,
     compose,

@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from mclc_gpu.data.atomic import atomic_path
-from mclc_gpu.data.formats import parse_csv
 from mclc_gpu.data.images import read_image, read_mask
-from mclc_gpu.data.points import Point
-from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelrun import mask_path, read_tpm, tpm_path
 from mclc_gpu.overview import Tile, contact_sheet
-from mclc_gpu.windows import draw_window
+from mclc_gpu.windows import place_window
 
 _TILES = 24
 _MARGIN = 4  # pixels of surroundings shown around the clustered window
@@ -24,19 +22,7 @@ def used_points(out: Path) -> dict[str, list[Point]]:
 
     Raises InputError when the file is missing or a row is not a point as `write_points` writes it.
     """
-    path = out / "points.csv"
-    points: dict[str, list[Point]] = {}
-    for entry in parse_csv(path):
-        if isinstance(entry, Skipped):
-            raise InputError(f"{path}: {entry.why}; label again")
-        own = points.setdefault(entry.names[0], [])
-        if entry.x is not None:
-            try:
-                category = str(entry.category) if entry.category else None
-                own.append(Point(float(str(entry.x)), float(str(entry.y)), category))
-            except ValueError as error:
-                raise InputError(f"{path}: {entry.where}: {error}; label again") from error
-    return points
+    return load_points(out / "points.csv")
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -70,7 +56,7 @@ def _tile(
 ) -> Tile:
     image = read_image(image_path)
     height, width = image.shape[:2]
-    window = draw_window(height, width, point.x, point.y, str(point.category), seed, stem, index)
+    window = place_window(height, width, point, seed, stem, index)
     top, left = max(window.top - _MARGIN, 0), max(window.left - _MARGIN, 0)
     area = np.s_[top : window.bottom + _MARGIN, left : window.right + _MARGIN]
     true = None

@@ -13,7 +13,8 @@ from mclc_gpu.data.synthetic import scene
 from mclc_gpu.estimate import estimate_area, estimate_category
 from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.trials import PackedImages
-from mclc_gpu.labeling import PRESETS, compose, preset
+from mclc_gpu.labelconfig import PRESETS, preset
+from mclc_gpu.labeling import compose
 from mclc_gpu.refine import crf_masks, threshold_masks
 
 QUICK = LabelConfig(trials=12)
@@ -97,8 +98,8 @@ def test_overlapping_windows_take_the_union():
     targets = label_images([both], [clicks], QUICK)
     mask, tpm = compose(both.shape, targets)
     for target in targets:
-        assert mask[target.area_of_image][target.mask].all()
-        assert (tpm[target.area_of_image] >= target.tpm).all()
+        assert mask[target.window.area][target.mask].all()
+        assert (tpm[target.window.area] >= target.tpm).all()
     assert mask.sum() == (compose(both.shape, targets[::-1])[0]).sum()
 
 

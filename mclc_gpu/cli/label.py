@@ -12,9 +12,7 @@ from mclc_gpu.data.points import Point, read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.crf import CrfConfig
-from mclc_gpu.kernels.trials import TrialConfig
-from mclc_gpu.labeling import preset
+from mclc_gpu.labelconfig import LabelConfig, preset
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
 
@@ -24,17 +22,7 @@ _SHOWN_SKIPS = 20
 def label(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.points, arguments.points_from_masks))
-    trial, crf = _settings(arguments)
-    config = preset(
-        arguments.preset,
-        trials=arguments.trials,
-        trial=trial,
-        category=arguments.category,
-        refine=arguments.refine,
-        threshold=arguments.threshold,
-        crf=crf,
-        stop_change=arguments.stop_change,
-    )
+    config = label_config(arguments)
     files = find_files(arguments.images)
     skipped: list[Skipped] = []
     images = files
@@ -54,7 +42,7 @@ def label(arguments: argparse.Namespace, started: float) -> int:
         device=arguments.device,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
-        source="given" if truth is None else f"simulated from masks, jitter {arguments.jitter:g} px",
+        source=_source(arguments, truth is not None),
         skipped=[*skipped, *problems],
         started=started,
     )
@@ -65,28 +53,46 @@ def label(arguments: argparse.Namespace, started: float) -> int:
     return len(summary["skipped"])
 
 
-def _settings(arguments: argparse.Namespace) -> tuple[TrialConfig, CrfConfig]:
-    gaussian_sxy, gaussian_compat = arguments.crf_gaussian
-    bilateral_sxy, bilateral_srgb, bilateral_compat = arguments.crf_bilateral
-    try:
-        trial = TrialConfig(
+def label_config(arguments: argparse.Namespace) -> LabelConfig:
+    """The preset, with what the options change of it."""
+    gaussian_sxy, gaussian_compat = arguments.crf_gaussian or (None, None)
+    bilateral_sxy, bilateral_srgb, bilateral_compat = arguments.crf_bilateral or (None, None, None)
+    return preset(
+        arguments.preset,
+        **_given(
+            trials=arguments.trials,
+            category=arguments.category,
+            refine=arguments.refine,
+            threshold=arguments.threshold,
+            stop_change=arguments.stop_change,
+        ),
+        trial=_given(
             method=arguments.method,
             clusters=arguments.clusters,
             compactness=arguments.compactness,
             noise=arguments.noise,
             intensity=arguments.intensity,
-        )
-        crf = CrfConfig(
+        ),
+        crf=_given(
             gaussian_sxy=gaussian_sxy,
             gaussian_compat=gaussian_compat,
             bilateral_sxy=bilateral_sxy,
             bilateral_srgb=bilateral_srgb,
             bilateral_compat=bilateral_compat,
             iterations=arguments.crf_iterations,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return trial, crf
+        ),
+    )
+
+
+def _source(arguments: argparse.Namespace, simulated: bool) -> str:
+    kind = arguments.supervision
+    if simulated and kind == "multi-point":
+        kind += f" ({arguments.clicks} clicks)"
+    return f"{kind}, simulated from masks, jitter {arguments.jitter:g} px" if simulated else f"{kind}, given"
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _points(
@@ -95,11 +101,18 @@ def _points(
     """Points by stem, the true masks if that is where they come from, and what was left out."""
     if arguments.points_from_masks is not None:
         masks = find_files(arguments.points_from_masks)
-        points, problems = simulate_points(masks, images, jitter=arguments.jitter, seed=arguments.seed)
+        points, problems = simulate_points(
+            masks,
+            images,
+            jitter=arguments.jitter,
+            seed=arguments.seed,
+            supervision=arguments.supervision,
+            clicks=arguments.clicks,
+        )
         return points, masks, problems
     if arguments.jitter:
         raise InputError(f"--jitter {arguments.jitter:g}: only simulated clicks can be displaced; drop it")
-    points, problems = read_points(arguments.points, files)
+    points, problems = read_points(arguments.points, files, arguments.supervision)
     if not points:
         why = f"{problems[0].file}: {problems[0].why}" if problems else "it names no image"
         raise InputError(f"{arguments.points}: no usable point ({why})")

@@ -32,6 +32,15 @@ def _add_points(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jitter", type=float, default=0.0, metavar="PX", help="spread of simulated clicks (0)"
     )
+    parser.add_argument(
+        "--supervision",
+        choices=("point", "multi-point", "scribble", "box"),
+        default="point",
+        help="what marks a target: one click, several, a scribble or a bounding box (point)",
+    )
+    parser.add_argument(
+        "--clicks", type=int, default=3, metavar="N", help="simulated clicks per target of multi-point (3)"
+    )
 
 
 def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,24 +49,25 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_points(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
-    parser.add_argument("--preset", choices=("paper", "default"), default="default")
-    parser.add_argument("--trials", type=int, default=100, metavar="K", help="noisy trials per target (100)")
+    parser.add_argument(
+        "--preset",
+        choices=("paper", "default", "lca", "grabcut", "point"),
+        default="default",
+        help="how labels are made; the options below change single settings of it (default)",
+    )
+    parser.add_argument("--trials", type=int, metavar="K", help="noisy trials per target (100)")
     parser.add_argument(
         "--category",
         choices=("given", "estimate"),
-        default="given",
-        help="target size class: as given, estimated where missing; or always estimated",
+        help="target size class: as given, estimated where missing; or always estimated (given)",
     )
-    parser.add_argument(
-        "--refine", choices=("crf", "threshold"), default="crf", help="from TPM to mask (crf)"
-    )
-    parser.add_argument("--threshold", type=float, default=0.7, help="mask = TPM / max(TPM) >= this (0.7)")
-    parser.add_argument("--crf-iterations", type=int, default=1, metavar="N", help="mean-field steps (1)")
+    parser.add_argument("--refine", choices=("crf", "threshold"), help="from TPM to mask (crf)")
+    parser.add_argument("--threshold", type=float, help="mask = TPM / max(TPM) >= this (0.7)")
+    parser.add_argument("--crf-iterations", type=int, metavar="N", help="mean-field steps (1)")
     parser.add_argument(
         "--crf-gaussian",
         type=float,
         nargs=2,
-        default=(3.0, 3.0),
         metavar=("SXY", "COMPAT"),
         help="the CRF's smoothness kernel: width in pixels, weight (3 3)",
     )
@@ -65,21 +75,17 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--crf-bilateral",
         type=float,
         nargs=3,
-        default=(32.0, 13.0, 10.0),
         metavar=("SXY", "SRGB", "COMPAT"),
         help="the CRF's appearance kernel: widths in pixels and gray levels, weight (32 13 10)",
     )
-    parser.add_argument("--method", choices=("slic", "kmeans"), default="slic")
-    parser.add_argument("--noise", choices=("none", "salt", "pepper", "gaussian"), default="salt")
-    parser.add_argument(
-        "--intensity", type=float, default=0.05, help="share of values replaced, or sigma (0.05)"
-    )
-    parser.add_argument("--clusters", type=int, default=9, metavar="N")
-    parser.add_argument("--compactness", type=float, default=20.0)
+    parser.add_argument("--method", choices=("slic", "kmeans"), help="of clustering (slic)")
+    parser.add_argument("--noise", choices=("none", "salt", "pepper", "gaussian"), help="of trials (salt)")
+    parser.add_argument("--intensity", type=float, help="share of values replaced, or sigma (0.05)")
+    parser.add_argument("--clusters", type=int, metavar="N", help="per window (9)")
+    parser.add_argument("--compactness", type=float, help="weight of space against colour (20)")
     parser.add_argument(
         "--stop-change",
         type=float,
-        default=0.0,
         metavar="T_F",
         help="end a target's trials when one more changes its TPM by less (0: never)",
     )
