@@ -2,19 +2,16 @@
 
 import hashlib
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.crops import Packed, Plan, cut, pack
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.levels import gray_levels
@@ -22,8 +19,6 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import free_memory
 
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 Frame = tuple[np.ndarray, np.ndarray]  # levels uint8 or float16 [C, H, W], mask bool [H, W]
 
 _RESIDENT_SHARE = 0.25  # of the memory free at the start: the network's own needs come on top
@@ -188,21 +183,3 @@ def _read_crops(samples: Sequence[Sample], channels: int, size: int, pin: bool, 
     packed = pack([_read(channels, samples[index]) for index in own.tolist()])
     crops = cut(packed, Plan(place, plan.draws, plan.flips), size)
     return crops.pin_memory() if pin else crops
-
-
-def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`map` by threads, in order; only a few more results than there are threads exist at a time."""
-    workers = min(os.cpu_count() or 1, 16)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Made]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            # Whoever stops early, or an error, must not wait for work that nobody will look at.
-            for future in waiting:
-                future.cancel()
