@@ -39,14 +39,24 @@ CAPTION = 30  # height under the panels, with the space to the next ones
 _TITLE, _LEGEND, _HEADING = 32, 28, 20  # heights above the first row of panels
 
 
-def new_sheet(width: int, rows: int, title: str, truth: bool) -> tuple[Image.Image, int]:
+def new_sheet(
+    width: int,
+    rows: int,
+    title: str,
+    *,
+    truth: bool,
+    tpm: bool = True,
+    click: bool = True,
+    words: tuple[str, str] = ("pseudo mask", "TPM"),
+) -> tuple[Image.Image, int]:
     """A sheet for rows of panels, with title and legend, and where its first row begins.
 
     Args:
         width: Of the sheet in px.
         rows: Rows of panels; room is left for one at least.
         title: A line above the legend, or "".
-        truth: Whether the legend explains the truth's outline.
+        truth, tpm, click: Whether the legend explains the truth's outline, the TPM's colours, the cross.
+        words: What the legend calls the mask and the TPM.
     """
     top = MARGIN + (_TITLE if title else 0) + _LEGEND + _HEADING
     sheet = Image.new("RGB", (width, top + max(rows, 1) * (PANEL + CAPTION) + MARGIN // 2), PAPER)
@@ -54,7 +64,15 @@ def new_sheet(width: int, rows: int, title: str, truth: bool) -> tuple[Image.Ima
     if title:
         font = ImageFont.load_default(17)
         draw.text((MARGIN, MARGIN), shortened(title, font, width - 2 * MARGIN), INK, font)
-    _draw_legend(sheet, draw, top - _HEADING - _LEGEND, truth)
+    x = MARGIN
+    middle = top - _HEADING - _LEGEND + 7
+    if click:
+        _draw_cross(draw, x + 9, middle, 3)
+        draw.text((x + 26, middle), "click", INK, ImageFont.load_default(12), anchor="lm")
+        x += 76
+    x = _draw_outline_words(draw, x, middle, ((MASK, words[0]), (TRUTH, "truth"))[: 1 + truth])
+    if tpm:
+        _draw_scale(sheet, draw, x, middle, words[1])
     return sheet, top
 
 
@@ -73,25 +91,31 @@ def _draw_cross(draw: ImageDraw.ImageDraw, x: float, y: float, start: float) -> 
             draw.line((x + near * dx, y + near * dy, x + far * dx, y + far * dy), colour, width)
 
 
-def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, truth: bool) -> None:
+def _draw_outline_words(
+    draw: ImageDraw.ImageDraw, x: int, middle: int, outlines: Sequence[tuple[Colour, str]]
+) -> int:
+    """Legend of the outlines, from x on; returns where it ends."""
     font = ImageFont.load_default(12)
-    middle = y + 7
-    _draw_cross(draw, MARGIN + 9, middle, 3)
-    x = MARGIN + 26
-    draw.text((x, middle), "click", INK, font, anchor="lm")
-    x += 50
-    for colour, label in ((MASK, "pseudo mask"), (TRUTH, "truth"))[: 1 + truth]:
+    for colour, label in outlines:
         draw.rectangle((x, middle - 6, x + 12, middle + 6), outline=colour, width=3)
         draw.text((x + 20, middle), label, INK, font, anchor="lm")
         x += 46 + int(font.getlength(label))
-    draw.text((x, middle), "TPM  0", INK, font, anchor="lm")
-    x += int(font.getlength("TPM  0")) + 6
+    return x
+
+
+def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int, middle: int, word: str) -> None:
+    """Legend of the heat colours, from x on."""
+    font = ImageFont.load_default(12)
+    draw.text((x, middle), f"{word}  0", INK, font, anchor="lm")
+    x += int(font.getlength(f"{word}  0")) + 6
     bar = np.broadcast_to(np.linspace(0, 1, 90), (12, 90))
     sheet.paste(Image.fromarray(heat(bar)), (x, middle - 6))
     draw.text((x + 96, middle), "1", INK, font, anchor="lm")
 
 
-def outlined(window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+def outlined(
+    window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None, colour: Colour = MASK
+) -> np.ndarray:
     """The enlarged window with the outline of a mask and, on demand, of the truth.
 
     The mask's outline lies on the mask's own pixels, the truth's around its pixels, so that both show where
@@ -100,6 +124,7 @@ def outlined(window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = No
     Args:
         window: uint8 [H, W, 3], see `enlarged`.
         mask, truth: bool [h, w] of the window before it was enlarged.
+        colour: Of the mask's outline.
     """
     drawn = window.copy()
     thickness = min(max(round(max(window.shape[:2]) / max(mask.shape) / 3.5), 1), 3)
@@ -107,7 +132,7 @@ def outlined(window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = No
         large = enlarged(truth)
         drawn[ndimage.binary_dilation(large, np.ones((3, 3)), thickness) & ~large] = TRUTH
     large = enlarged(mask)
-    drawn[large & ~ndimage.binary_erosion(large, np.ones((3, 3)), thickness)] = MASK
+    drawn[large & ~ndimage.binary_erosion(large, np.ones((3, 3)), thickness)] = colour
     return drawn
 
 
@@ -117,9 +142,9 @@ def draw_panels(
     top: int,
     panels: Sequence[np.ndarray],
     shape: tuple[int, ...],
-    click: tuple[float, float],
+    click: tuple[float, float] | None,
 ) -> None:
-    """Panels of one target side by side, with the click's cross on the first.
+    """Panels of one target side by side, with the click's cross, if there is one, on the first.
 
     Args:
         left, top: Of the first panel in the sheet.
@@ -134,6 +159,8 @@ def draw_panels(
         start = left + place * (PANEL + GAP)
         draw.rectangle((start, top, start + PANEL - 1, top + PANEL - 1), FRAME)
         sheet.paste(Image.fromarray(pixels), (start + inset_x, top + inset_y))
+    if click is None:
+        return
     scale = max(height, width) / max(shape[:2])
     x, y = ((c + 0.5) * scale for c in click)
     _draw_cross(draw, left + inset_x + x, top + inset_y + y, min(max(scale / 2 + 2, 3), 8))
