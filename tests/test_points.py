@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from mclc_gpu.data.images import find_files, read_mask
@@ -316,68 +314,6 @@ def test_xml_entities_are_refused(tmp_path, images, encoding):
     )
     with pytest.raises(InputError, match="document type declaration is not accepted"):
         read_points(saved(tmp_path / "a.xml", bomb.encode(encoding)), images)
-
-
-COORDINATE = st.floats(-0.5, 29.0, allow_nan=False)
-LETTERS = st.characters(exclude_characters="/\\", exclude_categories=["Cc", "Cs"])
-# "\udcff" is how Python says a file name that is not UTF-8.
-STEM = st.one_of(st.text(LETTERS, min_size=1, max_size=12).filter(str.strip), st.just("\udcff.1"))
-CLICK = st.builds(Point, COORDINATE, COORDINATE, st.sampled_from([None, "point", "spot", "extended"]))
-
-
-@given(
-    st.dictionaries(STEM, st.lists(CLICK, max_size=4, unique_by=lambda p: (p.x, p.y)), min_size=1, max_size=4)
-)
-def test_writing_and_reading_back_is_exact(tmp_path_factory, images, points):
-    path = tmp_path_factory.getbasetemp() / "round.csv"
-    write_points(path, points)
-    assert read_points(path, dict.fromkeys(points, images["a"])) == (points, [])
-
-
-LABEL_BYTES = st.one_of(
-    st.binary(max_size=120),
-    st.tuples(
-        st.sampled_from(
-            [b"image,x,y\n", b"image;x;y\r\n", b"<annotation><object>", b"[", b'{"a":', b"\xff\xfe"]
-        ),
-        st.binary(max_size=60),
-    ).map(b"".join),
-    st.lists(st.sampled_from(["a", ",", "\n", '"', "1", "-", "nan", ";", "\0", "\r"]), max_size=20).map(
-        lambda cells: ("image,x,y\n" + "".join(cells)).encode()
-    ),
-)
-JSON_KEYS = ["a", "image", "x", "y", "category", "shapes", "points", "shape_type", "images", "annotations"]
-JSON_KEYS += ["keypoints", "image_id", "id", "file_name", "width", "data", "result", "value"]
-JSON_KEYS += ["keypointlabels", "original_width", "original_height"]
-JSON_VALUE = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["a", "point", "x"])),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(st.sampled_from(JSON_KEYS), inner, max_size=5),
-    ),
-    max_leaves=20,
-)
-
-
-def judged(path, images):
-    """Read; every point must lie in its image, and only InputError may be raised."""
-    try:
-        points, _ = read_points(path, images)
-    except InputError as error:
-        return "\n" not in str(error)
-    return all(-0.5 <= p.x < WIDTH - 0.5 and -0.5 <= p.y < HEIGHT - 0.5 for ps in points.values() for p in ps)
-
-
-@given(LABEL_BYTES, st.sampled_from([".csv", ".json", ".xml", ".txt", ".png", ""]))
-@settings(suppress_health_check=[HealthCheck.too_slow])
-def test_random_bytes_raise_input_errors_only(tmp_path_factory, images, content, suffix):
-    assert judged(saved(tmp_path_factory.getbasetemp() / f"random{suffix}", content), images)
-
-
-@given(JSON_VALUE)
-@settings(suppress_health_check=[HealthCheck.too_slow])
-def test_random_json_raises_input_errors_only(tmp_path_factory, images, value):
-    assert judged(saved(tmp_path_factory.getbasetemp() / "random.json", json.dumps(value)), images)
 
 
 def test_nuaa_centroids_count_from_one(nuaa, tmp_path):

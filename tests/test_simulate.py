@@ -11,8 +11,8 @@ from PIL import Image
 from skimage.measure import label, regionprops
 
 from mclc_gpu.data.images import find_files, read_mask
-from mclc_gpu.data.points import Point
-from mclc_gpu.data.simulate import points_from_mask, simulate_points
+from mclc_gpu.data.points import SUPERVISIONS, Point, read_points, write_points
+from mclc_gpu.data.simulate import category_of, points_from_mask, simulate_points
 from mclc_gpu.errors import InputError
 
 
@@ -150,6 +150,137 @@ def test_simulation_depends_on_image_and_seed_alone(scenes):
     assert [(p.x, p.y) for p in points["a"]] == [(4, 2), (9, 12), (0, 12)]
 
 
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+@pytest.mark.parametrize("jitter", [0.0, 2.0])
+@given(mask=arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), seed=st.integers(0, 9))
+def test_every_supervision_of_any_mask(supervision, jitter, mask, seed):
+    def draw():
+        rng = np.random.default_rng(seed)
+        return points_from_mask(mask, jitter=jitter, rng=rng, supervision=supervision, clicks=2)
+
+    targets, regions = draw(), regionprops(label(mask, connectivity=2))
+    assert targets == draw()
+    assert [target.category for target in targets] == [category_of(region.area) for region in regions]
+    for target, region in zip(targets, regions, strict=True):
+        pixels = set(map(tuple, region.coords.tolist()))
+        marked = [(y, x) for x, y in ((target.x, target.y), *target.seeds)]
+        assert len(set(marked)) == len(marked)
+        assert all(y < mask.shape[0] and x < mask.shape[1] and min(x, y) >= 0 for y, x in marked)
+        assert (target.box is not None) == (supervision == "box")
+        if jitter == 0 and supervision != "box":
+            assert set(marked) <= pixels
+        if jitter == 0 and supervision == "multi-point":
+            assert len(marked) == min(2, len(pixels))
+        if supervision in ("point", "box"):
+            assert target.seeds == ()
+        if target.box is not None:
+            left, top, right, bottom = target.box
+            assert 0 <= left <= right < mask.shape[1]
+            assert 0 <= top <= bottom < mask.shape[0]
+            assert (target.x, target.y) == ((left + right) / 2, (top + bottom) / 2)
+            if jitter == 0:
+                assert (top, left, bottom + 1, right + 1) == region.bbox
+
+
+def test_clicks_of_a_target_are_random():
+    mask = np.zeros((6, 6), bool)
+    mask[1:5, 1:5] = True
+    rng = np.random.default_rng(0)
+    firsts, seconds = set(), set()
+    for _ in range(300):
+        (target,) = points_from_mask(mask, rng=rng, supervision="multi-point", clicks=2)
+        firsts.add((target.x, target.y))
+        seconds.update(target.seeds)
+    assert firsts == seconds == {(x, y) for x in range(1, 5) for y in range(1, 5)}
+
+
+def test_scribbles_run_to_the_farthest_pixel_and_stay_on_their_target():
+    mask = mask_of("""
+        #####
+        #...#
+        #.#.#
+        #...#
+        #...#""")
+    rng = np.random.default_rng(0)
+    drawn = set()
+    for _ in range(100):
+        arch, dot = points_from_mask(mask, rng=rng, supervision="scribble")
+        assert (dot.x, dot.y, dot.seeds) == (2, 2, ())
+        drawn.add(frozenset([(arch.x, arch.y), *arch.seeds]))
+    # The diagonal leaves the arch, and passes the dot, which is another target.
+    assert {(0, 4), (4, 0)} in drawn
+    assert not any((2, 2) in stroke for stroke in drawn)
+    # Both feet are equally far from (2, 0); the left one comes first.
+    assert any({(2, 0), (0, 4)} <= stroke for stroke in drawn)
+    assert not any({(2, 0), (4, 4)} <= stroke for stroke in drawn)
+
+
+def test_a_displaced_scribble_keeps_its_shape():
+    mask = np.zeros((30, 30), bool)
+    mask[15, 10:20] = True
+    rng = np.random.default_rng(3)
+    places = set()
+    for _ in range(50):
+        (stroke,) = points_from_mask(mask, jitter=2.0, rng=rng, supervision="scribble")
+        xs = sorted([stroke.x, *(x for x, _ in stroke.seeds)])
+        assert {stroke.y, *(y for _, y in stroke.seeds)} == {stroke.y}
+        assert np.diff(xs).tolist() == [1] * (len(xs) - 1)
+        places.add((xs[0], stroke.y))
+    assert len(places) > 10
+
+
+def test_each_corner_of_a_box_is_displaced():
+    mask = np.zeros((30, 30), bool)
+    mask[10:20, 10:20] = True
+    rng = np.random.default_rng(4)
+    drawn = [points_from_mask(mask, jitter=1.5, rng=rng, supervision="box")[0].box for _ in range(500)]
+    edges = np.array(drawn) - (10, 10, 19, 19)
+    assert abs(edges).max() <= 3
+    assert (edges.std(axis=0) > 0.5).all()
+    assert abs(np.corrcoef(edges.T) - np.eye(4)).max() < 0.2
+
+
+@pytest.mark.parametrize("supervision", ["multi-point", "scribble"])
+def test_random_supervisions_need_a_generator(supervision):
+    with pytest.raises(ValueError, match="generator"):
+        points_from_mask(np.ones((2, 2), bool), supervision=supervision)
+
+
+def test_bad_clicks_and_supervision():
+    with pytest.raises(InputError, match="clicks 0 per target are too few"):
+        points_from_mask(np.ones((2, 2), bool), clicks=0)
+    with pytest.raises(InputError, match="supervision 'dots' is unknown"):
+        points_from_mask(np.ones((2, 2), bool), supervision="dots")
+
+
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+def test_simulated_labels_of_every_supervision_read_back(scenes, tmp_path, supervision):
+    masks, images = scenes
+    points, _ = simulate_points(masks, images, jitter=1.0, seed=7, supervision=supervision, clicks=4)
+    write_points(tmp_path / "points.csv", points)
+    assert read_points(tmp_path / "points.csv", images, supervision) == (points, [])
+    alone, _ = simulate_points(
+        masks, {"b": images["b"]}, jitter=1.0, seed=7, supervision=supervision, clicks=4
+    )
+    assert alone == {"b": points["b"]}
+    assert points["a"] != points["b"]
+
+
+# The same in every process and version: these are written down, not computed.
+DRAWN = {
+    "multi-point": Point(8, 10, "spot", seeds=((12, 8), (9, 10))),
+    "scribble": Point(10, 11, "spot", seeds=((9, 10), (11, 12))),
+    "box": Point(9, 11, "spot", box=(8, 9, 10, 13)),
+}
+
+
+@pytest.mark.parametrize("supervision", DRAWN)
+def test_what_a_seed_draws_stays(scenes, supervision):
+    masks, images = scenes
+    points, _ = simulate_points(masks, images, jitter=1.0, seed=7, supervision=supervision)
+    assert points["a"][1] == DRAWN[supervision]
+
+
 def test_nuaa_clicks(nuaa):
     images, masks = find_files(nuaa / "images"), find_files(nuaa / "masks")
     some = {stem: images[stem] for stem in list(images)[::8]}
@@ -160,3 +291,14 @@ def test_nuaa_clicks(nuaa):
         mask = read_mask(masks[stem])
         assert len(clicks) == label(mask, connectivity=2).max()
         assert all(mask[int(p.y), int(p.x)] for p in clicks)
+
+
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+def test_nuaa_labels_read_back(nuaa, tmp_path, supervision):
+    images, masks = find_files(nuaa / "images"), find_files(nuaa / "masks")
+    some = {stem: images[stem] for stem in list(images)[::16]}
+    points, skipped = simulate_points(masks, some, seed=1, supervision=supervision)
+    assert skipped == []
+    assert sum(map(len, points.values())) > len(some)
+    write_points(tmp_path / "points.csv", points)
+    assert read_points(tmp_path / "points.csv", images, supervision) == (points, [])

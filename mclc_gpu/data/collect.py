@@ -120,7 +120,7 @@ class Collector:
             self._keep(stem, Point(x, y, category, seeds=tuple(others)))
 
     def _keep(self, stem: str, point: Point) -> None:
-        key = (stem, point.x, point.y, frozenset(point.seeds), point.box)
+        key = (stem, frozenset([(point.x, point.y), *point.seeds]), point.box)
         if key in self._seen:
             what = "the target at " if point.seeds or point.box else ""
             raise InputError(f"{what}({point.x:g}, {point.y:g}) in {stem!r} was given before; kept once")

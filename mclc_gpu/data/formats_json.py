@@ -100,7 +100,7 @@ def _points_by_image(root: dict[str, Any], path: Path) -> Entries:
                 yield row_entry((image,), where, _by_role(point))
             elif isinstance(point, list) and len(point) in (2, 3):
                 at = (tuple(point[:2]),)
-                yield Entry((image,), where, at, *point[2:], stroke=at)
+                yield Entry((image,), where, at, point[2] if len(point) == 3 else None, stroke=at)
             else:
                 yield Skipped(str(path), f"{where} is not [x, y] or [x, y, category]")
 
