@@ -91,7 +91,8 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
     """
     content = _read(path)
     try:
-        network = build(content["network"], content["in_channels"])
+        with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
+            network = build(content["network"], content["in_channels"])
     except ValueError as error:
         raise InputError(f"{path}: {error}; use the version of mclc-gpu that wrote it") from error
     try:

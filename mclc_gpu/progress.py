@@ -20,13 +20,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def advance(self, items: int) -> None:
+    def advance(self, items: int, note: str = "") -> None:
+        """Count `items` more; `note` tells how it goes."""
         self.count += items
         if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(items)
         elif time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
-            print(f"{self.what}: {self.count} of {self.total} {self.unit}s", file=sys.stderr, flush=True)
+            line = f"{self.what}: {self.count} of {self.total} {self.unit}s"
+            print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
