@@ -17,14 +17,6 @@ _TILES = 24
 _MARGIN = 4  # pixels of surroundings shown around the clustered window
 
 
-def used_points(out: Path) -> dict[str, list[Point]]:
-    """The points of a label run with the categories that were used, by image, from its points.csv.
-
-    Raises InputError when the file is missing or a row is not a point as `write_points` writes it.
-    """
-    return load_points(out / "points.csv")
-
-
 def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` of the indices 0 .. count - 1, evenly over all of them, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)).tolist()
@@ -34,7 +26,7 @@ def write_overview(
     out: Path, images: Mapping[str, Path], seed: int, title: str, truth: Mapping[str, Path] | None = None
 ) -> Path:
     """Write OUT/overview.png: targets spread evenly over the run, each with window, TPM, mask and truth."""
-    points = used_points(out)
+    points = load_points(out / "points.csv")
     targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
     tiles = []
     for stem, index, point in (targets[t] for t in spread(len(targets), _TILES)):

@@ -83,7 +83,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 2, title: str = "") -> I
         _check(tile)
     rows = -(-len(tiles) // columns)
     width = 2 * MARGIN + columns * _TILE_WIDTH + (columns - 1) * _GUTTER
-    sheet, top = new_sheet(width, rows, title, any(tile.truth is not None for tile in tiles))
+    sheet, top = new_sheet(width, rows, title, truth=any(tile.truth is not None for tile in tiles))
     draw = ImageDraw.Draw(sheet)
     if not tiles:
         draw.text((MARGIN, top), "no targets", FAINT, ImageFont.load_default(14))

@@ -106,6 +106,25 @@ def _add_score(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--strict", action="store_true", help="exit with 1 when any mask was skipped")
 
 
+def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("show", help="picture of targets' ways from click to mask in a label run")
+    parser.add_argument("--labels", type=Path, required=True, metavar="RUN", help="what label wrote")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    parser.add_argument("--truth", type=Path, metavar="DIR", help="true masks")
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        default=[],
+        metavar="NAME[:INDEX]",
+        help="targets of these images, or these targets, counted from 0 (6 spread over the run)",
+    )
+    parser.add_argument("--worst", type=int, metavar="N", help="targets of the lowest IoU in their window")
+    parser.add_argument("--best", type=int, metavar="N", help="targets of the highest IoU in their window")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="choose among the images named here")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("demo", help="the main job on a built-in synthetic data set")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
@@ -122,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_label(commands)
     _add_score(commands)
+    _add_show(commands)
     _add_demo(commands)
     return main_parser
 
@@ -132,6 +152,8 @@ def run(arguments: argparse.Namespace, started: float) -> int:
         from mclc_gpu.cli.label import label as command
     elif arguments.command == "score":
         from mclc_gpu.cli.score import score as command
+    elif arguments.command == "show":
+        from mclc_gpu.cli.show import show as command
     else:
         from mclc_gpu.cli.demo import demo as command
     return command(arguments, started)

@@ -1,0 +1,90 @@
+"""mclc-gpu show."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.images import find_files
+from mclc_gpu.drawing import mask_facts
+from mclc_gpu.errors import InputError
+from mclc_gpu.labelrun import LAYOUT, mask_path
+from mclc_gpu.labelview import spread
+from mclc_gpu.process import Run, Target, find_targets, make_processes, open_run, rank_targets
+from mclc_gpu.processview import process_sheet
+
+_SPREAD = 6  # targets shown when none are named
+_MOST = 48
+
+
+def show(arguments: argparse.Namespace, started: float) -> int:
+    """Run the command; returns the number of skipped inputs."""
+    del started
+    _check_out(arguments)
+    run = open_run(arguments.labels)
+    images = find_files(arguments.images)
+    truths = {} if arguments.truth is None else find_files(arguments.truth)
+    targets = _chosen(arguments, run, truths)
+    processes = make_processes(run, targets, images, truths, arguments.device)
+    with atomic_path(arguments.out) as temporary:
+        process_sheet(processes, run.config, _title(run)).save(temporary)
+    for process in processes:
+        print(f"{process.target}: {',  '.join(mask_facts(process.mask, process.truth))}")
+        if process.changed:
+            print(
+                f"{process.target}: {process.changed} pixels of the mask are not as in "
+                f"{mask_path(run.folder, process.target.stem)}: the image, the code or the device is another",
+                file=sys.stderr,
+            )
+    print(f"{len(processes)} targets -> {arguments.out}")
+    return 0
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    """The picture must not replace an input."""
+    out = arguments.out.resolve()
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {arguments.out}: the picture is a PNG file; give a name that ends in .png")
+    folders = [arguments.images, arguments.truth, *(arguments.labels / name for name in LAYOUT.folders)]
+    kept = [arguments.labels / name for name in LAYOUT.files]
+    if out in [path.resolve() for path in kept] or out.parent in [path.resolve() for path in folders if path]:
+        raise InputError(f"--out {arguments.out}: lies among the inputs; choose another file")
+
+
+def _chosen(arguments: argparse.Namespace, run: Run, truths: Mapping[str, Path]) -> list[Target]:
+    """The targets asked for, each once: those named, then the worst, then the best."""
+    stems = dict.fromkeys(run.points)
+    if arguments.list is not None:
+        stems = select(stems, read_list(arguments.list))[0]
+    targets = [target for word in arguments.target for target in find_targets(run, word)]
+    counts = {"--worst": arguments.worst, "--best": arguments.best}
+    asked = {option: count for option, count in counts.items() if count is not None}
+    for option, count in asked.items():
+        if count < 1:
+            raise InputError(f"{option} {count}: give at least 1")
+        if arguments.truth is None:
+            raise InputError(f"{option}: only --truth tells which masks are good; give it")
+    if asked:
+        ranked = [target for _, target in rank_targets(run, truths, stems)]
+        targets += ranked[: arguments.worst or 0] + ranked[::-1][: arguments.best or 0]
+    elif not targets:
+        listed = [target for target in run.targets if target.stem in stems]
+        if not listed:
+            raise InputError(f"{arguments.labels}: no target to show; check --list")
+        targets = [listed[at] for at in spread(len(listed), _SPREAD)]
+    targets = list(dict.fromkeys(targets))
+    if len(targets) > _MOST:
+        raise InputError(f"{len(targets)} targets do not fit in one picture: choose at most {_MOST}")
+    return targets
+
+
+def _title(run: Run) -> str:
+    config, trial = run.config, run.config.trial
+    how = config.maker
+    if config.maker == "mclc":
+        noise = "no noise" if trial.noise == "none" else f"{trial.noise} {trial.intensity:g}"
+        trials = f"{config.trials} trial{'s' if config.trials > 1 else ''}"
+        how = f"{trials}, {trial.method} of {trial.clusters} clusters, {noise}"
+    return f"{run.folder.resolve().name}: {how}, seed {run.seed}"
