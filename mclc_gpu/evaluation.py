@@ -18,7 +18,6 @@ from mclc_gpu.progress import Progress
 from mclc_gpu.roc import RocCounts, RocScores, roc_counts
 
 Named = tuple[str, np.ndarray, np.ndarray]  # name, image as read, true mask bool [H, W]
-_CHUNK_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,8 +50,7 @@ def score_network(
 ) -> Scores:
     """Run a detector on samples, at their own size, and score it; a prediction is probability > threshold.
 
-    Images of equal size among a few dozen neighbours run together; the scores are counted by threads while
-    the network runs. Memory is bounded by such a chunk.
+    See `Predictor.stream` for which images run together; their scores are counted by threads.
 
     Args:
         predictor: The detector.
@@ -73,31 +71,13 @@ def score_network(
         at_all = None if roc is None else roc_counts(probability, truth, name, roc.convention)
         return Case(name, image, truth, probability, score), at_all
 
-    for case, at_all in ahead(count, _answers(predictor, samples)):
+    for case, at_all in ahead(count, predictor.stream((sample, sample[1]) for sample in samples)):
         scores.add(case.score)
         if roc is not None and at_all is not None:
             roc.add(at_all)
         if watch is not None:
             watch(case)
     return scores
-
-
-def _answers(predictor: Predictor, samples: Iterable[Named]) -> Iterator[tuple[Named, np.ndarray]]:
-    """Samples with their probabilities."""
-    chunk: list[Named] = []
-    pixels = 0
-    for sample in samples:
-        chunk.append(sample)
-        pixels += sample[2].size
-        if len(chunk) >= _CHUNK_IMAGES or pixels >= 4 * predictor.batch_pixels:
-            yield from _answer(predictor, chunk)
-            chunk, pixels = [], 0
-    yield from _answer(predictor, chunk)
-
-
-def _answer(predictor: Predictor, chunk: list[Named]) -> Iterator[tuple[Named, np.ndarray]]:
-    probabilities = predictor.probabilities([image for _, image, _ in chunk])
-    return zip(chunk, probabilities, strict=True)
 
 
 @dataclass(eq=False)

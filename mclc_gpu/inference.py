@@ -1,9 +1,10 @@
 """Running a detector on images of any size and type: gray levels, tiles, batches."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from mclc_gpu.networks.blocks import Detector
 TILE, OVERLAP = 1024, 64
 # Sixteen images of 256x256 at once: enough to keep a GPU busy, and within the memory of a small one.
 BATCH_PIXELS = 1 << 20
+_CHUNK_IMAGES = 32  # looked through for images of equal size
+
+Item = TypeVar("Item")
 
 
 def to_input(image: np.ndarray, in_channels: int, normalisation: Normalisation) -> np.ndarray:
@@ -181,3 +185,22 @@ class Predictor:
                     )
                 answers.update(zip(indices, answer.cpu().numpy(), strict=True))
         return [answers[index] for index in range(len(images))]
+
+    def stream(self, items: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
+        """Whatever comes with an image, with the image's `probabilities`, in order, for any number of them.
+
+        Images of equal size among a few dozen neighbours run together; no more are in memory at a time.
+        """
+        chunk: list[tuple[Item, np.ndarray]] = []
+        pixels = 0
+        for item, image in items:
+            chunk.append((item, image))
+            pixels += image.shape[0] * image.shape[1]
+            if len(chunk) >= _CHUNK_IMAGES or pixels >= 4 * self.batch_pixels:
+                yield from self._answered(chunk)
+                chunk, pixels = [], 0
+        yield from self._answered(chunk)
+
+    def _answered(self, chunk: list[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
+        answers = self.probabilities([image for _, image in chunk])
+        return zip((item for item, _ in chunk), answers, strict=True)

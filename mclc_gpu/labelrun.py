@@ -1,7 +1,6 @@
 """Labelling a whole folder: streamed in chunks of bounded memory, resumable, files written atomically."""
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from mclc_gpu.data.images import read_image, stem_of
 from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import Journal, Layout, fingerprint_of, package_version, write_json
+from mclc_gpu.journal import Journal, Layout, fingerprint_of, write_json
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.labeling import (
@@ -31,6 +30,7 @@ from mclc_gpu.labeling import (
     warm_up,
 )
 from mclc_gpu.progress import Progress
+from mclc_gpu.provenance import provenance
 
 TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
 _CHUNK_BYTES = 64 << 20
@@ -150,7 +150,9 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
     write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
     trials_now = sum(finished[stem].trials for stem in todo)
     summary = {
-        **_about(job, device, fingerprint),
+        "settings": job.settings(),
+        "fingerprint": fingerprint,
+        **provenance(device),
         "images": len(labelled),
         "resumed_images": len(stems) - len(todo),
         "targets": sum(len(r.points or ()) for r in labelled),
@@ -207,22 +209,6 @@ def _without_points(job: LabelJob) -> list[Skipped]:
         for stem, path in job.images.items()
         if stem not in job.points and stem not in reported
     ]
-
-
-def _about(job: LabelJob, device: torch.device, fingerprint: str) -> dict[str, Any]:
-    """What label.json tells of a run before it says what came out."""
-    cuda = device.type == "cuda"
-    return {
-        "settings": job.settings(),
-        "fingerprint": fingerprint,
-        "version": package_version(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({os.cpu_count()} threads)",
-    }
 
 
 @dataclass

@@ -102,8 +102,63 @@ def _add_score(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--pred", type=Path, required=True, metavar="DIR")
     parser.add_argument("--truth", type=Path, required=True, metavar="DIR")
     parser.add_argument("--list", type=Path, metavar="TXT", help="only the masks named here, one a line")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="--pred holds probability maps: score probability > P (0.5 with --roc)",
+    )
+    parser.add_argument(
+        "--roc", type=Path, metavar="PNG", help="probability maps: draw Pd over Fa at all thresholds"
+    )
+    _add_scoring(parser)
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when any mask was skipped")
+    parser.add_argument(
+        "--convention",
+        choices=("canonical", "dnanet"),
+        default="canonical",
+        help="what counts as a false alarm: every component that matches no target; or the historical "
+        "metric's comparison of areas (canonical)",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
+
+
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="what train wrote")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, metavar="P", help="a target is where probability > P (0.5)"
+    )
+    parser.add_argument(
+        "--tile", type=int, default=1024, metavar="PX", help="longest side run in one piece (1024)"
+    )
+    parser.add_argument("--overlap", type=int, default=64, metavar="PX", help="of neighbouring tiles (64)")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 where it is safe; pays on CUDA devices")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("evaluate", help="scores of a trained detector on images with masks")
+    _add_detector(parser)
+    parser.add_argument("--masks", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--roc", type=Path, metavar="PNG", help="draw Pd over Fa at all thresholds")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write a report with pictures there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
+    _add_scoring(parser)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("predict", help="targets in images: masks, probability maps, a table")
+    _add_detector(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
 
 
 def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -141,6 +196,8 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_label(commands)
     _add_score(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
     _add_show(commands)
     _add_demo(commands)
     return main_parser
@@ -152,6 +209,10 @@ def run(arguments: argparse.Namespace, started: float) -> int:
         from mclc_gpu.cli.label import label as command
     elif arguments.command == "score":
         from mclc_gpu.cli.score import score as command
+    elif arguments.command == "evaluate":
+        from mclc_gpu.cli.evaluate import evaluate as command
+    elif arguments.command == "predict":
+        from mclc_gpu.cli.predict import predict as command
     elif arguments.command == "show":
         from mclc_gpu.cli.show import show as command
     else:

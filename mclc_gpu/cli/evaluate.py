@@ -1,0 +1,70 @@
+"""mclc-gpu evaluate."""
+
+import argparse
+
+from mclc_gpu.cases import Extremes
+from mclc_gpu.checkpoint import load_checkpoint
+from mclc_gpu.cli.outcome import checked_threshold, checked_tiles, say_scores, say_skipped
+from mclc_gpu.conventions import convention_of
+from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.images import find_files
+from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.errors import InputError
+from mclc_gpu.evaluation import evaluate as evaluate_files
+from mclc_gpu.inference import Predictor
+from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.report import FILES, write_report
+
+
+def evaluate(arguments: argparse.Namespace, started: float) -> int:
+    """Run the command; returns the number of skipped inputs."""
+    del started
+    threshold = checked_threshold(arguments.threshold)
+    checked_tiles(arguments.tile, arguments.overlap)
+    convention = convention_of(arguments.convention)
+    _keep_older_report(arguments)
+    images, masks = find_files(arguments.images), find_files(arguments.masks)
+    skipped: list[Skipped] = []
+    if arguments.list is not None:
+        images, skipped = select(images, read_list(arguments.list))
+    try:
+        trained = load_checkpoint(arguments.checkpoint, pick_device(arguments.device))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    predictor = Predictor(
+        trained.network, trained.normalisation, arguments.tile, arguments.overlap, arguments.amp
+    )
+    extremes = Extremes(threshold=threshold)
+    evaluation = evaluate_files(
+        predictor, images, masks, threshold=threshold, convention=convention, watch=extremes
+    )
+    skipped += evaluation.skipped
+    say_skipped(skipped)
+    if not evaluation.scores.images:
+        raise InputError(f"{arguments.images}: no image that has a mask of its size in {arguments.masks}")
+    roc = evaluation.roc.compute()
+    say_scores(evaluation.scores, roc, arguments.roc, arguments.json, len(skipped))
+    if arguments.out is not None:
+        names = ("checkpoint", "images", "masks", "list", "threshold", "convention", "tile", "overlap", "amp")
+        report = write_report(
+            arguments.out,
+            title=f"{trained.name} on {arguments.images}",
+            scores=evaluation.scores,
+            roc=roc,
+            extremes=extremes,
+            settings={
+                **{name: getattr(arguments, name) for name in names},
+                "skipped": len(skipped),
+                "training": trained.settings,
+            },
+        )
+        print(f"\nlook at {report}")
+    return len(skipped)
+
+
+def _keep_older_report(arguments: argparse.Namespace) -> None:
+    if arguments.out is None or arguments.overwrite:
+        return
+    for name in FILES:
+        if (arguments.out / name).exists():
+            raise InputError(f"{arguments.out / name}: is there already; use --overwrite or another --out")

@@ -1,0 +1,52 @@
+"""mclc-gpu predict."""
+
+import argparse
+
+from mclc_gpu.cli.outcome import checked_threshold, checked_tiles, say_skipped
+from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.images import find_files
+from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.errors import InputError
+from mclc_gpu.predictrun import LAYOUT, PredictJob, predict_folder
+
+
+def predict(arguments: argparse.Namespace, started: float) -> int:
+    """Run the command; returns the number of skipped inputs."""
+    LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.checkpoint))
+    checked_tiles(arguments.tile, arguments.overlap)
+    images = find_files(arguments.images)
+    skipped: list[Skipped] = []
+    if arguments.list is not None:
+        images, skipped = select(images, read_list(arguments.list))
+        if not images:
+            raise InputError(
+                f"{arguments.list}: none of its {len(skipped)} names is an image in {arguments.images}"
+            )
+    summary = predict_folder(
+        PredictJob(
+            checkpoint=arguments.checkpoint,
+            images=images,
+            out=arguments.out,
+            threshold=checked_threshold(arguments.threshold),
+            device=arguments.device,
+            tile=arguments.tile,
+            overlap=arguments.overlap,
+            amp=arguments.amp,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            skipped=skipped,
+            started=started,
+        )
+    )
+    left_out = [Skipped(**item) for item in summary["skipped"]]
+    say_skipped(left_out, LAYOUT.summary(arguments.out))
+    rate = "" if summary["images_per_s"] is None else f", {summary['images_per_s']:.1f} images/s"
+    seconds = summary["seconds"]
+    print(f"{summary['images']} images, {summary['detections']} detections -> {arguments.out}")
+    print(
+        f"{seconds['total']:.2f} s{rate} on {summary['device']}; start-up {seconds['startup']:.2f} s"
+        + (f"; {summary['resumed_images']} images were there already" if summary["resumed_images"] else "")
+    )
+    if left_out:
+        print(f"{len(left_out)} inputs skipped")
+    return len(left_out)

@@ -1,0 +1,131 @@
+"""Curves as pictures: scores over thresholds, and a training run over its epochs."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.errors import InputError
+from mclc_gpu.roc import Roc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
+_GRID, _DPI = "#d9d9d4", 110
+# What is drawn over the epochs: title, columns of the table, factor.
+_PANELS: tuple[tuple[str, tuple[str, ...], float], ...] = (
+    ("loss", ("loss",), 1),
+    ("IoU", ("iou", "niou", "crop_iou"), 1),
+    ("Pd", ("pd",), 1),
+    ("Fa x1e-6", ("fa",), 1e6),
+    ("precision, recall, F1", ("precision", "recall", "f1"), 1),
+    ("learning rate", ("lr",), 1),
+)
+
+
+def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
+    """Write the Pd-Fa curve, beside precision, recall, F1 and IoU over the threshold, as PNG.
+
+    The curve's Fa is drawn to a scale that is linear up to 1e-6 and logarithmic beyond, so that no false
+    alarm at all has its place too. A score that is not defined leaves a gap.
+    """
+    figure = _figure(10, 4.2, title)
+    curve, scores = figure.subplots(1, 2)
+    half = int(np.flatnonzero(roc.thresholds == 0.5)[0])
+    curve.plot(roc.fa * 1e6, roc.pd, color=_COLOURS[0], linewidth=1.8)
+    curve.plot(
+        roc.fa[half] * 1e6, roc.pd[half], "o", color=_COLOURS[1], markersize=7, label="threshold 0.5"
+    )
+    curve.set_xscale("symlog", linthresh=1)
+    curve.set_xlim(left=0)
+    curve.set_ylim(-0.02, 1.02)
+    _dress(curve, f"{roc.images} images, {roc.targets} targets", "Fa x1e-6", "Pd")
+    for colour, (name, values) in zip(
+        _COLOURS,
+        {"precision": roc.precision, "recall": roc.recall, "F1": roc.f1, "IoU": roc.iou}.items(),
+        strict=True,
+    ):
+        scores.plot(roc.thresholds, values, color=colour, linewidth=1.8, label=name)
+    scores.set_xlim(0, 1)
+    scores.set_ylim(-0.02, 1.02)
+    _dress(scores, "by pixel", "threshold", "")
+    _save(figure, path)
+
+
+def plot_curves(table: Path, path: Path, title: str = "") -> None:
+    """Write a training run's table (metrics.csv, a row an epoch) as PNG, one panel per kind of number.
+
+    Columns that the table lacks, and empty cells, are passed over. Raises InputError when the table cannot be
+    read or holds nothing to draw.
+    """
+    columns = _read_table(table)
+    epochs = columns.get("epoch", [])
+    panels = [
+        (heading, [name for name in names if any(map(math.isfinite, columns.get(name, ())))], factor)
+        for heading, names, factor in _PANELS
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    if not epochs or not panels:
+        raise InputError(f"{table}: holds no epoch with a number; train first")
+    rows = -(-len(panels) // 3)
+    figure = _figure(12, 3.2 * rows, title)
+    axes = figure.subplots(rows, 3, squeeze=False).ravel()
+    for empty in axes[len(panels) :]:
+        empty.remove()
+    for axis, (heading, names, factor) in zip(axes, panels, strict=False):
+        for colour, name in zip(_COLOURS, names, strict=False):
+            known = [(e, v * factor) for e, v in zip(epochs, columns[name], strict=True) if math.isfinite(v)]
+            at, values = zip(*known, strict=True)
+            axis.plot(at, values, "." if len(known) == 1 else "-", color=colour, linewidth=1.6, label=name)
+        _dress(axis, heading, "epoch", "", legend=len(names) > 1)
+    _save(figure, path)
+
+
+def _read_table(table: Path) -> Mapping[str, Sequence[float]]:
+    """Columns of numbers by name; NaN where a cell is empty or no number."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read as a table ({error}); check the path") from error
+    return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _figure(width: float, height: float, title: str) -> "Figure":
+    # Without pyplot there is no global state, no window and no choice of a backend.
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=_DPI, layout="constrained")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _dress(axis: "Axes", title: str, x: str, y: str, legend: bool = True) -> None:
+    axis.set_title(title, fontsize=11)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(color=_GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axis.legend(frameon=False)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
