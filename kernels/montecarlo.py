@@ -20,9 +20,10 @@ def run_until_stable(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Trials of every target until one more trial changes its TPM by less than `change`.
 
-    With S_k the counts after k trials and TPM_k = S_k / k, a target stops at the first k >= 2 for which
-    ||TPM_k - TPM_(k-1)|| < change (L2 norm over the window), at the latest at `max_trials`. The sums behind
-    the comparison are exact integers, so a target stops at the same trial whatever the batch or the device.
+    With S_k the counts after k trials, over the number of the target's marks, and TPM_k = S_k / k, a target
+    stops at the first k >= 2 for which ||TPM_k - TPM_(k-1)|| < change (L2 norm over the window), at the
+    latest at `max_trials`. The sums behind the comparison are exact integers, so a target stops at the same trial
+    whatever the batch or the device.
 
     Parameters
     ----------
@@ -56,6 +57,7 @@ def run_until_stable(
     counts = torch.zeros(int(offsets[-1]), dtype=torch.int32, device=device)
     owner = torch.repeat_interleave(torch.arange(len(windows)), sizes)
     trials = torch.zeros(len(windows), dtype=torch.int64)
+    marks = 1 + (torch.zeros_like(trials) if seeds is None else seeds.offsets.diff())
     active = torch.arange(len(windows))
     done = 0
     while len(active) and done < max_trials:
@@ -81,7 +83,8 @@ def run_until_stable(
         difference = (k - 1) * result.masks.long() - (after - result.masks)
         squares = torch.zeros(number, len(active), dtype=torch.int64, device=device)
         squares.index_add_(1, segment, difference * difference)
-        stable = (squares.double().sqrt() < change * (k * (k - 1)).double()) & (k >= 2)
+        limit = change * (k * (k - 1) * marks[active].to(device)).double()
+        stable = (squares.double().sqrt() < limit) & (k >= 2)
         last = torch.where(stable.any(0), stable.int().argmax(0), number - 1)
         counts[pixels] = after.gather(0, last[segment][None])[0].int()
         trials[active] = done + 1 + last.cpu()

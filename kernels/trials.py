@@ -13,6 +13,7 @@ from mclc_gpu.kernels.noise import check_noise
 METHODS = ("slic", "kmeans")
 CONNECTIVITY = ("enforce", "component", "cluster")
 MAX_WINDOW = 64
+MAX_SEEDS = 254  # with the click, a trial's counts fit a byte
 WINDOW_COLUMNS = ("image", "top", "left", "height", "width", "click_row", "click_column", "target")
 
 
@@ -122,6 +123,8 @@ class PackedImages:
 class Seeds:
     """Further pixels that mark the targets beside their clicks, as several clicks or a scribble do.
 
+    A target may have up to `MAX_SEEDS`.
+
     Attributes
     ----------
     offsets : Tensor [targets + 1], int64, on the CPU
@@ -150,16 +153,16 @@ class Seeds:
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """How often each window pixel was clustered with the click or a seed.
+    """How often each window pixel was clustered with the click, and with each seed.
 
     Attributes
     ----------
     counts : Tensor [pixels of all windows], int32
-        0 .. trials; window t in row-major order at offsets[t] : offsets[t + 1].
+        0 .. trials * (1 + seeds of the target); window t in row-major order at offsets[t] : offsets[t + 1].
     offsets : Tensor [targets + 1], int64, on the CPU
     trials : int
     masks : Tensor [trials, pixels of all windows], uint8, or None
-        Each trial's mask, if asked for.
+        Each trial's mask, or with seeds its counts, if asked for.
     """
 
     counts: torch.Tensor
@@ -195,6 +198,8 @@ def _check_seeds(windows: torch.Tensor, seeds: Seeds) -> None:
     if len(sizes) != len(windows) or bool((sizes < 0).any()) or int(seeds.offsets[-1]) != len(seeds.pixels):
         raise ValueError(f"seeds must have offsets [{len(windows) + 1}] that rise to {len(seeds.pixels)}")
     pixels = torch.repeat_interleave(windows[:, 3] * windows[:, 4], sizes)
+    if len(sizes) and int(sizes.max()) > MAX_SEEDS:
+        raise ValueError(f"a target has {int(sizes.max())} seeds; at most {MAX_SEEDS} are possible")
     if bool(((seeds.pixels < 0) | (seeds.pixels >= pixels)).any()):
         raise ValueError("a seed lies outside its window")
 
@@ -224,9 +229,10 @@ def run_trials(
     keep_masks: bool = False,
     backend: str | None = None,
 ) -> TrialCounts:
-    """Cluster every window under independent noises; count each pixel's trials in a marked segment.
+    """Cluster every window under independent noises; count each pixel's trials in the click's segment.
 
-    A marked segment is the one under the click, or under one of the target's seeds if it has any.
+    A target with seeds counts the segment of each mark, of the click and of every seed, so that a segment
+    weighs as many times as it holds marks.
 
     The counts of a target depend on the images, its window, its key and the config alone: not on the other
     targets, their order, the batch, the backend (but for near ties in the last bit) or the number of devices.

@@ -56,7 +56,7 @@ class Scratch(NamedTuple):
     centres: np.ndarray  # float32 [N, 5]: row, column, three colours
     alive: np.ndarray  # bool [N]
     table: np.ndarray  # float32 [N, 10], the living centres as `assign_vectors` wants them
-    counted: np.ndarray  # bool [h * w or N, the larger, + 1]: segments that were counted
+    weights: np.ndarray  # int32 [h * w or N, the larger, + 1]: marks in each segment
 
 
 def settings(config: "TrialConfig", byte: bool) -> Settings:
@@ -112,7 +112,7 @@ def _allocate(h, w, number):
         np.empty((number, 5), np.float32),
         np.empty(number, np.bool_),
         np.empty((number, CENTRE_COLUMNS), np.float32),
-        np.empty(max(h * w, number) + 1, np.bool_),
+        np.empty(max(h * w, number) + 1, np.int32),
     )
 
 
@@ -284,19 +284,18 @@ def _count(labels, wanted, counts):
 
 
 @compiled()
-def _count_marked(labels, click, seeds, counted, counts):
-    """Add one to every pixel of the segments that hold the click or a seed."""
-    _count(labels, labels[click], counts)
+def _count_marked(labels, click, seeds, weights, counts):
+    """Add to every pixel the marks (click and seeds) in its segment."""
     if seeds.shape[0] == 0:
+        _count(labels, labels[click], counts)
         return
-    for k in range(counted.shape[0]):
-        counted[k] = False
-    counted[labels[click]] = True
+    for k in range(weights.shape[0]):
+        weights[k] = 0
+    weights[labels[click]] = 1
     for j in range(seeds.shape[0]):
-        label = labels[seeds[j]]
-        if not counted[label]:
-            counted[label] = True
-            _count(labels, label, counts)
+        weights[labels[seeds[j]]] += 1
+    for p in range(counts.shape[0]):
+        counts[p] += weights[labels[p]]
 
 
 class Batch(NamedTuple):
@@ -350,10 +349,10 @@ def _item(batch, i, first_trial, settings):
         _cluster(s, h, w, start, far_y, far_x, weight, settings.iterations, settings.tolerance)
         if settings.connectivity != CLUSTER:
             relabel(s.labels, h, w, min_size, max_size, s.labels, s.flood)
-        _count_marked(s.labels, click, seeds, s.counted, counts)
+        _count_marked(s.labels, click, seeds, s.weights, counts)
         if batch.masks.shape[0]:
             kept = batch.masks[trial - first_trial, batch.offsets[t] : batch.offsets[t] + h * w]
-            _count_marked(s.labels, click, seeds, s.counted, kept)
+            _count_marked(s.labels, click, seeds, s.weights, kept)
 
 
 @compiled()

@@ -216,7 +216,7 @@ def count_segments(
     p_state, p_queue, p_kept, p_seeds, g, size, trials, mask_pitch,
     PIXELS: tl.constexpr, LANES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
-    """Enforce connectivity in the lanes' labels; count each pixel's trials in a marked segment."""
+    """Enforce connectivity in the lanes' labels; count for each pixel the marks in its segment."""
     height = tl.load(g + _HEIGHT).to(tl.int32)
     width = tl.load(g + _WIDTH).to(tl.int32)
     min_size = tl.load(g + _MIN_SIZE).to(tl.int32)
@@ -237,7 +237,7 @@ def count_segments(
         for j in range(seeds):
             seed = tl.load(p_seeds + j)
             p_seed = p_state + ((seed // width + 1) * (width + 1) + seed % width) * LANES
-            member |= (label == tl.load(p_seed + i)).to(tl.int32)
+            member += (label == tl.load(p_seed + i)).to(tl.int32)
         count += member
         if MASKS:
             tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), inside)
@@ -297,7 +297,7 @@ def trials_kernel(
                 member = (label == tl.max(tl.where(pixel == click, label, -1), 0)).to(tl.int32)
                 for j in range(tl.load(g + _SEEDS).to(tl.int32)):
                     seed = tl.load(p_seeds + tl.load(g + _FIRST_SEED) + j)
-                    member |= (label == tl.max(tl.where(pixel == seed, label, -1), 0)).to(tl.int32)
+                    member += (label == tl.max(tl.where(pixel == seed, label, -1), 0)).to(tl.int32)
                 count += member
                 if MASKS:
                     tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), pixel < size)

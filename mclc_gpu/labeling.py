@@ -14,7 +14,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.estimate import estimate_category
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.montecarlo import run_until_stable
-from mclc_gpu.kernels.trials import MAX_WINDOW, PackedImages, Seeds, run_trials
+from mclc_gpu.kernels.trials import MAX_SEEDS, MAX_WINDOW, PackedImages, Seeds, run_trials
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.makers import grabcut_mask, marked_mask
 from mclc_gpu.refine import crf_masks, threshold_masks
@@ -32,7 +32,8 @@ class TargetMask:
         target: Index of its point among the image's usable points.
         point: The click, with the category that was used.
         window: Where the arrays lie in the image.
-        tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9).
+        tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9); with several
+            marks the mean over them.
         mask: bool [h, w].
         trials: Trials behind the TPM.
         estimated: Whether the category was estimated rather than given.
@@ -139,7 +140,9 @@ def _obstacle(pixels: np.ndarray, config: LabelConfig) -> str:
 
 
 def _seeds(point: Point, window: Window, shape: tuple[int, int]) -> tuple[int, ...]:
-    pixels = (nearest_pixel(x, y, *shape) for x, y in point.seeds)
+    # Of a scribble with more pixels than can be counted, pixels spread evenly over it stand for all.
+    chosen = point.seeds[:: -(-len(point.seeds) // MAX_SEEDS) or 1]
+    pixels = (nearest_pixel(x, y, *shape) for x, y in chosen)
     return tuple((row - window.top) * window.width + column - window.left for row, column in pixels)
 
 
@@ -211,7 +214,11 @@ def _cluster_group(
 def _monte_carlo(
     packed: PackedImages, windows: torch.Tensor, placed: Sequence[PlacedTarget], config: LabelConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """TPMs (eq. 9) of all windows, one after another, and the trials behind each."""
+    """TPMs (eq. 9) of all windows, one after another, and the trials behind each.
+
+    Of a target with several marks it is the mean of the TPMs that each mark alone would give. The union of
+    the marks' segments would hold background wherever a mark near the edge falls into a background segment.
+    """
     keys = torch.tensor([target.key for target in placed], dtype=torch.int64)
     seeds = Seeds.pack([target.seeds for target in placed])
     if config.stop_change > 0:
@@ -220,7 +227,8 @@ def _monte_carlo(
     else:
         counts = run_trials(packed, windows, keys, config.trial, config.trials, seeds=seeds).counts
         trials = torch.full((len(placed),), config.trials)
-    divisors = torch.repeat_interleave(trials, windows[:, 3] * windows[:, 4]).to(counts.device)
+    marks = 1 + seeds.offsets.diff()
+    divisors = torch.repeat_interleave(trials * marks, windows[:, 3] * windows[:, 4]).to(counts.device)
     return counts / divisors, trials
 
 

@@ -117,9 +117,9 @@ def place_window(
     """The window of a target, however it is marked.
 
     A click has the published window (`draw_window`). Several clicks or a scribble have the one around their
-    mean, grown until it holds them all. A box has a window of three times its size around it, as the published
-    windows are about three targets wide, but with at least `BOX_MARGIN` pixels on either side and not beyond
-    the largest window that can be clustered. All are clipped to the image.
+    mean, grown until it holds them all. A box has a window of three times its size around it, as the
+    published windows are about three targets wide, but with at least `BOX_MARGIN` pixels on either side and
+    not beyond the largest window that can be clustered. All are clipped to the image.
 
     Args:
         height, width: Size of the image in pixels.

@@ -153,7 +153,8 @@ def test_windows_of_boxes():
 
 def test_what_cannot_be_labelled_is_said(disc):
     image = np.pad(disc[0], 100)
-    points = [[Point(100, 100, "spot", seeds=((30, 100),)), Point(75, 60, box=(40, 40, 110, 80)), Point(9, 9)]]
+    apart, large = Point(100, 100, "spot", seeds=((30, 100),)), Point(75, 60, box=(40, 40, 110, 80))
+    points = [[apart, large, Point(9, 9)]]
     _, skipped = place_targets([image], points, ["a"], QUICK, 0)
     reasons = [item.why for item in skipped]
     assert "is larger than 64 x 64" in reasons[0]
