@@ -22,8 +22,8 @@ def run_until_stable(
 
     With S_k the counts after k trials, over the number of the target's marks, and TPM_k = S_k / k, a target
     stops at the first k >= 2 for which ||TPM_k - TPM_(k-1)|| < change (L2 norm over the window), at the
-    latest at `max_trials`. The sums behind the comparison are exact integers, so a target stops at the same trial
-    whatever the batch or the device.
+    latest at `max_trials`. The sums behind the comparison are exact integers, so a target stops at the same
+    trial whatever the batch or the device.
 
     Parameters
     ----------
