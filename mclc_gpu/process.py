@@ -34,7 +34,8 @@ from mclc_gpu.windows import Window, place_window
 TRIALS_SHOWN = (1, 2, 20)  # besides all: the numbers of the paper's Fig. 9
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True, order=True, slots=True)
+class Target:
     """A target of a run: its image, and its place among the image's points in the run's points.csv."""
 
     stem: str
@@ -58,9 +59,10 @@ class Run:
         """All targets, in the order of the run."""
         return [Target(stem, index) for stem, own in self.points.items() for index in range(len(own))]
 
-    def window(self, target: Target, shape: tuple[int, ...]) -> Window:
-        """Where a target was clustered in its image of `shape`."""
-        return place_window(*shape[:2], self.points[target.stem][target.index], self.seed, *target)
+    def window(self, target: Target, height: int, width: int) -> Window:
+        """Where a target was clustered in its image of that size."""
+        point = self.points[target.stem][target.index]
+        return place_window(height, width, point, self.seed, target.stem, target.index)
 
 
 class Stage(NamedTuple):
@@ -80,7 +82,7 @@ class Process:
         image: [h, w] or [h, w, 3], the image's own dtype.
         marks: bool [h, w], the box, or the seeds beside the click; None for a single click.
         noisy: float32 [h, w, 3], what the first trial clustered; None where trials have no noise.
-        segment: bool [h, w], what the first trial found; None for makers without trials.
+        segment: bool [h, w], the first trial's segments under the marks; None for makers without trials.
         stages: The TPM after `TRIALS_SHOWN` and after all trials; none where all trials are equal.
         mask: bool [h, w], of this target and those whose windows overlap its own.
         truth: bool [h, w], None where it is not known.
@@ -157,9 +159,10 @@ def rank_targets(run: Run, truths: Mapping[str, Path], stems: Iterable[str]) -> 
     with Progress("show", len(compared), "mask") as progress:
         for stem in compared:
             mask = read_mask(mask_path(run.folder, stem))
-            truth = read_mask(truths[stem], (mask.shape[0], mask.shape[1]))
+            shape = mask.shape[0], mask.shape[1]
+            truth = read_mask(truths[stem], shape)
             for target in (Target(stem, index) for index in range(len(run.points[stem]))):
-                area = run.window(target, mask.shape).area
+                area = run.window(target, *shape).area
                 iou = mask_iou(mask[area], truth[area])
                 if not math.isnan(iou):
                     found.append((iou, target))

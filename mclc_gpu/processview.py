@@ -69,7 +69,8 @@ def _panels(process: Process, config: LabelConfig) -> list[_Panel]:
         clustered = enlarged(stretched(process.noisy))
         panels.append(_Panel(f"trial 1: {config.trial.noise} {config.trial.intensity:g}", clustered, None))
     if process.segment is not None:
-        panels.append(_Panel("trial 1: segment", outlined(clustered, process.segment), None))
+        heading = "trial 1: segments" if process.point.seeds else "trial 1: segment"
+        panels.append(_Panel(heading, outlined(clustered, process.segment), None))
     for planned, trials, tpm in process.stages:
         stopped = f"stopped after {trials}" if trials < planned else ""
         panels.append(_Panel(f"TPM after {planned}", enlarged(heat(tpm)), stopped))

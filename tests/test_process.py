@@ -89,8 +89,11 @@ def test_the_runs_own_masks_are_found_again(data, tmp_path, more, planned):
         assert (process.noisy is not None) == bool(planned)
         assert (process.segment is not None) == clustered
         assert (process.marks is not None) == ("--supervision" in more)
+        if clustered:
+            assert process.segment[process.window.click_row, process.window.click_column]
         if planned:
-            assert np.array_equal(process.segment, process.stages[0].tpm == 1)
+            assert np.array_equal(process.segment, process.stages[0].tpm > 0)
+            assert process.point.seeds or np.isin(process.stages[0].tpm, (0, 1)).all()
             file = read_tpm(tpm_path(run.folder, process.target.stem))[area]
             assert (process.stages[-1].tpm <= file + 1e-4).all()
             assert np.abs(process.stages[-1].tpm - file).min() < 1e-4
