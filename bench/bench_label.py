@@ -1,4 +1,4 @@
-"""Clustering rate of this package against the CPU reference, both over all cores, in one run.
+"""Rates of this package against the CPU reference, both over all cores, in one run: clustering, whole chain.
 
     python -m pytest bench/bench_label.py --benchmark-columns=min,median,stddev,rounds
 
@@ -7,7 +7,7 @@ The reference's rate is taken before and after this package's rounds: a machine 
 """
 
 import os
-import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from mclc_gpu.bench.cpu_reference import Item, make_item, slic_rate
+from mclc_gpu.bench.cpu_reference import Item, make_item, run, slic_rate
+from mclc_gpu.bench.tables import machine
 from mclc_gpu.data.datasets import find_split, pair_files, read_list, select
 from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.data.points import Point
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import scene
-from mclc_gpu.labeling import LabelConfig, cluster_targets, place_targets, warm_up
+from mclc_gpu.labelconfig import LabelConfig
+from mclc_gpu.labeling import TargetMask, cluster_targets, place_targets, refine_targets, warm_up
 
 _TRIALS = 50
 _ROUNDS = 7
 _REFERENCE_TRIALS = 10  # the reference's rate does not depend on it; a round takes some seconds
+_DEVICE = torch.device("cpu")
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -54,25 +57,60 @@ def frames() -> Frames:
     return Frames("NUAA-SIRST train", list(pairs), images, points)
 
 
+def _against(
+    reference: Callable[[], float],
+    benchmark: Any,
+    work: Callable[[], object],
+    trials: int,
+    title: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Time work of so many trials between two runs of the reference (trials/s), and print both rates."""
+    before = reference()
+    benchmark.pedantic(work, rounds=_ROUNDS, warmup_rounds=1)
+    after = reference()
+    own = trials / benchmark.stats.stats.median
+    peer = (before + after) / 2
+    benchmark.extra_info |= {"trials_per_s": own, "reference_trials_per_s": [before, after]}
+    with capsys.disabled():
+        print(f"\n{title}; {machine(_DEVICE)}")
+        print(f"CPU reference, one process per core  {peer:10,.0f} trials/s ({before:,.0f}, {after:,.0f})")
+        print(f"mclc-gpu, CPU backend                {own:10,.0f} trials/s (median of {_ROUNDS})")
+        print(f"ratio                                {own / peer:10.1f}")
+
+
 def test_clustering_rate(benchmark: Any, frames: Frames, capsys: pytest.CaptureFixture[str]) -> None:
     """Noise, SLIC with connectivity enforcement and the segment under the click, K trials of every target."""
-    config, device = LabelConfig(trials=_TRIALS), torch.device("cpu")
+    config = LabelConfig(trials=_TRIALS)
     placed, _ = place_targets(frames.images, frames.points, frames.names, config, 0)
-    warm_up(config, device)
+    warm_up(config, _DEVICE)
     items = frames.items()
-    before = slic_rate(items, _REFERENCE_TRIALS)
-    benchmark.pedantic(
-        cluster_targets, (frames.images, placed, config, device), rounds=_ROUNDS, warmup_rounds=1
+    _against(
+        lambda: slic_rate(items, _REFERENCE_TRIALS),
+        benchmark,
+        lambda: cluster_targets(frames.images, placed, config, _DEVICE),
+        _TRIALS * len(placed),
+        f"Clustering, {frames.source}, {len(placed)} targets, {_TRIALS} trials each",
+        capsys,
     )
-    after = slic_rate(items, _REFERENCE_TRIALS)
-    rate = _TRIALS * len(placed) / benchmark.stats.stats.median
-    reference = (before + after) / 2
-    benchmark.extra_info |= {"trials_per_s": rate, "reference_trials_per_s": [before, after]}
-    with capsys.disabled():
-        print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} threads, {frames.source}")
-        print(f"{len(placed)} targets, {_TRIALS} trials each")
-        print(
-            f"scikit-image, one process per core  {reference:10,.0f} trials/s ({before:,.0f}, {after:,.0f})"
-        )
-        print(f"mclc-gpu, CPU backend               {rate:10,.0f} trials/s (median of {_ROUNDS})")
-        print(f"ratio                               {rate / reference:10.1f}")
+
+
+def test_whole_chain(benchmark: Any, frames: Frames, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same with the windows before and the dense CRF after: from images and clicks to masks."""
+    pytest.importorskip("pydensecrf", reason="pydensecrf is missing: `make reference` installs it")
+    config = LabelConfig(trials=_TRIALS)
+    warm_up(config, _DEVICE)
+    items = frames.items()
+
+    def label() -> list[TargetMask]:
+        placed, _ = place_targets(frames.images, frames.points, frames.names, config, 0)
+        return refine_targets(placed, cluster_targets(frames.images, placed, config, _DEVICE), config)
+
+    def reference() -> float:
+        # The CRF is run once for a target however many trials it has: as many as here, to compare.
+        outcome = run(items, _TRIALS)
+        return outcome.trials / outcome.seconds["total"]
+
+    targets = sum(map(len, frames.points))
+    title = f"Whole chain, {frames.source}, {targets} targets, {_TRIALS} trials each"
+    _against(reference, benchmark, label, _TRIALS * targets, title, capsys)
