@@ -1,8 +1,8 @@
 """Several processes of one run, started by torchrun: who does what, and what they tell each other."""
 
+import atexit
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -82,9 +82,8 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
 
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """Join the other processes of the run, if torchrun started several, for as long as the block lasts.
+def join(device: str) -> Ranks:
+    """Join the other processes of the run, if torchrun started several, until this one ends.
 
     `device`: "auto", "cpu", "cuda", or, for a single process, "cuda:N". Of several processes on a machine
     each takes the GPU of its local rank and talks through NCCL; on the CPU they talk through gloo.
@@ -92,7 +91,7 @@ def joined(device: str) -> Iterator[Ranks]:
     Raises:
         InputError: Unknown or missing device.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         here = pick_device(device)
         if world > 1 and here.type == "cuda":
@@ -102,12 +101,11 @@ def joined(device: str) -> Iterator[Ranks]:
     except ValueError as error:
         raise InputError(str(error)) from error
     if world == 1:
-        yield Ranks(here)
-        return
+        return Ranks(here)
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
-    try:
-        yield Ranks(here, rank, world, dist.new_group(backend="gloo", timeout=_PATIENCE))
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        # Left only when the process ends: torchrun's store does not let the same process join again.
+        dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Ranks(here, dist.get_rank(), world, dist.new_group(backend="gloo", timeout=_PATIENCE))

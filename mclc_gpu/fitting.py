@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,14 @@ import torch
 from mclc_gpu.checkpoint import Normalisation, load_checkpoint, save_checkpoint
 from mclc_gpu.data.heldout import HeldOut
 from mclc_gpu.data.training_set import Sample, open_training_set
-from mclc_gpu.distributed import Ranks, joined
+from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
+from mclc_gpu.evaluation import score_network
 from mclc_gpu.inference import Predictor
 from mclc_gpu.journal import fingerprint_of, package_version
 from mclc_gpu.metrics import Result, Scores
 from mclc_gpu.runfolder import BEST, LAST, Row, RunLog, check_folder, make_row, same_settings, start_folder
 from mclc_gpu.training import TrainConfig, Trainer, share_of_batch
-
-THRESHOLD = 0.5  # of the probability, for scores
-_TOGETHER = 16  # validation images in memory at once; those of equal size run together
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def fit(
         out: The run's folder.
         validation: What to choose the best epoch by. Without it best.pt is last.pt.
         device: "auto", "cpu", "cuda" or, outside torchrun, "cuda:N"; not looked at when `ranks` is given.
-        ranks: From `joined`, when the caller has joined the other processes already.
+        ranks: From `join`, when the caller has joined the other processes already.
         resume: Go on after the last epoch of the run in `out`, or start one where there is none.
         overwrite: Replace the run in `out`.
         about: Further entries for config.json.
@@ -91,11 +88,7 @@ def fit(
             message names the first setting that differs), or training that has diverged.
     """
     if ranks is None:
-        with joined(device) as ranks:
-            return fit(
-                train, config, out, validation=validation, ranks=ranks, resume=resume, overwrite=overwrite,
-                about=about,
-            )  # fmt: skip
+        ranks = join(device)
     share_of_batch(config, ranks)
     settings = {**asdict(config), "lr": config.first_lr}
     ranks.on_main(lambda: check_folder(out, resume, overwrite))
@@ -152,14 +145,8 @@ def _about(trainer: Trainer, validation: int) -> dict[str, Any]:
 
 def validate(predictor: Predictor, samples: HeldOut, ranks: Ranks) -> Result:
     """Scores of the samples that all processes hold, for each of them."""
-    scores = Scores()
-    waiting = iter(samples)
-    while chunk := list(islice(waiting, _TOGETHER)):
-        answers = predictor.probabilities([image for _, image, _ in chunk])
-        for (name, _, mask), answer in zip(chunk, answers, strict=True):
-            scores.update(answer > THRESHOLD, mask, name)
     merged = Scores()
-    for part in ranks.gather(scores):
+    for part in ranks.gather(score_network(predictor, samples)):
         merged.merge(part)
     return merged.compute()
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.crops import plan_epoch
-from mclc_gpu.data.training_set import Sample, ahead, open_training_set
+from mclc_gpu.data.training_set import Sample, open_training_set
 from mclc_gpu.errors import InputError
 
 CPU = torch.device("cpu")

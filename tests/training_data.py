@@ -27,6 +27,19 @@ class Tiny(Detector):
         return Logits((self.head(body), self.side(body)) if self.training else (self.head(body),))
 
 
+class Plain(Detector):
+    """A detector without batch norm and dropout: what one image answers does not depend on the others."""
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__(in_channels)
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)
+        )
+
+    def segment(self, x: Tensor) -> Logits:
+        return Logits((self.body(x),))
+
+
 def write_frames(folder: Path, count: int = 6, side: int = 40, seed: int = 0) -> list[Sample]:
     """Write images/ and masks/ of `count` frames, of several sizes, and name them as samples."""
     rng = np.random.default_rng(seed)

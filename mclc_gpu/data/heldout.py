@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.data.training_set import Sample, ahead
+from mclc_gpu.data.training_set import Sample
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import free_memory
 
