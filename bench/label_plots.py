@@ -23,8 +23,11 @@ class Curve:
     spread: list[float]
 
 
-def plot_sweep(curves: Sequence[Curve], *, title: str, xlabel: str, log: bool) -> Figure:
-    """A line for each curve with error bars of one standard deviation, IoU upward; `log` is of x."""
+def plot_sweep(curves: Sequence[Curve], *, title: str, xlabel: str, legend: str, log: bool) -> Figure:
+    """A line for each curve with error bars of one standard deviation, IoU upward.
+
+    `legend`: what the curves' names say; `log`: of x.
+    """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for place, curve in enumerate(curves):
@@ -50,7 +53,7 @@ def plot_sweep(curves: Sequence[Curve], *, title: str, xlabel: str, log: bool) -
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(title=legend, frameon=False)
     return figure
 
 

@@ -130,7 +130,9 @@ def measure_sweep(bench: Bench, name: str, sweep: Sweep) -> None:
         curve.x.append(setting.x)
         curve.mean.append(measured.iou)
         curve.spread.append(measured.spread)
-    figure = plot_sweep([*curves.values()], title=sweep.title, xlabel=sweep.xlabel, log=sweep.log)
+    figure = plot_sweep(
+        [*curves.values()], title=sweep.title, xlabel=sweep.xlabel, legend=sweep.series, log=sweep.log
+    )
     save_plot(figure, bench.out / f"{name}.png")
     bench.publish(name, rows, f"{_sweep_table(sweep, rows)}\n\n![{sweep.title}]({name}.png)")
 
@@ -189,7 +191,7 @@ def _sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     cells = {(row[sweep.series], row[sweep.x]): _with_spread(row) for row in rows}
     values = dict.fromkeys(row[sweep.x] for row in rows)
     lines = [[str(value), *(cells[name, value] for name in names)] for value in values]
-    return markdown([sweep.x, *names], lines)
+    return markdown([sweep.x, *(f"{sweep.series}: {name}" for name in names)], lines)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
