@@ -27,9 +27,13 @@ class Layout:
     folders: tuple[str, ...]
     files: tuple[str, ...]
 
-    def journal(self, out: Path) -> Path:
-        """The journal of an unfinished run."""
-        return out / f"{self.kind}.partial.jsonl"
+    def journal(self, out: Path, rank: int = 0) -> Path:
+        """The journal of an unfinished run; of several processes each has its own, by its rank."""
+        return out / (f"{self.kind}.partial.{rank}.jsonl" if rank else f"{self.kind}.partial.jsonl")
+
+    def journals(self, out: Path) -> list[Path]:
+        """The journals of all processes, rank 0's first."""
+        return [self.journal(out), *sorted(out.glob(f"{self.kind}.partial.*.jsonl"))]
 
     def summary(self, out: Path) -> Path:
         """The account of a finished run."""
@@ -68,20 +72,22 @@ def fingerprint_of(content: Any) -> str:
 
 
 class Journal:
-    """Appends a line per finished image; the first line is the fingerprint of the run.
+    """Appends a line per finished image; the first line is the fingerprint of the run."""
 
-    Attributes:
-        records: What was noted of each finished image, by its stem; a record is a dict with the key "image".
-    """
-
-    def __init__(self, path: Path, records: dict[str, dict[str, Any]]) -> None:
-        self.path = path
-        self.records = records
+    def __init__(self, layout: Layout, out: Path, fingerprint: str, rank: int = 0) -> None:
+        """The journal of a process of a run that was opened."""
+        self.path = layout.journal(out, rank)
+        self.fingerprint = fingerprint
         self.file: TextIO | None = None
 
     @staticmethod
-    def open(layout: Layout, out: Path, fingerprint: str, resume: bool, overwrite: bool) -> "Journal":
-        """Start or take up a run in a folder.
+    def open(
+        layout: Layout, out: Path, fingerprint: str, resume: bool, overwrite: bool
+    ) -> dict[str, dict[str, Any]]:
+        """Start or take up a run in a folder; what all its processes noted goes into the first one's journal.
+
+        Returns:
+            What was noted of each finished image, by its stem; a record is a dict with the key "image".
 
         Raises:
             InputError: The folder cannot be written, or holds another run or files that no run wrote.
@@ -95,10 +101,14 @@ class Journal:
                 raise InputError(
                     f"{out}: holds an earlier {layout.kind} run; use --resume, --overwrite or another --out"
                 )
-            records = _read(path, fingerprint, out) if resume and path.exists() else {}
+            records: dict[str, dict[str, Any]] = {}
+            for noted in layout.journals(out) if resume else ():
+                records |= _read(noted, fingerprint, out) if noted.exists() else {}
             with atomic_path(path) as temporary:
                 lines = [json.dumps({"fingerprint": fingerprint}), *map(json.dumps, records.values())]
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            for noted in layout.journals(out)[1:]:
+                noted.unlink()
             if overwrite:
                 _clear(layout, out)
             for folder in (out, *(out / name for name in layout.folders)):
@@ -106,7 +116,7 @@ class Journal:
                 remove_leftovers(folder)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-        return Journal(path, records)
+        return records
 
     @staticmethod
     def completed(layout: Layout, out: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -133,11 +143,10 @@ class Journal:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
-    def remove(self) -> None:
-        self.path.unlink()
-
     def __enter__(self) -> "Journal":
         self.file = self.path.open("a", encoding="utf-8")
+        if not self.file.tell():
+            self.append({"fingerprint": self.fingerprint})
         return self
 
     def __exit__(
@@ -145,6 +154,12 @@ class Journal:
     ) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def close_run(layout: Layout, out: Path) -> None:
+    """Remove the journals of a run whose summary is written."""
+    for path in layout.journals(out):
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path, fingerprint: str, out: Path) -> dict[str, dict[str, Any]]:

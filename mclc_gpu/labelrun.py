@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,9 @@ from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.images import read_image, stem_of
 from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import Journal, Layout, fingerprint_of, write_json
+from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.labeling import (
@@ -111,50 +113,92 @@ def read_tpm(path: Path) -> np.ndarray:
     return tpm.astype(np.float32) / TPM_ONE
 
 
-def label_folder(job: LabelJob) -> dict[str, Any]:
+def label_folder(job: LabelJob, ranks: Ranks | None = None) -> dict[str, Any]:
     """Label every image of a job.
 
     Writes masks/, tpm/, points.csv and label.json into the job's folder and returns label.json's content.
     An image that cannot be used is reported there under "skipped", and the rest is done.
 
+    Args:
+        job: The same in every process.
+        ranks: The processes that share the images; default: this one alone, on the job's device. The files
+            do not depend on their number. Each returns the whole.
+
     Raises:
         InputError: The output folder cannot be used, or there is nothing to label.
     """
-    try:
-        device = pick_device(job.device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    ranks = ranks or Ranks(_device(job.device))
     stems = [stem for stem in job.images if stem in job.points]
     skipped = [*job.skipped, *_without_points(job)]
     if not stems:
         raise InputError(
             f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label"
         )
-    points = {stem: job.points[stem] for stem in stems}
-    clicks = {stem: [astuple(point) for point in own] for stem, own in points.items()}
+    clicks = {stem: [astuple(point) for point in job.points[stem]] for stem in stems}
     fingerprint = fingerprint_of([job.settings(), clicks])
-    if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)):
+    complete = ranks.on_main(lambda: _completed(job, fingerprint))
+    if complete is not None:
         return complete
-    journal = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
-    finished = _finished(job.out, journal)
-    todo = [stem for stem in stems if stem not in finished]
-    if todo:
-        warm_up(job.config, device)
-    seconds = {"startup": time.perf_counter() - job.started, **dict.fromkeys((*STAGES, "total"), 0.0)}
-    _label_images(job, todo, journal, finished, len(stems), device, seconds)
-    records = [finished[stem] for stem in stems]
+    before = ranks.on_main(lambda: _finished(job, fingerprint))
+    mine = ranks.share([stem for stem in stems if stem not in before])
+    if mine:
+        warm_up(job.config, ranks.device)
+    work = _Work(job, ranks, {"startup": time.perf_counter() - job.started})
+    with Journal(LAYOUT, job.out, fingerprint, ranks.rank) as journal:
+        work.run(mine, journal, len(before))
+    parts = ranks.gather((work.finished, work.seconds))
+    return ranks.on_main(lambda: _close(job, fingerprint, ranks, stems, before, parts, skipped))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return pick_device(name)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _completed(job: LabelJob, fingerprint: str) -> dict[str, Any] | None:
+    return Journal.completed(LAYOUT, job.out, fingerprint) if job.resume else None
+
+
+def _finished(job: LabelJob, fingerprint: str) -> dict[str, Record]:
+    """Records of the images that need no more work: unusable ones, and those whose files are complete."""
+    noted = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
+    records = {stem: Record.of(entry) for stem, entry in noted.items()}
+    return {
+        stem: record
+        for stem, record in records.items()
+        if record.points is None or (mask_path(job.out, stem).exists() and tpm_path(job.out, stem).exists())
+    }
+
+
+def _close(
+    job: LabelJob,
+    fingerprint: str,
+    ranks: Ranks,
+    stems: Sequence[str],
+    before: Mapping[str, Record],
+    parts: Sequence[tuple[dict[str, Record], dict[str, float]]],
+    skipped: Sequence[Skipped],
+) -> dict[str, Any]:
+    """Write points.csv and label.json from every process's part and what was finished before."""
+    now = {stem: record for finished, _ in parts for stem, record in finished.items()}
+    records = [now[stem] if stem in now else before[stem] for stem in stems]
     unusable = [Skipped(str(job.images[r.image]), why) for r in records for why in r.skipped]
     labelled = [r for r in records if r.points is not None]
     if not labelled:
         raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
     write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
-    trials_now = sum(finished[stem].trials for stem in todo)
+    # Of processes side by side the slowest is what one waits for.
+    seconds = {stage: max(own[stage] for _, own in parts) for stage in parts[0][1]}
+    trials_now = sum(record.trials for record in now.values())
     summary = {
         "settings": job.settings(),
         "fingerprint": fingerprint,
-        **provenance(device),
+        **provenance(ranks.device),
+        "processes": ranks.world,
         "images": len(labelled),
-        "resumed_images": len(stems) - len(todo),
+        "resumed_images": len(stems) - len(now),
         "targets": sum(len(r.points or ()) for r in labelled),
         "estimated_categories": sum(r.estimated for r in labelled),
         "trials": sum(r.trials for r in labelled),
@@ -162,43 +206,9 @@ def label_folder(job: LabelJob) -> dict[str, Any]:
         "trials_per_s": trials_now / seconds["cluster"] if seconds["cluster"] > 0 else None,
         "skipped": [asdict(item) for item in (*skipped, *unusable)],
     }
-    write_json(job.out / "label.json", summary)
-    journal.remove()
+    write_json(LAYOUT.summary(job.out), summary)
+    close_run(LAYOUT, job.out)
     return summary
-
-
-def _finished(out: Path, journal: Journal) -> dict[str, Record]:
-    """Records of the images that need no more work: unusable ones, and those whose files are complete."""
-    records = {stem: Record.of(noted) for stem, noted in journal.records.items()}
-    return {
-        stem: record
-        for stem, record in records.items()
-        if record.points is None or (mask_path(out, stem).exists() and tpm_path(out, stem).exists())
-    }
-
-
-def _label_images(
-    job: LabelJob,
-    todo: Sequence[str],
-    journal: Journal,
-    finished: dict[str, Record],
-    images: int,
-    device: torch.device,
-    seconds: dict[str, float],
-) -> None:
-    """Label and write what is left to do; adds to `finished` and `seconds`. The job has `images` in all."""
-    begin = time.perf_counter()
-    with (
-        journal,
-        Progress("label", images, done=len(finished)) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        for chunk in _read_chunks(job, todo, pool, seconds):
-            for record in _label_chunk(job, chunk, device, pool, seconds):
-                journal.append(asdict(record))
-                finished[record.image] = record
-            progress.advance(len(chunk))
-    seconds["total"] = time.perf_counter() - begin
 
 
 def _without_points(job: LabelJob) -> list[Skipped]:
@@ -225,62 +235,86 @@ def _load(job: LabelJob, stem: str) -> _Loaded:
         return _Loaded(stem, None, Skipped.because(job.images[stem], error).why)
 
 
-def _read_chunks(
-    job: LabelJob, stems: Sequence[str], pool: ThreadPoolExecutor, seconds: dict[str, float]
-) -> Iterator[list[_Loaded]]:
-    """Images in chunks of bounded size; only a few more than a chunk are ever in memory."""
-    waiting = iter(stems)
-    chunk: list[_Loaded] = []
-    size = 0
-    while batch := list(islice(waiting, _BATCH)):
+class _Work:
+    """A process's share of a job: read, label and write, chunk by chunk.
+
+    Attributes:
+        finished: Record of every image done here.
+        seconds: Wall clock of each stage.
+    """
+
+    def __init__(self, job: LabelJob, ranks: Ranks, seconds: dict[str, float]) -> None:
+        self.job = job
+        self.ranks = ranks
+        self.finished: dict[str, Record] = {}
+        self.seconds = {**seconds, **dict.fromkeys((*STAGES, "total"), 0.0)}
+
+    def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:
+        """Label these images; `before` of the job's were finished at the start."""
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(os.cpu_count()) as pool, self._progress(len(stems), before) as progress:
+            for chunk in self._chunks(stems, pool):
+                for record in self._label(chunk, pool):
+                    journal.append(asdict(record))
+                    self.finished[record.image] = record
+                progress.advance(len(chunk) * self.ranks.world)
+        self.seconds["total"] = time.perf_counter() - begin
+
+    def _progress(self, share: int, before: int) -> Progress:
+        """Rank 0 tells how far all are, by its own share."""
+        return Progress("label", before + share * self.ranks.world, done=before, silent=not self.ranks.main)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
-        loaded = list(pool.map(lambda stem: _load(job, stem), batch))
-        seconds["read"] += time.perf_counter() - start
-        chunk += loaded
-        size += sum(item.image.nbytes for item in loaded if item.image is not None)
-        if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_IMAGES:
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+    def _chunks(self, stems: Sequence[str], pool: ThreadPoolExecutor) -> Iterator[list[_Loaded]]:
+        """Images in chunks of bounded size; only a few more than a chunk are ever in memory."""
+        waiting = iter(stems)
+        chunk: list[_Loaded] = []
+        size = 0
+        while batch := list(islice(waiting, _BATCH)):
+            with self._timed("read"):
+                loaded = list(pool.map(lambda stem: _load(self.job, stem), batch))
+            chunk += loaded
+            size += sum(item.image.nbytes for item in loaded if item.image is not None)
+            if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_IMAGES:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
             yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
-
-def _label_chunk(
-    job: LabelJob,
-    chunk: Sequence[_Loaded],
-    device: torch.device,
-    pool: ThreadPoolExecutor,
-    seconds: dict[str, float],
-) -> list[Record]:
-    """Label and write one chunk; a record of every image of it."""
-    records = {item.stem: Record(item.stem, None, [item.problem]) for item in chunk if item.image is None}
-    good = [(item.stem, item.image) for item in chunk if item.image is not None]
-    stems, images = [stem for stem, _ in good], [image for _, image in good]
-    start = time.perf_counter()
-    placed, problems = place_targets(images, [job.points[s] for s in stems], stems, job.config, job.seed)
-    groups = cluster_targets(images, placed, job.config, device)
-    synchronize(device)
-    seconds["cluster"] += time.perf_counter() - start
-    start = time.perf_counter()
-    targets = refine_targets(placed, groups, job.config)
-    seconds["refine"] += time.perf_counter() - start
-    start = time.perf_counter()
-    of_image: list[list[TargetMask]] = [[] for _ in images]
-    for target in targets:
-        of_image[target.image].append(target)
-    usable = [bool(own) or not job.points[stem] for stem, own in zip(stems, of_image, strict=True)]
-    written = np.flatnonzero(usable).tolist()
-    list(pool.map(lambda i: _write(job.out, stems[i], images[i].shape[:2], of_image[i]), written))
-    seconds["write"] += time.perf_counter() - start
-    reasons: dict[str, list[str]] = {stem: [] for stem in stems}
-    for problem in problems:
-        reasons[problem.file].append(problem.why)
-    for stem, own, well in zip(stems, of_image, usable, strict=True):
-        used = [t.point for t in own] if well else None
-        records[stem] = Record(
-            stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own)
-        )
-    return [records[item.stem] for item in chunk]
+    def _label(self, chunk: Sequence[_Loaded], pool: ThreadPoolExecutor) -> list[Record]:
+        """Label and write one chunk; a record of every image of it."""
+        job = self.job
+        records = {item.stem: Record(item.stem, None, [item.problem]) for item in chunk if item.image is None}
+        good = [(item.stem, item.image) for item in chunk if item.image is not None]
+        stems, images = [stem for stem, _ in good], [image for _, image in good]
+        with self._timed("cluster"):
+            points = [job.points[stem] for stem in stems]
+            placed, problems = place_targets(images, points, stems, job.config, job.seed)
+            groups = cluster_targets(images, placed, job.config, self.ranks.device)
+            synchronize(self.ranks.device)
+        with self._timed("refine"):
+            targets = refine_targets(placed, groups, job.config)
+        of_image: list[list[TargetMask]] = [[] for _ in images]
+        for target in targets:
+            of_image[target.image].append(target)
+        usable = [bool(own) or not job.points[stem] for stem, own in zip(stems, of_image, strict=True)]
+        with self._timed("write"):
+            written = np.flatnonzero(usable).tolist()
+            list(pool.map(lambda i: _write(job.out, stems[i], images[i].shape[:2], of_image[i]), written))
+        reasons: dict[str, list[str]] = {stem: [] for stem in stems}
+        for problem in problems:
+            reasons[problem.file].append(problem.why)
+        for stem, own, well in zip(stems, of_image, usable, strict=True):
+            used = [t.point for t in own] if well else None
+            records[stem] = Record(
+                stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own)
+            )
+        return [records[item.stem] for item in chunk]
 
 
 def _write(out: Path, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]) -> None:

@@ -21,7 +21,7 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.drawing import MASK, stretched
 from mclc_gpu.errors import InputError
 from mclc_gpu.inference import OVERLAP, TILE, Predictor
-from mclc_gpu.journal import Journal, Layout, fingerprint_of, write_json
+from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.metrics import components_of
 from mclc_gpu.progress import Progress
@@ -114,11 +114,12 @@ def predict_folder(job: PredictJob) -> dict[str, Any]:
     fingerprint = fingerprint_of([job.settings(), digest, sorted(job.images)])
     if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)):
         return complete
-    journal = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
-    records = {stem: noted for stem, noted in journal.records.items() if _is_finished(job, stem, noted)}
+    before = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
+    records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
     todo = [stem for stem in job.images if stem not in records]
     begin = time.perf_counter()
     predictor = Predictor(trained.network, trained.normalisation, job.tile, job.overlap, job.amp)
+    journal = Journal(LAYOUT, job.out, fingerprint)
     with journal, Progress("predict", len(job.images), done=len(records)) as progress:
         for record in _predict(job, predictor, todo):
             journal.append(record)
@@ -144,7 +145,7 @@ def predict_folder(job: PredictJob) -> dict[str, Any]:
         "skipped": [asdict(item) for item in skipped],
     }
     write_json(LAYOUT.summary(job.out), summary)
-    journal.remove()
+    close_run(LAYOUT, job.out)
     return summary
 
 

@@ -12,9 +12,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Counts items to stderr; a context manager. `done` of `total` items are behind us at the start."""
 
-    def __init__(self, what: str, total: int, unit: str = "image", done: int = 0) -> None:
-        self.what, self.total, self.unit, self.count = what, total, unit, done
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit) if sys.stderr.isatty() else None
+    def __init__(
+        self, what: str, total: int, unit: str = "image", done: int = 0, silent: bool = False
+    ) -> None:
+        self.what, self.total, self.unit, self.count, self.silent = what, total, unit, done, silent
+        shown = sys.stderr.isatty() and not silent
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit) if shown else None
         self.last = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -26,7 +29,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(items)
-        elif time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
+        elif not self.silent and time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
             line = f"{self.what}: {self.count} of {self.total} {self.unit}s"
             print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)

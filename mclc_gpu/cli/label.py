@@ -11,6 +11,7 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import Point, read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
+from mclc_gpu.distributed import join
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelconfig import LabelConfig, preset
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
@@ -46,10 +47,12 @@ def label(arguments: argparse.Namespace, started: float) -> int:
         skipped=[*skipped, *problems],
         started=started,
     )
-    summary = label_folder(job)
-    title = f"{summary['images']} images, {summary['targets']} targets, {config.trials} trials"
-    write_overview(arguments.out, images, arguments.seed, title, truth)
-    _report(arguments.out, summary)
+    ranks = join(arguments.device)
+    summary = label_folder(job, ranks)
+    if ranks.main:
+        title = f"{summary['images']} images, {summary['targets']} targets, {config.trials} trials"
+        write_overview(arguments.out, images, arguments.seed, title, truth)
+        _report(arguments.out, summary)
     return len(summary["skipped"])
 
 
