@@ -252,8 +252,9 @@ class Components(NamedTuple):
 def components_of(mask: np.ndarray) -> Components:
     """The 8-connected components of a bool mask [H, W], in raster order of their first pixels."""
     labels, count = ndimage.label(mask, structure=_EIGHT)
-    rows, columns = np.nonzero(labels)
-    index = labels[rows, columns] - 1
+    places = np.flatnonzero(mask)  # far quicker than places in two dimensions
+    rows, columns = np.divmod(places, mask.shape[1])
+    index = labels.ravel()[places] - 1
     area = np.bincount(index, minlength=count)
     sums = [np.bincount(index, weights=axis, minlength=count) for axis in (rows, columns)]
     return Components(labels, area, np.stack(sums, axis=1) / area[:, None])
@@ -296,8 +297,8 @@ def _category_counts(
     n_true, n_predicted = len(true.area), len(predicted.area)
     if not n_true:
         return {}
-    both = np.nonzero((true.labels > 0) & (predicted.labels > 0))
-    pairs = (true.labels[both] - 1) * n_predicted + predicted.labels[both] - 1
+    both = np.flatnonzero((true.labels > 0) & (predicted.labels > 0))
+    pairs = (true.labels.ravel()[both] - 1) * n_predicted + predicted.labels.ravel()[both] - 1
     shared = np.bincount(pairs, minlength=n_true * n_predicted).reshape(n_true, n_predicted)
     union = true.area.copy()
     if n_predicted:
