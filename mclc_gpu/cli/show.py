@@ -34,7 +34,7 @@ def show(arguments: argparse.Namespace, started: float) -> int:
         print(f"{process.target}: {',  '.join(mask_facts(process.mask, process.truth))}")
         if process.changed:
             print(
-                f"{process.target}: {process.changed} pixels of the mask are not as in "
+                f"{process.target}: {process.changed} px of the mask are not as in "
                 f"{mask_path(run.folder, process.target.stem)}: the image, the code or the device is another",
                 file=sys.stderr,
             )
