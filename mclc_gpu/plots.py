@@ -39,7 +39,7 @@ def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
     figure = _figure(10, 4.2, title)
     curve, scores = figure.subplots(1, 2)
     half = int(np.flatnonzero(roc.thresholds == 0.5)[0])
-    curve.plot(roc.fa * 1e6, roc.pd, color=_COLOURS[0], linewidth=1.8)
+    curve.plot(roc.fa * 1e6, roc.pd, ".-", color=_COLOURS[0], linewidth=1.8, markersize=4)
     curve.plot(
         roc.fa[half] * 1e6, roc.pd[half], "o", color=_COLOURS[1], markersize=7, label="threshold 0.5"
     )
