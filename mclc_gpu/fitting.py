@@ -17,8 +17,9 @@ from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.evaluation import score_network
 from mclc_gpu.inference import Predictor
-from mclc_gpu.journal import fingerprint_of, package_version
+from mclc_gpu.journal import fingerprint_of
 from mclc_gpu.metrics import Result, Scores
+from mclc_gpu.provenance import provenance
 from mclc_gpu.runfolder import BEST, LAST, Row, RunLog, check_folder, make_row, same_settings, start_folder
 from mclc_gpu.training import TrainConfig, Trainer, share_of_batch
 
@@ -89,14 +90,13 @@ def fit(
     """
     if ranks is None:
         ranks = join(device)
-    share_of_batch(config, ranks)
-    settings = {**asdict(config), "lr": config.first_lr}
-    ranks.on_main(lambda: check_folder(out, resume, overwrite))
-    if resume:
-        same_settings(out, settings)
+    check_run(config, out, ranks, resume, overwrite)
     data = open_training_set(train, config.channels, ranks.device)
     held = HeldOut(ranks.share(validation))
-    settings |= {"training_set": data.digest, "validation_set": fingerprint_of([s.name for s in validation])}
+    names = [sample.name for sample in validation]
+    settings = {
+        **config.settings(), "training_set": data.digest, "validation_set": fingerprint_of(names)
+    }  # fmt: skip
     if resume:
         same_settings(out, settings)
     unread = [item for part in ranks.gather(held.skipped) for item in part]
@@ -124,14 +124,23 @@ def fit(
     )
 
 
+def check_run(config: TrainConfig, out: Path, ranks: Ranks, resume: bool, overwrite: bool) -> None:
+    """See, before anything long begins, that such a run can be started or taken up in a folder.
+
+    Raises:
+        InputError: As `fit` does.
+    """
+    share_of_batch(config, ranks)
+    ranks.on_main(lambda: check_folder(out, resume, overwrite))
+    if resume:
+        same_settings(out, config.settings())
+
+
 def _about(trainer: Trainer, validation: int) -> dict[str, Any]:
     """What config.json tells besides the settings."""
     data, ranks = trainer.data, trainer.ranks
-    cuda = ranks.device.type == "cuda"
     return {
-        "version": package_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu",
+        **provenance(ranks.device),
         "processes": ranks.world,
         "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
         "images": len(data.samples),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,10 @@ class TrainConfig:
     def first_lr(self) -> float:
         """Learning rate of the first epoch."""
         return OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
+
+    def settings(self) -> dict[str, Any]:
+        """All settings, with the learning rate that is used."""
+        return {**asdict(self), "lr": self.first_lr}
 
     def lr_of(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0: cosine annealing to 0."""

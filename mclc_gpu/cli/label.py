@@ -11,7 +11,7 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import Point, read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.distributed import join
+from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelconfig import LabelConfig, preset
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
@@ -22,6 +22,14 @@ _SHOWN_SKIPS = 20
 
 def label(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
+    _, summary = label_set(arguments, started, join(arguments.device))
+    return len(summary["skipped"])
+
+
+def label_set(
+    arguments: argparse.Namespace, started: float, ranks: Ranks
+) -> tuple[Mapping[str, Path], dict[str, Any]]:
+    """Label one set of images as the options say; returns the images by stem, and label.json's content."""
     LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.points, arguments.points_from_masks))
     config = label_config(arguments)
     files = find_files(arguments.images)
@@ -47,13 +55,12 @@ def label(arguments: argparse.Namespace, started: float) -> int:
         skipped=[*skipped, *problems],
         started=started,
     )
-    ranks = join(arguments.device)
     summary = label_folder(job, ranks)
     if ranks.main:
         title = f"{summary['images']} images, {summary['targets']} targets, {config.trials} trials"
         write_overview(arguments.out, images, arguments.seed, title, truth)
         _report(arguments.out, summary)
-    return len(summary["skipped"])
+    return images, summary
 
 
 def label_config(arguments: argparse.Namespace) -> LabelConfig:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mclc_gpu.errors import InputError
 
@@ -21,14 +21,30 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"mclc-gpu: error: {message}; see {self.prog} --help\n")
 
 
+class _InOrder(argparse.Action):
+    """Notes which of several options was given with which path, in the order of the command line."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.sources = [*namespace.sources, (self.dest, values)]
+
+
+_POINTS = "point labels: CSV, JSON, XML, txt, PNG"
+_SIMULATED = "simulate clicks from true masks"
+
+
 def _add_points(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--points", type=Path, metavar="FILE|DIR", help="point labels: CSV, JSON, XML, txt, PNG"
-    )
-    source.add_argument(
-        "--points-from-masks", type=Path, metavar="DIR", help="simulate clicks from true masks"
-    )
+    source.add_argument("--points", type=Path, metavar="FILE|DIR", help=_POINTS)
+    source.add_argument("--points-from-masks", type=Path, metavar="DIR", help=_SIMULATED)
+
+
+def _add_marks(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--jitter", type=float, default=0.0, metavar="PX", help="spread of simulated clicks (0)"
     )
@@ -49,6 +65,21 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_points(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
+    _add_marks(parser)
+    _add_label_settings(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_earlier(parser)
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
+
+
+def _add_earlier(parser: argparse.ArgumentParser) -> None:
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+
+
+def _add_label_settings(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--preset",
         choices=("paper", "default", "lca", "grabcut", "point"),
@@ -89,11 +120,68 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="T_F",
         help="end a target's trials when one more changes its TPM by less (0: never)",
     )
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("train", help="labels from points, and a detector trained on them")
+    parser.set_defaults(sources=[])
+    data = parser.add_argument_group(
+        "data", "several sets: give --images, one of the label options and --list again, in the same order"
+    )
+    data.add_argument("--images", type=Path, required=True, action="append", metavar="DIR")
+    for option, metavar, text in (
+        ("--points", "FILE|DIR", _POINTS),
+        ("--points-from-masks", "DIR", _SIMULATED),
+        ("--masks", "DIR", "true masks: train on them, without labelling"),
+    ):
+        data.add_argument(option, type=Path, action=_InOrder, metavar=metavar, help=text)
+    for option, metavar, text in (
+        ("--list", "TXT", "only the images named here, one a line"),
+        ("--val-images", "DIR", "choose the best epoch by these; without them it is the last"),
+        ("--val-masks", "DIR", "their true masks"),
+        ("--val-list", "TXT", "only the validation images named here"),
+    ):
+        data.add_argument(option, type=Path, action="append", default=[], metavar=metavar, help=text)
+    _add_training_settings(parser)
+    labels = parser.add_argument_group("labels", "as for mclc-gpu label")
+    _add_marks(labels)
+    _add_label_settings(labels)
+
+
+def _add_training_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network", required=True, metavar="NAME", help="acm, resunet, resunet-slim, dnanet, isnet or uiunet"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--epochs", type=int, default=1500, metavar="N", help="(1500)")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="crops a step, of all processes (16)"
+    )
+    parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of the crops (256)")
+    parser.add_argument(
+        "--optimizer", choices=("adagrad", "adam", "adamw"), default="adagrad", help="(adagrad)"
+    )
+    parser.add_argument(
+        "--lr", type=float, help="of the first epoch; falls to 0 along a cosine (adagrad 0.05, others 0.0005)"
+    )
+    parser.add_argument("--loss", choices=("soft-iou", "bce"), default="soft-iou", help="(soft-iou)")
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), default=1, help="of the network: 1 gray, 3 colour (1)"
+    )
+    parser.add_argument("--amp", action="store_true", help="bfloat16 where it is safe; pays on CUDA devices")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="compile the network, in a mode of torch.compile; reduce-overhead records CUDA graphs",
+    )
+    parser.add_argument(
+        "--val-every", type=int, default=1, metavar="N", help="epochs from one validation to the next (1)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    _add_earlier(parser)
     parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
 
 
@@ -155,9 +243,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("predict", help="targets in images: masks, probability maps, a table")
     _add_detector(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    _add_earlier(parser)
     parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
 
 
@@ -196,6 +282,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_label(commands)
     _add_score(commands)
+    _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
     _add_show(commands)
@@ -209,6 +296,8 @@ def run(arguments: argparse.Namespace, started: float) -> int:
         from mclc_gpu.cli.label import label as command
     elif arguments.command == "score":
         from mclc_gpu.cli.score import score as command
+    elif arguments.command == "train":
+        from mclc_gpu.cli.train import train as command
     elif arguments.command == "evaluate":
         from mclc_gpu.cli.evaluate import evaluate as command
     elif arguments.command == "predict":
@@ -245,7 +334,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("mclc-gpu: interrupted; label goes on with --resume", file=sys.stderr)
+        more = f"; {arguments.command} goes on with --resume" if hasattr(arguments, "resume") else ""
+        print(f"mclc-gpu: interrupted{more}", file=sys.stderr)
         return INTERRUPTED
     return DONE_WITH_SKIPS if skipped and getattr(arguments, "strict", False) else DONE
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.crops import Packed, Plan, cut, pack
+from mclc_gpu.data.datasets import pair_files
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.levels import gray_levels
 from mclc_gpu.data.skipped import Skipped
@@ -31,6 +32,14 @@ class Sample:
     name: str
     image: Path
     mask: Path
+
+
+def pair_samples(
+    images: Mapping[str, Path], masks: Mapping[str, Path], prefix: str = ""
+) -> tuple[list[Sample], list[Skipped]]:
+    """Samples of files by stem, and the images without a mask; `prefix` goes before the stems as names."""
+    pairs, skipped = pair_files(images, masks)
+    return [Sample(prefix + stem, image, mask) for stem, (image, mask) in pairs.items()], skipped
 
 
 @dataclass(eq=False)
