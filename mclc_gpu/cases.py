@@ -38,7 +38,7 @@ class Extremes:
 
     Images in which nothing is true and nothing predicted have no IoU and are passed over. Of equal IoU the
     one with more wrong pixels counts as worse, and the one with more true pixels as better. Only windows are
-    kept, not whole images.
+    kept, not whole images: of the worst around their largest error, of the best around their largest target.
 
     Attributes:
         keep: How many of either kind.
@@ -59,12 +59,16 @@ class Extremes:
             return
         # Heaps whose first element is the one to go next: of equal keys, the one that came last.
         number = -next(self._numbers)
-        for heap, key in (
-            (self._worst, (-score.iou, score.union - score.intersection)),
-            (self._best, (score.iou, score.true)),
+        prediction = case.probability > np.float32(self.threshold)
+        wrong = score.union - score.intersection
+        error = prediction ^ case.truth if wrong else case.truth
+        target = case.truth if score.true else prediction
+        for heap, key, shown in (
+            (self._worst, (-score.iou, wrong), error),
+            (self._best, (score.iou, score.true), target),
         ):
             if len(heap) < self.keep or (key, number) > heap[0][:2]:
-                heapq.heappush(heap, (key, number, _window(case, self.threshold)))
+                heapq.heappush(heap, (key, number, _window(case, shown)))
             if len(heap) > self.keep:
                 heapq.heappop(heap)
 
@@ -77,12 +81,10 @@ class Extremes:
         return [case for _, _, case in sorted(self._best, key=lambda item: item[:2], reverse=True)]
 
 
-def _window(case: Case, threshold: float) -> Case:
-    """The case cut to where it went wrong, or, without a wrong pixel, to its largest target."""
-    prediction = case.probability > np.float32(threshold)
-    wrong = prediction ^ case.truth
-    shown = components_of(wrong if wrong.any() else case.truth)
-    rows, columns = np.nonzero(shown.labels == int(shown.area.argmax()) + 1)
+def _window(case: Case, shown: np.ndarray) -> Case:
+    """The case cut to the largest component of a mask that is not empty."""
+    components = components_of(shown)
+    rows, columns = np.nonzero(components.labels == int(components.area.argmax()) + 1)
     height, width = case.truth.shape
     area = _side(rows, height), _side(columns, width)
     return Case(

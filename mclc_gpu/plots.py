@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-_GRID, _DPI = "#d9d9d4", 110
+_GRID, _FAINT, _DPI = "#d9d9d4", "#8a8a90", 110
 # What is drawn over the epochs: title, columns of the table, factor.
 _PANELS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("loss", ("loss",), 1),
@@ -28,10 +28,15 @@ _PANELS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("precision, recall, F1", ("precision", "recall", "f1"), 1),
     ("learning rate", ("lr",), 1),
 )
+_NAMES = {"iou": "IoU", "niou": "nIoU", "crop_iou": "IoU of training crops", "f1": "F1"}
 
 
 def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
     """Write the Pd-Fa curve, beside precision, recall, F1 and IoU over the threshold, as PNG.
+
+    The curve is the highest Pd that any threshold reaches within a Fa; the thresholds themselves are dots.
+    They need not lie on it: what a high threshold leaves of a large target may have its centroid too far from
+    the target's, as may what a low one joins.
 
     The curve's Fa is drawn to a scale that is linear up to 1e-6 and logarithmic beyond, so that no false
     alarm at all has its place too. A score that is not defined leaves a gap.
@@ -39,7 +44,11 @@ def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
     figure = _figure(10, 4.2, title)
     curve, scores = figure.subplots(1, 2)
     half = int(np.flatnonzero(roc.thresholds == 0.5)[0])
-    curve.plot(roc.fa * 1e6, roc.pd, ".-", color=_COLOURS[0], linewidth=1.8, markersize=4)
+    order = np.argsort(roc.fa, kind="stable")
+    reached = np.maximum.accumulate(roc.pd[order])
+    fa = roc.fa[order] * 1e6
+    curve.step(fa, reached, where="post", color=_COLOURS[0], linewidth=1.8, label="highest within Fa")
+    curve.plot(roc.fa * 1e6, roc.pd, ".", color=_FAINT, markersize=4, label="each threshold")
     curve.plot(
         roc.fa[half] * 1e6, roc.pd[half], "o", color=_COLOURS[1], markersize=7, label="threshold 0.5"
     )
@@ -83,7 +92,8 @@ def plot_curves(table: Path, path: Path, title: str = "") -> None:
         for colour, name in zip(_COLOURS, names, strict=False):
             known = [(e, v * factor) for e, v in zip(epochs, columns[name], strict=True) if math.isfinite(v)]
             at, values = zip(*known, strict=True)
-            axis.plot(at, values, "." if len(known) == 1 else "-", color=colour, linewidth=1.6, label=name)
+            line = "." if len(known) == 1 else "-"
+            axis.plot(at, values, line, color=colour, linewidth=1.6, label=_NAMES.get(name, name))
         _dress(axis, heading, "epoch", "", legend=len(names) > 1)
     _save(figure, path)
 

@@ -14,7 +14,7 @@ from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.errors import InputError
 from mclc_gpu.evaluation import Case, evaluate, score_network
 from mclc_gpu.metrics import score_image
-from mclc_gpu.plots import plot_curves
+from mclc_gpu.plots import plot_curves, plot_roc
 from mclc_gpu.report import write_report
 from mclc_gpu.roc import RocScores
 
@@ -211,7 +211,13 @@ def test_a_window_shows_where_it_went_wrong():
     assert shown.image[0, 0] == 126 * 300 + 180
     whole = Extremes()
     whole(case("found", 10))
-    assert np.count_nonzero(whole.best()[0].truth) == 10
+    assert np.count_nonzero(whole.best()[0].truth) == np.count_nonzero(whole.worst()[0].truth) == 10
+    assert extremes.best()[0].truth.sum() == 10  # the best is shown where it went right
+    nothing = Extremes()
+    image, probability = case("no target", 0, 4).image, case("no target", 0, 4).probability
+    bare = np.zeros(image.shape, bool)
+    nothing(Case("no target", image, bare, probability, score_image(probability > 0.5, bare)))
+    assert nothing.best()[0].probability.sum() == nothing.worst()[0].probability.sum() == 4
     small = Extremes()
     small(case("small", 3, size=(21, 44)))
     assert small.worst()[0].truth.shape == (21, 44)
@@ -229,6 +235,14 @@ def test_sheet(cases):
 
 
 # Reports
+
+
+def test_a_curve_without_targets_is_drawn(tmp_path):
+    roc = RocScores()
+    plot_roc(roc.compute(), tmp_path / "none.png")
+    roc.update(np.full((8, 8), 0.3, np.float32), np.zeros((8, 8), bool))
+    plot_roc(roc.compute(), tmp_path / "empty.png", "title")
+    assert Image.open(tmp_path / "empty.png").size == Image.open(tmp_path / "none.png").size
 
 
 def test_curves_of_a_training_run(tmp_path):
