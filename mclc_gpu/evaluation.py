@@ -9,6 +9,7 @@ import numpy as np
 from mclc_gpu.conventions import CANONICAL, Convention
 from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.datasets import pair_files
+from mclc_gpu.data.heldout import Named
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
@@ -16,8 +17,6 @@ from mclc_gpu.inference import Predictor
 from mclc_gpu.metrics import ImageScore, Scores, score_image
 from mclc_gpu.progress import Progress
 from mclc_gpu.roc import RocCounts, RocScores, roc_counts
-
-Named = tuple[str, np.ndarray, np.ndarray]  # name, image as read, true mask bool [H, W]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -151,7 +151,14 @@ class RocScores:
 
     def add(self, counts: RocCounts) -> None:
         """Add an image, or the total of a set, that was counted by this convention."""
-        self.total = RocCounts(*(mine + new for mine, new in zip(self.total, counts, strict=True)))
+        total = self.total
+        self.total = RocCounts(
+            total.at + counts.at,
+            total.targets + counts.targets,
+            total.true + counts.true,
+            total.pixels + counts.pixels,
+            total.images + counts.images,
+        )
 
     def compute(self) -> Roc:
         """The curve of all images so far."""
