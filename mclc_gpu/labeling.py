@@ -92,17 +92,18 @@ def place_targets(
     placed: list[PlacedTarget] = []
     skipped: list[Skipped] = []
     for i, (image, clicks, name) in enumerate(zip(images, points, names, strict=True)):
+        height, width = image.shape[:2]
         key = name_key(seed, name)
         key -= (key >> 63) << 64  # the same bits as a signed integer
         usable = 0  # numbers the targets, so that the usable points alone give the same labels
         for j, click in enumerate(clicks):
             category = click.category if config.category == "given" else None
             point = replace(click, category=category or _category(image, click))
-            window = place_window(*image.shape[:2], point, seed, name, usable)
+            window = place_window(height, width, point, seed, name, usable)
             if why := _obstacle(image[window.area], config):
                 skipped.append(Skipped(name, f"target {j} at ({click.x:g}, {click.y:g}): {why}"))
                 continue
-            seeds = _seeds(point, window, image.shape[:2])
+            seeds = _seeds(point, window, (height, width))
             placed.append(PlacedTarget(i, usable, point, window, key, category is None, seeds))
             usable += 1
     return placed, skipped

@@ -188,7 +188,7 @@ def _predict(job: PredictJob, predictor: Predictor, todo: list[str]) -> Iterator
 def _write(job: PredictJob, stem: str, image: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
     mask = probability > np.float32(job.threshold)
     levels = np.round(probability * _ONE).astype(np.uint16)
-    pictures = (mask.astype(np.uint8) * 255, levels, overlay(image, mask))
+    pictures: tuple[np.ndarray, ...] = (mask.astype(np.uint8) * 255, levels, overlay(image, mask))
     for folder, pixels in zip(LAYOUT.folders, pictures, strict=True):
         with atomic_path(job.out / folder / f"{stem}.png") as path:
             Image.fromarray(pixels).save(path, compress_level=_COMPRESSION)
