@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -75,11 +75,35 @@ class Ranks:
             dist.all_reduce(numbers)
         return numbers
 
+    def total_with_gradient(self, numbers: Tensor) -> Tensor:
+        """Sum over all processes, as a part of a loss that each of them then computes alike.
+
+        Gradients grow by the number of processes, so that their average over the processes
+        (DistributedDataParallel) is that of the one loss.
+        """
+        total: Tensor = _Total.apply(numbers, self.world) if self.world > 1 else numbers
+        return total
+
     def equalise(self, network: nn.Module) -> None:
         """Give every process rank 0's batch-norm statistics, of which each has gathered its own."""
         if self.world > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes; see `Ranks.total_with_gradient`."""
+
+    @staticmethod
+    def forward(context: Any, numbers: Tensor, world: int) -> Tensor:
+        context.world = world
+        total = numbers.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return context.world * gradient, None
 
 
 def join(device: str) -> Ranks:

@@ -141,7 +141,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=self.config.amp):
             answer = self.model(crops.contiguous(memory_format=torch.channels_last))
-        loss = detector_loss(answer, truth, self.config.loss)
+        loss = detector_loss(answer, truth, self.config.loss, self.ranks.total_with_gradient)
         loss.backward()
         self.optimizer.step()
         marked, true = answer.masks[0].detach() > 0, truth > 0

@@ -106,7 +106,8 @@ def _samples(
 
 def _listed(images: Path, masks: Path, names: Path | None, prefix: str) -> tuple[list[Sample], list[Skipped]]:
     """Samples of two folders, and what was left out."""
-    files, missing = find_files(images), []
+    files = find_files(images)
+    missing: list[Skipped] = []
     if names is not None:
         files, missing = select(files, read_list(names))
     samples, unpaired = pair_samples(files, find_files(masks), prefix)

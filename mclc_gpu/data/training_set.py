@@ -158,8 +158,8 @@ class _Tally:
         self.squares += float(np.square(levels, dtype=np.float64).sum())
         self.targets += bool(mask.any())
         self.digest.update(f"{name}\n{levels.shape}{levels.dtype}\n".encode())
-        self.digest.update(levels)
-        self.digest.update(np.packbits(mask))
+        self.digest.update(levels.tobytes())
+        self.digest.update(np.packbits(mask).tobytes())
 
     @property
     def bytes(self) -> int:
