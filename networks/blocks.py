@@ -70,16 +70,17 @@ class Detector(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                if not isinstance(module, ZeroConv2d):
-                    nn.init.xavier_normal_(module.weight)
+                nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d | ZeroConv2d):
                 module.reset_parameters()
 
     def _missing(self, size: int) -> int:
         """Pixels that a side of `size` lacks to one that the network can take."""
-        return max(-(-size // self.divisor) * self.divisor, self.smallest_size) - size
+        # Not by floor division of a negative, which ONNX rounds towards zero.
+        multiple = (size + self.divisor - 1) // self.divisor * self.divisor
+        return max(multiple, self.smallest_size) - size
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__

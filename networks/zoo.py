@@ -3,13 +3,17 @@
 from mclc_gpu.networks.acm import ACM
 from mclc_gpu.networks.blocks import Detector
 from mclc_gpu.networks.dnanet import DNANet
+from mclc_gpu.networks.isnet import ISNet
 from mclc_gpu.networks.resunet import ResUNet, SlimResUNet
+from mclc_gpu.networks.uiunet import UIUNet
 
 NETWORKS: dict[str, type[Detector]] = {
     "acm": ACM,
     "resunet": ResUNet,
     "resunet-slim": SlimResUNet,
     "dnanet": DNANet,
+    "isnet": ISNet,
+    "uiunet": UIUNet,
 }
 
 
