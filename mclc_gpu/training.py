@@ -132,11 +132,11 @@ class Trainer:
         self.network.train()
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for crops, truth in self.data.batches(plan[own], self.share, config.size):
-            sums += self._step(crops, truth)
+            sums += self.step(crops, truth)
         loss, both, either, marked = self.ranks.total(sums).tolist()
         return loss / (steps * world), both / either if either else math.nan, int(marked)
 
-    def _step(self, crops: Tensor, truth: Tensor) -> Tensor:
+    def step(self, crops: Tensor, truth: Tensor) -> Tensor:
         """One step; float64 [4]: loss, and pixels of intersection, union and prediction."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=self.config.amp):
@@ -146,7 +146,7 @@ class Trainer:
         self.optimizer.step()
         marked, true = answer.masks[0].detach() > 0, truth > 0
         counts = ((marked & true).sum(), (marked | true).sum(), marked.sum())
-        return torch.stack([loss.detach(), *counts]).double()
+        return torch.stack([loss.detach().double(), *(count.double() for count in counts)])
 
 
 def share_of_batch(config: TrainConfig, ranks: Ranks) -> int:
