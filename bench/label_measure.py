@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -33,18 +33,22 @@ class Frames:
     names: list[str]
     images: list[np.ndarray]
     truth: list[np.ndarray]
+    _points: dict[tuple[int, str, float], list[list[Point]]] = field(default_factory=dict, repr=False)
 
     def points(self, seed: int, supervision: str = "point", jitter: float = 0.0) -> list[list[Point]]:
         """What an annotator would give; of an image it depends on its mask, its name and the seed alone."""
-        return [
-            points_from_mask(
-                mask,
-                supervision=supervision,
-                jitter=jitter,
-                rng=np.random.default_rng(name_key(seed, name)),
-            )
-            for name, mask in zip(self.names, self.truth, strict=True)
-        ]
+        key = seed, supervision, jitter
+        if key not in self._points:
+            self._points[key] = [
+                points_from_mask(
+                    mask,
+                    supervision=supervision,
+                    jitter=jitter,
+                    rng=np.random.default_rng(name_key(seed, name)),
+                )
+                for name, mask in zip(self.names, self.truth, strict=True)
+            ]
+        return self._points[key]
 
 
 @dataclass(frozen=True)
