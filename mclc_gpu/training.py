@@ -32,7 +32,7 @@ class TrainConfig:
 
     Attributes:
         network: A name in `mclc_gpu.networks.zoo.NETWORKS`.
-        epochs: Each shows every image once or, to fill the last batch, twice.
+        epochs: Each shows every image once, and some again to fill the last batch.
         batch_size: Crops a step, of all processes together.
         size: Side of the crops, pixels.
         optimizer: adagrad, adam or adamw.

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_data import write_frames
+from training_data import Plain, write_frames
 
+from mclc_gpu.data.training_set import Sample
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
+from mclc_gpu.fitting import fit
+from mclc_gpu.networks.zoo import NETWORKS
+from mclc_gpu.training import TrainConfig
 
 TESTS = Path(__file__).parent
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -20,29 +24,20 @@ PROGRAM = f"""
 import sys
 from pathlib import Path
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
-from training_data import Plain
-from mclc_gpu.data.training_set import Sample
+from test_distributed import run_plain
 from mclc_gpu.distributed import join
 from mclc_gpu.errors import InputError
-from mclc_gpu.fitting import fit
-from mclc_gpu.networks.zoo import NETWORKS
-from mclc_gpu.training import TrainConfig
 
 def fail():
     raise InputError("bad file")
 
-NETWORKS["plain"] = Plain
-frames, out = map(Path, sys.argv[1:])
-names = [path.stem for path in sorted((frames / "images").iterdir())]
-samples = [Sample(n, frames / "images" / f"{{n}}.png", frames / "masks" / f"{{n}}.png") for n in names]
-config = TrainConfig("plain", epochs=3, batch_size=4, size=32, optimizer="adam")
-fit(samples, config, out, validation=samples[:5], device="cpu")
+run_plain(*map(Path, sys.argv[1:]))
 ranks = join("cpu")
-everyone = list(range(ranks.world))
-assert ranks.gather(ranks.rank) == everyone
+assert ranks.world == 2
+assert ranks.gather(ranks.rank) == [0, 1]
 assert ranks.on_main(lambda: ranks.rank) == 0
 assert ranks.on_main(lambda: None) is None
-assert sum(ranks.gather(list(ranks.share(everyone))), []) == everyone
+assert sum(ranks.gather(list(ranks.share([5, 6, 7]))), []) == [5, 7, 6]
 try:
     ranks.on_main(fail)
 except InputError as error:
@@ -53,18 +48,28 @@ print("done")
 """
 
 
+def run_plain(frames: Path, out: Path) -> None:
+    """Three epochs of a network without batch norm, whose statistics each process has of its own share."""
+    names = [path.stem for path in sorted((frames / "images").iterdir())]
+    samples = [Sample(n, frames / "images" / f"{n}.png", frames / "masks" / f"{n}.png") for n in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "plain", Plain)
+        config = TrainConfig("plain", epochs=3, batch_size=4, size=32, optimizer="adam")
+        fit(samples, config, out, validation=samples[:5], device="cpu")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The same run in one process and in two."""
     root = tmp_path_factory.mktemp("runs")
     write_frames(root / "frames")
+    run_plain(root / "frames", root / "1")
     (root / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", *TORCHRUN, root / "program.py", root / "frames", root / "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for world, launcher in ((1, []), (2, ["-m", *TORCHRUN])):
-        command = [sys.executable, *launcher, root / "program.py", root / "frames", root / str(world)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("done") == world
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == 2
     return {world: root / str(world) for world in (1, 2)}
 
 
