@@ -334,13 +334,15 @@ def test_score_reports_missing_and_unequal_masks(data, tmp_path, capsys):
 
 def test_demo(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--count", "4"]) == 0
-    assert json.loads((out / "score.json").read_text())["iou"] > 0.5
-    assert (out / "labels" / "overview.png").exists()
-    assert main(["demo", "--out", str(out), "--count", "3"]) == 0
-    assert len(find_files(out / "labels" / "masks")) == 3
+    assert main(["demo", "--out", str(out), "--count", "8", "--epochs", "1"]) == 0
+    assert json.loads((out / "labels.json").read_text())["iou"] > 0.5
+    assert json.loads((out / "test.json").read_text())["images"] == 2
+    assert (out / "run" / "labels" / "overview.png").exists()
+    assert (out / "run" / "report" / "report.md").exists()
+    assert main(["demo", "--out", str(out), "--count", "4", "--epochs", "1"]) == 0
+    assert len(find_files(out / "run" / "labels" / "masks")) == 3
     capsys.readouterr()
-    assert main(["demo", "--out", str(out), "--count", "0"]) == 2
+    assert main(["demo", "--out", str(out), "--count", "3"]) == 2
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(data):

@@ -269,7 +269,8 @@ def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("demo", help="the main job on a built-in synthetic data set")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
-    parser.add_argument("--count", type=int, default=60, help="synthetic frames (60)")
+    parser.add_argument("--count", type=int, default=80, help="synthetic frames (80)")
+    parser.add_argument("--epochs", type=int, default=14, help="of the detector's training (14)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
 
