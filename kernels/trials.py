@@ -171,13 +171,12 @@ class TrialCounts:
     masks: torch.Tensor | None
 
 
-def _check_windows(images: PackedImages, windows: torch.Tensor, keys: torch.Tensor) -> None:
+def check_windows(images: PackedImages, windows: torch.Tensor) -> None:
+    """ValueError for windows (on the CPU) of a wrong form, outside their image or without their click."""
     if windows.ndim != 2 or windows.shape[1] != len(WINDOW_COLUMNS) or windows.dtype != torch.int64:
         raise ValueError(
             f"windows must be int64 [targets, {len(WINDOW_COLUMNS)}] with columns {WINDOW_COLUMNS}"
         )
-    if keys.shape != windows.shape[:1] or keys.dtype != torch.int64:
-        raise ValueError(f"keys must be int64 [{len(windows)}], got {keys.dtype} {list(keys.shape)}")
     image, top, left, height, width, row, column, target = windows.unbind(1)
     if bool(((image < 0) | (image >= len(images.table))).any()):
         raise ValueError(f"a window names an image outside 0..{len(images.table) - 1}")
@@ -272,7 +271,9 @@ def run_trials(
     device = images.data.device
     backend = resolve(backend, images.data)
     windows, keys = windows.cpu().contiguous(), keys.cpu().contiguous()
-    _check_windows(images, windows, keys)
+    check_windows(images, windows)
+    if keys.shape != windows.shape[:1] or keys.dtype != torch.int64:
+        raise ValueError(f"keys must be int64 [{len(windows)}], got {keys.dtype} {list(keys.shape)}")
     seeds = Seeds.pack([()] * len(windows)) if seeds is None else seeds
     _check_seeds(windows, seeds)
     offsets = torch.zeros(len(windows) + 1, dtype=torch.int64)

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.gray import LUMA
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
@@ -233,4 +234,4 @@ def luma(image: np.ndarray) -> np.ndarray:
     """Gray levels float32 [H, W] of an image [H, W] or [H, W, 3]: .299 R + .587 G + .114 B (ITU-R BT.601)."""
     if image.ndim == 2:
         return image.astype(np.float32)
-    return image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return image.astype(np.float32) @ np.array(LUMA, np.float32)

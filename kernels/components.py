@@ -1,0 +1,308 @@
+"""Labels from the click alone: the connected components around a target's brightest pixel, scored and voted.
+
+Every gray level below the brightest pixel near the click gives a candidate: the component of all pixels at
+least that bright which holds that pixel. The candidates are nested. Each is scored by what a person's outline
+of a target looks like (contrast, steep edge, compact shape, click near the middle), and the softmax of the
+scores are the weights of a vote: the probability of a pixel is the weight of the candidates that hold it.
+"""
+
+from dataclasses import astuple, dataclass, field
+
+import numpy as np
+import torch
+
+from mclc_gpu.kernels.backend import resolve
+from mclc_gpu.kernels.trials import MAX_WINDOW, PackedImages, check_windows
+
+POLARITIES = ("bright", "dark", "auto")
+CATEGORY_AREAS = ((1, 9), (10, 81), (82, MAX_WINDOW**2))  # pixels: of point, spot and extended targets
+_ANY_AREA = (1, MAX_WINDOW**2)
+MAX_LEVELS = 254  # a pixel's join level and one value for "never" fit a byte
+
+
+@dataclass(frozen=True)
+class ScoreWeights:
+    """Weights of a candidate's score; any finite numbers. Gray levels are those of an 8-bit image.
+
+    The defaults were fitted on NUAA-SIRST train (270 targets), with jittered clicks, scaled and noisy copies
+    of it and synthetic scenes, to the candidates' IoU with the masks that people drew.
+
+    Attributes
+    ----------
+    level, level_square : float
+        Of ln e and its square, where e >= 0.3 is the level of the outline over the ring around it.
+    edge : float
+        Of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer pixels.
+    size : float
+        Of ln A ln c, where A is the area in pixels and c >= 0.5 the peak over the ring.
+    outline : float
+        Of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
+    border : float
+        Of b / (b + N), where b is the number of the candidate's pixels on the image's border.
+    distance : float
+        Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
+    """
+
+    level: float = 0.9
+    level_square: float = -0.47
+    edge: float = 8.5
+    size: float = 0.47
+    outline: float = -1.6
+    border: float = -14.0
+    distance: float = -2.75
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not np.isfinite(value):
+                raise ValueError(f"the weight {name} must be a finite number, got {value}")
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """Settings of the vote of components.
+
+    Attributes
+    ----------
+    radius : int, 1..31, pixels
+        A window reaches that far from its click (`component_windows`). No candidate reaches the window's
+        border, unless that is the image's border.
+    near : int, 0..31, pixels
+        The target's brightest pixel is looked for in the disk of this radius around the click.
+    levels : int, 1..254
+        Gray levels tried, evenly spaced from the target's brightest pixel down to the background.
+    max_area : int, 1..4096, pixels
+        Area of the largest candidate.
+    polarity : {"bright", "dark", "auto"}
+        Whether targets are brighter than their surroundings; "auto" decides for each by its best score.
+    dark_margin : float >= 0
+        By how much the best dark score must exceed the best bright one under "auto".
+    core : float
+        Added to the weight of ln e: above 0 masks are drawn tighter, towards the core, below 0 wider.
+    category_weight : float >= 0
+        How much a candidate loses for each factor of e by which its area misses the category given.
+    weights : ScoreWeights
+    """
+
+    radius: int = 31
+    near: int = 5
+    levels: int = 64
+    max_area: int = 1000
+    polarity: str = "bright"
+    dark_margin: float = 3.0
+    core: float = 0.0
+    category_weight: float = 10.0
+    weights: ScoreWeights = field(default_factory=ScoreWeights)
+
+    def __post_init__(self) -> None:
+        if self.polarity not in POLARITIES:
+            raise ValueError(f"polarity must be one of {POLARITIES}, got {self.polarity!r}")
+        largest = (MAX_WINDOW - 1) // 2
+        limits = {"radius": (1, largest), "near": (0, largest), "levels": (1, MAX_LEVELS)}
+        limits["max_area"] = (1, MAX_WINDOW**2)
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value != int(value) or not low <= value <= high:
+                raise ValueError(f"{name} must be a whole number in {low}..{high}, got {value}")
+        for name in ("dark_margin", "category_weight"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not np.isfinite(self.core):
+            raise ValueError(f"core must be a finite number, got {self.core}")
+
+    def score_weights(self) -> tuple[float, ...]:
+        """The weights in the order of `ScoreWeights`, with `core` added."""
+        level, *others = astuple(self.weights)
+        return (level + self.core, *others)
+
+
+@dataclass(frozen=True)
+class ComponentVotes:
+    """What the vote of components found, on the images' device but for the offsets.
+
+    Attributes
+    ----------
+    tpm : Tensor [pixels of all windows], float32
+        Probability 0..1 of each pixel; window t in row-major order at offsets[t] : offsets[t + 1]. The
+        pixels of at least 0.5 are one of the candidates: 8-connected, without those of another target.
+    offsets : Tensor [targets + 1], int64, on the CPU
+    confidence : Tensor [targets], float32
+        Expected IoU 0..1 of that mask with the candidates; 0 where flat.
+    area : Tensor [targets], int32
+        Pixels of that mask.
+    score : Tensor [targets], float32
+        Of the best candidate; minus infinity where flat. No measure of confidence: it grows with contrast.
+    dark : Tensor [targets], bool
+        Whether the target was taken as darker than its surroundings.
+    flat : Tensor [targets], bool
+        Nothing stands out at the click: the 3 x 3 pixels around it (in the window) have probability 1.
+    """
+
+    tpm: torch.Tensor
+    offsets: torch.Tensor
+    confidence: torch.Tensor
+    area: torch.Tensor
+    score: torch.Tensor
+    dark: torch.Tensor
+    flat: torch.Tensor
+
+
+def component_windows(
+    images: PackedImages, clicks: torch.Tensor, radius: int = ComponentConfig.radius
+) -> torch.Tensor:
+    """The windows of `radius` pixels around some clicks, clipped to their images.
+
+    Parameters
+    ----------
+    images : PackedImages
+    clicks : Tensor [targets, 3], int64
+        Image index, row and column of each click, in its image.
+    radius : int, 1..31, pixels
+
+    Returns
+    -------
+    Tensor [targets, 8], int64, on the CPU
+        Columns `mclc_gpu.kernels.trials.WINDOW_COLUMNS`; the target's index within its image is 0.
+
+    Raises
+    ------
+    ValueError
+        Wrong shape, dtype or radius, or a click outside its image.
+    """
+    if clicks.ndim != 2 or clicks.shape[1] != 3 or clicks.dtype != torch.int64:
+        raise ValueError(f"clicks must be int64 [targets, 3], got {clicks.dtype} {list(clicks.shape)}")
+    ComponentConfig(radius=radius)
+    image, row, column = clicks.cpu().unbind(1)
+    if bool(((image < 0) | (image >= len(images.table))).any()):
+        raise ValueError(f"a click names an image outside 0..{len(images.table) - 1}")
+    _, height, width, _ = images.table.cpu()[image].unbind(1)
+    outside = (row < 0) | (column < 0) | (row >= height) | (column >= width)
+    if bool(outside.any()):
+        first = int(torch.nonzero(outside)[0])
+        raise ValueError(
+            f"click {first} (image, row, column) {clicks[first].tolist()} must lie in its image of "
+            f"{int(height[first])} x {int(width[first])} pixels"
+        )
+    top, left = (row - radius).clamp(min=0), (column - radius).clamp(min=0)
+    size = torch.minimum(row + radius + 1, height) - top, torch.minimum(column + radius + 1, width) - left
+    return torch.stack([image, top, left, *size, row - top, column - left, torch.zeros_like(row)], 1)
+
+
+def vote_components(
+    images: PackedImages,
+    windows: torch.Tensor,
+    categories: torch.Tensor,
+    config: ComponentConfig,
+    *,
+    backend: str | None = None,
+) -> ComponentVotes:
+    """Probability maps of targets, from one click on each.
+
+    uint8 gray levels are taken as they are, other images are stretched: their least value becomes 0, their
+    greatest 255. Colours count by their luma. Within a window, background is the 5th percentile of the gray
+    levels or the least near the click, whichever is darker. The target's brightest pixel is the one near the
+    click that stands out most, g / (1 + d^2 / 16) with d the distance from the click in pixels, and then the
+    local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
+    to it without falling below brightest - (brightest - background) k / K. Levels end where a candidate has
+    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, N, b and d
+    as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
+
+        S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln c + outline N / sqrt A
+            + border b / (b + N) + distance d / (2 + 0.05 sqrt A)
+
+    less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
+
+    A target's map depends on its image, window, category and the config alone, not on the other targets,
+    their order, the batch or the backend (but for the last bit).
+
+    Parameters
+    ----------
+    images : PackedImages
+    windows : Tensor [targets, 8], int64
+        Columns `mclc_gpu.kernels.trials.WINDOW_COLUMNS`, see `component_windows`; at most 64 x 64 pixels.
+    categories : Tensor [targets], int64
+        0 point (1..9 pixels), 1 spot (10..81), 2 extended (82 and more), -1 unknown.
+    config : ComponentConfig
+    backend : {"triton", "cpu"}, optional
+        Default: by the device of `images`.
+
+    Raises
+    ------
+    ValueError
+        A window outside its image or larger than 64 pixels, a category outside -1..2, wrong shapes or dtypes.
+    RuntimeError
+        The backend asked for cannot run here.
+
+    References
+    ----------
+    Matas et al., BMVC 2002, doi:10.5244/C.16.36 (nested components of all levels).
+    """
+    chosen = resolve(backend, images.data)
+    windows, categories = windows.cpu().contiguous(), categories.cpu()
+    check_windows(images, windows)
+    _check_categories(categories, len(windows))
+    sizes = windows[:, 3] * windows[:, 4]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)])
+    areas = torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories]
+    inversions = {"bright": [False], "dark": [True], "auto": [False, True]}[config.polarity]
+    device, total, targets = images.data.device, int(offsets[-1]), len(windows)
+    tpm = torch.empty((len(inversions), total), dtype=torch.float32, device=device)
+    area = torch.empty((len(inversions), targets), dtype=torch.int32, device=device)
+    numbers = torch.empty((len(inversions), targets, 2), dtype=torch.float64, device=device)
+    if targets:
+        if chosen == "triton":
+            from mclc_gpu.kernels import components_triton as triton_backend
+
+            triton_backend.run(images, windows, offsets, areas, config, inversions, tpm, area, numbers)
+        else:
+            from mclc_gpu.kernels import components_cpu as cpu_backend
+
+            cpu_backend.run(
+                images.data.numpy(),
+                images.table.numpy(),
+                windows.numpy(),
+                offsets.numpy(),
+                areas.numpy(),
+                config,
+                inversions,
+                tpm.numpy(),
+                area.numpy(),
+                numbers.numpy(),
+            )
+    return _choose(tpm, area, numbers, offsets, config)
+
+
+def _check_categories(categories: torch.Tensor, targets: int) -> None:
+    if categories.shape != (targets,) or categories.dtype != torch.int64:
+        raise ValueError(
+            f"categories must be int64 [{targets}], got {categories.dtype} {list(categories.shape)}"
+        )
+    wrong = (categories < -1) | (categories >= len(CATEGORY_AREAS))
+    if bool(wrong.any()):
+        first = int(torch.nonzero(wrong)[0])
+        raise ValueError(
+            f"category {first} must be in -1..{len(CATEGORY_AREAS) - 1}, got {categories[first]}"
+        )
+
+
+def _choose(
+    tpm: torch.Tensor,
+    area: torch.Tensor,
+    numbers: torch.Tensor,
+    offsets: torch.Tensor,
+    config: ComponentConfig,
+) -> ComponentVotes:
+    """The polarity of each target, from [polarities, ...] of everything."""
+    score, confidence = numbers.unbind(2)
+    dark = torch.full_like(score[0], config.polarity == "dark", dtype=torch.bool)
+    if config.polarity == "auto":
+        dark = score[1] > score[0] + config.dark_margin
+        sizes = offsets.diff().to(tpm.device)
+        pixels = torch.repeat_interleave(dark, sizes, output_size=tpm.shape[1])
+        tpm, area, score, confidence = (
+            torch.where(pixels, tpm[1], tpm[0])[None],
+            torch.where(dark, area[1], area[0])[None],
+            torch.where(dark, score[1], score[0])[None],
+            torch.where(dark, confidence[1], confidence[0])[None],
+        )
+    flat = score[0] == -torch.inf
+    return ComponentVotes(tpm[0], offsets, confidence[0].float(), area[0], score[0].float(), dark, flat)

@@ -1,0 +1,411 @@
+"""The vote of components in numba: one (target, polarity) per item, in scratch of its own.
+
+A window's gray levels and join levels are kept with `PAD` pixels of nothing around them, so that neighbours
+and boxes never ask whether they lie inside. The join level of a pixel is the first level whose candidate
+holds it, and so all candidates in one byte per pixel.
+"""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import numba
+import numpy as np
+
+from mclc_gpu.kernels.gray import LUMA, STEPS, WHITE
+from mclc_gpu.kernels.jit_cpu import compiled
+
+if TYPE_CHECKING:
+    from mclc_gpu.kernels.components import ComponentConfig
+
+U = np.uintp  # Signed indices would be checked for wrap-around.
+RED, GREEN, BLUE = LUMA
+PAD = 6  # the ring's outer reach
+_UNSEEN = np.uint8(255)
+# What is known of a candidate; sums, of gray levels too, are of integers and so exact.
+AREA, ROWS, COLUMNS, PEAK, BORDER, INNER, INNER_SUM, OUTER, OUTER_SUM, RING = range(10)
+
+
+class Settings(NamedTuple):
+    near: int
+    levels: int
+    max_area: int
+    category_weight: float
+    weights: tuple[float, ...]
+
+
+class Batch(NamedTuple):
+    """What the items of a run read and write beside gray levels; tables as in `mclc_gpu.kernels.components`."""
+
+    images: np.ndarray
+    windows: np.ndarray
+    offsets: np.ndarray
+    areas: np.ndarray
+    tpm: np.ndarray
+    area: np.ndarray
+    numbers: np.ndarray
+
+
+@compiled()
+def _luma(data, at, plane):
+    """Of one pixel; `plane` is the distance of the channels, 0 for gray images."""
+    if plane == 0:
+        return np.float64(data[at])
+    return RED * data[at] + GREEN * data[at + plane] + BLUE * data[at + U(2) * plane]
+
+
+@compiled()
+def _stretch(data, images, i, scales):
+    """The scale that takes the range of image i to 0..255."""
+    offset, height, width, channels = images[i]
+    plane = U(height * width if channels == 3 else 0)
+    least, greatest = np.inf, -np.inf
+    for p in range(U(offset), U(offset + height * width)):
+        value = _luma(data, p, plane)
+        least, greatest = min(least, value), max(greatest, value)
+    scales[i, 0] = least
+    scales[i, 1] = WHITE / (greatest - least) if greatest > least else 0.0
+
+
+@compiled()
+def _read(data, images, scales, windows, t, inverted):
+    """The window's gray levels, with padding that holds anything.
+
+    `scales` [images, 2] holds the value of black, and the gray steps for each unit above it.
+    """
+    image, top, left, h, w, _, _, _ = windows[t]
+    offset, height, width, channels = images[image]
+    plane = U(height * width if channels == 3 else 0)
+    black, scale = scales[image]
+    values = np.empty((h + 2 * PAD) * (w + 2 * PAD), np.int32)
+    for y in range(h):
+        start, to = U(offset + (top + y) * width + left), U((y + PAD) * (w + 2 * PAD) + PAD)
+        for x in range(U(w)):
+            gray = np.int32((_luma(data, start + x, plane) - black) * scale + 0.5)
+            values[to + x] = WHITE - gray if inverted else gray
+    return values
+
+
+@compiled()
+def _ranked(values, count, rank):
+    """The value of that rank among the first `count` (Hoare's selection, which reorders them)."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = values[U((low + high) // 2)]
+        i, j = low, high
+        while i <= j:
+            while values[U(i)] < pivot:
+                i += 1
+            while values[U(j)] > pivot:
+                j -= 1
+            if i <= j:
+                values[U(i)], values[U(j)] = values[U(j)], values[U(i)]
+                i += 1
+                j -= 1
+        if rank <= j:
+            high = j
+        elif rank >= i:
+            low = i
+        else:
+            break
+    return values[U(rank)]
+
+
+@compiled()
+def _background(values, h, w, buffer):
+    """The 5th percentile of the window."""
+    for y in range(h):
+        start = U((y + PAD) * (w + 2 * PAD) + PAD)
+        for x in range(U(w)):
+            buffer[U(y * w) + x] = values[start + x]
+    return _ranked(buffer, h * w, (h * w - 1) // 20)
+
+
+@compiled()
+def _target(values, h, w, click_y, click_x, near, low):
+    """Where the target is brightest, and how dark the background is, given what the whole window says."""
+    stride = w + 2 * PAD
+    top, bottom = max(click_y - near, 0), min(click_y + near + 1, h)
+    left, right = max(click_x - near, 0), min(click_x + near + 1, w)
+    for y in range(top, bottom):
+        for x in range(left, right):
+            if (y - click_y) ** 2 + (x - click_x) ** 2 <= near * near:
+                low = min(low, values[(y + PAD) * stride + x + PAD])
+    best, seed = np.float32(-1), 0
+    for y in range(top, bottom):
+        for x in range(left, right):
+            square = (y - click_y) ** 2 + (x - click_x) ** 2
+            p = (y + PAD) * stride + x + PAD
+            if square <= near * near:
+                # Both integers are exact in float32, and a division is the same everywhere.
+                nearby = np.float32(values[p] - low) / np.float32(16 + square)
+                if nearby > best:
+                    best, seed = nearby, p
+    for _ in range(8):
+        top = seed
+        for y in range(-1, 2):
+            for x in range(-1, 2):
+                p = seed + y * stride + x
+                inside = PAD <= p % stride < stride - PAD and PAD <= p // stride < h + PAD
+                if inside and values[p] > values[top]:
+                    top = p
+        if top == seed:
+            break
+        seed = top
+    return seed, low
+
+
+@compiled()
+def _grow(values, join, heads, following, seed, low, batch, t, settings, table):
+    """Join levels of the window's pixels, and what the table says of whole candidates; how many there are.
+
+    Level by level, each pixel takes its neighbours along: to its own level, or to the neighbour's first.
+    `heads` and `following` are a list of pixels to look at for each level.
+    """
+    image, window_top, window_left, h, w, _, _, _ = batch.windows[t]
+    _, height, width, _ = batch.images[image]
+    stride, levels = w + 2 * PAD, settings.levels
+    high = values[seed]
+    span = high - low
+    for k in range(levels):
+        heads[k] = -1
+    heads[0], following[seed], join[seed] = seed, -1, 0
+    area, rows, columns, peak, border = 0, 0, 0, high, 0
+    for k in range(levels):
+        while heads[k] >= 0:
+            p = heads[k]
+            heads[k] = following[p]
+            y, x = p // stride - PAD, p % stride - PAD
+            area, rows, columns, peak = area + 1, rows + y, columns + x, max(peak, values[p])
+            north, south = window_top + y == 0, window_top + y == height - 1
+            west, east = window_left + x == 0, window_left + x == width - 1
+            border += north or south or west or east
+            leaves = (y == 0 and not north) or (y == h - 1 and not south)
+            leaves = leaves or (x == 0 and not west) or (x == w - 1 and not east)
+            if leaves or area > settings.max_area:
+                return k
+            for i in range(9):
+                q = p + (i // 3 - 1) * stride + i % 3 - 1
+                if join[q] == _UNSEEN:
+                    # How many of the levels' limits high - span k / levels are brighter than the pixel.
+                    own = (levels * max(high - values[q], 0) + span - 1) // span
+                    level = min(max(own, k), levels)
+                    join[q] = level
+                    if level < levels:
+                        following[q] = heads[level]
+                        heads[level] = q
+        table[k, AREA], table[k, ROWS], table[k, COLUMNS] = area, rows, columns
+        table[k, PEAK], table[k, BORDER] = peak, border
+    return levels
+
+
+@compiled()
+def _outlines(values, join, h, w, kept, table):
+    """Number and sum of the pixels on both sides of each candidate's outline."""
+    stride = w + 2 * PAD
+    for k in range(kept + 1):
+        for column in range(INNER, OUTER_SUM + 1):
+            table[k, column] = 0
+    for y in range(h):
+        start = U((y + PAD) * stride + PAD)
+        for p in range(start, start + U(w)):
+            own = join[p]
+            north, south = join[p - U(stride)], join[p + U(stride)]
+            west, east = join[p - U(1)], join[p + U(1)]
+            first = min(min(north, south), min(west, east))
+            if first < own:  # beside the candidates from `first` until it joins
+                last = min(own, kept)
+                table[first, OUTER] += 1
+                table[first, OUTER_SUM] += values[p]
+                table[last, OUTER] -= 1
+                table[last, OUTER_SUM] -= values[p]
+            # Beyond the window lies nothing: the padding must not count as a pixel that joins late.
+            last = max(
+                max(north if y > 0 else own, south if y < h - 1 else own),
+                max(west if p > start else own, east if p < start + U(w - 1) else own),
+            )
+            if last > own:  # at the candidates' edge until its last neighbour joins
+                last = min(last, kept)
+                table[own, INNER] += 1
+                table[own, INNER_SUM] += values[p]
+                table[last, INNER] -= 1
+                table[last, INNER_SUM] -= values[p]
+    for k in range(1, kept):
+        for column in range(INNER, OUTER_SUM + 1):
+            table[k, column] += table[k - 1, column]
+
+
+@compiled()
+def _least(source, step, out):
+    """The least of seven elements, `step` apart, around each."""
+    first, last = U(3) * step, U(source.shape[0]) - U(3) * step
+    one, two, three = step, U(2) * step, U(3) * step
+    for p in range(first, last):
+        least = min(min(source[p - three], source[p + three]), min(source[p - two], source[p + two]))
+        out[p] = min(min(least, source[p]), min(source[p - one], source[p + one]))
+
+
+@compiled()
+def _widen(source, step, out):
+    """From the least of seven to the least of thirteen."""
+    three = U(3) * step
+    for p in range(three, U(source.shape[0]) - three):
+        out[p] = min(source[p - three], source[p + three])
+
+
+@compiled()
+def _rings(values, join, h, w, kept, low, buffer, table):
+    """The median of each candidate's ring: of the pixels 4..6 off, in the larger of rows and columns."""
+    stride, never = w + 2 * PAD, join[0]
+    across, wide, near, far = join.copy(), join.copy(), join.copy(), join.copy()
+    for p in range(join.shape[0]):
+        across[p] = wide[p] = near[p] = far[p] = never
+    _least(join, U(1), across)
+    _widen(across, U(1), wide)
+    _least(across, U(stride), near)
+    _least(wide, U(stride), across)
+    _widen(across, U(stride), far)
+    count = 0
+    places = np.empty(h * w, np.int32)
+    for y in range(h):
+        start = U((y + PAD) * stride + PAD)
+        for p in range(start, start + U(w)):
+            if far[p] < kept:
+                far[count], near[count], places[count] = far[p], near[p], values[p]
+                count += 1
+    for k in range(kept):
+        if k > 0 and table[k, AREA] == table[k - 1, AREA]:
+            continue
+        size = 0
+        for i in range(count):
+            buffer[U(size)] = places[i]
+            size += far[i] <= k < near[i]
+        table[k, RING] = _ranked(buffer, size, (size - 1) // 2) if size else low
+
+
+@compiled()
+def _score(table, k, click_y, click_x, least, most, settings):
+    """Score of candidate k."""
+    level, level_square, edge, size, outline, border, distance = settings.weights
+    area, outer = table[k, AREA], table[k, OUTER]
+    ring, peak = table[k, RING] / STEPS, table[k, PEAK] / STEPS
+    inside = table[k, INNER_SUM] / (table[k, INNER] * STEPS) if table[k, INNER] else peak
+    outside = table[k, OUTER_SUM] / (outer * STEPS) if outer else ring
+    log_level = np.log(max((inside + outside) / 2 - ring, 0.3))
+    log_area, root = np.log(area), np.sqrt(area)
+    touching = table[k, BORDER] / (table[k, BORDER] + outer) if table[k, BORDER] + outer else 1.0
+    away_y, away_x = table[k, ROWS] / area - click_y, table[k, COLUMNS] / area - click_x
+    away = np.sqrt(away_y * away_y + away_x * away_x)
+    score = level * log_level + level_square * log_level * log_level
+    score += edge * np.log(max(inside - outside, 0.3)) + size * log_area * np.log(max(peak - ring, 0.5))
+    score += outline * outer / root + border * touching + distance * away / (2 + 0.05 * root)
+    misses = max(np.log(least) - log_area, 0.0) + max(log_area - np.log(most), 0.0)
+    return score - settings.category_weight * misses
+
+
+@compiled()
+def _vote(table, kept, shares, scores):
+    """Shares of the vote of the candidates that hold a pixel, by its join level, from the scores.
+
+    Returns the best score, the expected IoU of the mask, and its area.
+    """
+    best = -np.inf
+    for k in range(kept):
+        best = max(best, scores[k])
+    total = 0.0
+    for k in range(kept):
+        scores[k] = np.exp(scores[k] - best)
+        total += scores[k]
+    behind, chosen = 0.0, -1
+    for k in range(kept - 1, -1, -1):
+        behind += scores[k]
+        shares[k] = behind / total
+        if chosen < 0 and shares[k] >= np.float32(0.5):
+            chosen = k
+    area, expected = table[chosen, AREA], 0.0
+    for k in range(kept):
+        other = table[k, AREA]
+        expected += scores[k] / total * (min(area, other) / max(area, other))
+    return best, expected, area
+
+
+@compiled()
+def _flat(h, w, click_y, click_x, tpm):
+    """The map of a click where nothing stands out; returns its area."""
+    area = 0
+    for y in range(h):
+        for x in range(w):
+            inside = abs(y - click_y) <= 1 and abs(x - click_x) <= 1
+            tpm[y * w + x] = inside
+            area += inside
+    return area
+
+
+@compiled()
+def _item(values, batch, t, row, settings):
+    """One target in one polarity: its map, area, score and confidence, into row `row` of the outputs."""
+    _, _, _, h, w, click_y, click_x, _ = batch.windows[t]
+    stride = w + 2 * PAD
+    join, following = np.empty(values.shape[0], np.uint8), np.empty(values.shape[0], np.int32)
+    buffer = np.empty(h * w + 1, np.int32)
+    seed, low = _target(values, h, w, click_y, click_x, settings.near, _background(values, h, w, buffer))
+    tpm = batch.tpm[row, batch.offsets[t] : batch.offsets[t + 1]]
+    kept = 0
+    table = np.empty((settings.levels + 1, RING + 1), np.int64)
+    if values[seed] > low:
+        for p in range(join.shape[0]):
+            join[p] = settings.levels
+        for y in range(PAD, h + PAD):
+            for x in range(PAD, w + PAD):
+                join[y * stride + x] = _UNSEEN
+        heads = np.empty(settings.levels, np.int32)
+        kept = _grow(values, join, heads, following, seed, low, batch, t, settings, table)
+    if kept == 0:
+        batch.area[row, t] = _flat(h, w, click_y, click_x, tpm)
+        batch.numbers[row, t, 0], batch.numbers[row, t, 1] = -np.inf, 0.0
+        return
+    for p in range(join.shape[0]):
+        join[p] = join[p] if join[p] < kept else settings.levels
+    _outlines(values, join, h, w, kept, table)
+    _rings(values, join, h, w, kept, low, buffer, table)
+    scores, shares = np.empty(kept), np.zeros(settings.levels + 1)
+    least, most = batch.areas[t]
+    for k in range(kept):
+        fresh = k == 0 or table[k, AREA] > table[k - 1, AREA]
+        scores[k] = _score(table, k, click_y, click_x, least, most, settings) if fresh else -np.inf
+    best, expected, area = _vote(table, kept, shares, scores)
+    batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.area[row, t] = best, expected, area
+    for y in range(h):
+        start = (y + PAD) * stride + PAD
+        for x in range(w):
+            tpm[y * w + x] = shares[join[start + x]]
+
+
+def run(
+    data: np.ndarray,
+    images: np.ndarray,
+    windows: np.ndarray,
+    offsets: np.ndarray,
+    areas: np.ndarray,
+    config: "ComponentConfig",
+    inversions: list[bool],
+    tpm: np.ndarray,
+    area: np.ndarray,
+    numbers: np.ndarray,
+) -> None:
+    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2] (score, confidence)."""
+    scales = np.tile(np.array([0.0, STEPS]), (len(images), 1))
+    weights = config.score_weights()
+    settings = Settings(config.near, config.levels, config.max_area, config.category_weight, weights)
+    batch = Batch(images, windows, offsets, areas, tpm, area, numbers)
+
+    def work(t: int, row: int) -> None:
+        # Two calls, so that only the first is compiled once more for images of another type.
+        values = _read(data, images, scales, windows, t, inversions[row])
+        _item(values, batch, t, row, settings)
+
+    items = [(t, row) for row in range(len(inversions)) for t in range(len(windows))]
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        if data.dtype != np.uint8:
+            deque(pool.map(lambda i: _stretch(data, images, i, scales), range(len(images))), maxlen=0)
+        deque(pool.map(lambda item: work(*item), items), maxlen=0)
