@@ -101,7 +101,7 @@ class ComponentConfig:
         limits["max_area"] = (1, MAX_WINDOW**2)
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if value != int(value) or not low <= value <= high:
+            if not low <= value <= high or value != int(value):
                 raise ValueError(f"{name} must be a whole number in {low}..{high}, got {value}")
         for name in ("dark_margin", "category_weight"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):

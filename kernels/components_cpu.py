@@ -35,7 +35,7 @@ class Settings(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the items of a run read and write beside gray levels; tables as in `mclc_gpu.kernels.components`."""
+    """What the items of a run share beside gray levels; tables as in `mclc_gpu.kernels.components`."""
 
     images: np.ndarray
     windows: np.ndarray
