@@ -23,7 +23,8 @@ from mclc_gpu.data.points import Point
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.labelconfig import LabelConfig
-from mclc_gpu.labeling import TargetMask, cluster_targets, place_targets, refine_targets, warm_up
+from mclc_gpu.labeling import TargetMask, cluster_targets, refine_targets, warm_up
+from mclc_gpu.placing import place_targets
 
 _TRIALS = 50
 _ROUNDS = 7

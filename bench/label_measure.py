@@ -19,10 +19,10 @@ from mclc_gpu.labeling import (
     TargetMask,
     cluster_targets,
     compose,
-    place_targets,
     refine_targets,
 )
 from mclc_gpu.metrics import Scores
+from mclc_gpu.placing import place_targets
 from mclc_gpu.windows import name_key
 
 
@@ -113,7 +113,7 @@ def measure(
     points = frames.points(seed, setting.supervision, setting.jitter)
     synchronize(device)
     start = time.perf_counter()
-    placed, skipped = place_targets(frames.images, points, frames.names, setting.config, seed)
+    placed, skipped = place_targets(frames.images, points, frames.names, setting.config, seed, device)
     groups = cluster_targets(frames.images, placed, setting.config, device)
     targets = refine_targets(placed, groups, setting.config)
     seconds = time.perf_counter() - start

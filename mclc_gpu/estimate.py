@@ -1,49 +1,47 @@
 """A target's category from the image and the click, for points that come without one."""
 
-import numpy as np
-from skimage.measure import label
+from collections.abc import Sequence
 
-from mclc_gpu.data.images import luma
+import numpy as np
+import torch
+
 from mclc_gpu.data.points import Point
 from mclc_gpu.data.simulate import category_of
+from mclc_gpu.kernels.components import ComponentConfig, component_windows, vote_components
+from mclc_gpu.kernels.trials import PackedImages
+from mclc_gpu.windows import nearest_pixel
 
-RADIUS = 20  # pixels; extended targets reach further and are known by it
-EDGE = 0.3  # annotators draw a target's edge at about a third of its contrast
-NEAR = 2  # pixels; a click's usual distance from the target's peak
 
+def estimate_areas(
+    images: Sequence[np.ndarray], clicks: Sequence[tuple[int, Point]], device: torch.device
+) -> list[int]:
+    """Area in pixels of the target under each click (index of its image, point), by the vote of components.
 
-def estimate_area(image: np.ndarray, x: float, y: float) -> int:
-    """Area in pixels of the bright blob at a click.
-
-    With pk the maximum within `NEAR` of the click and bg the median within `RADIUS`, it is the 8-connected
-    component of {g >= bg + EDGE (pk - bg)} that holds the peak, counted within `RADIUS`. On the 270 targets
-    of NUAA-SIRST's train split the category of this area is the true one for 90 %.
-
-    Args:
-        image: [H, W] or [H, W, 3], any real dtype; colours are weighed by luma.
-        x, y: the click in pixels, within the image.
-
-    Returns:
-        At least 1; 1 where the surroundings are as bright as the peak.
+    On the 270 targets of NUAA-SIRST's train split, clicked at their centres, the category of this area is the
+    true one for 96 %. Where nothing stands out it is that of the 3 x 3 pixels around the click.
     """
-    row = min(max(int(np.floor(y + 0.5)), 0), image.shape[0] - 1)
-    column = min(max(int(np.floor(x + 0.5)), 0), image.shape[1] - 1)
-    top, left = max(row - RADIUS, 0), max(column - RADIUS, 0)
-    window = luma(image[top : row + RADIUS + 1, left : column + RADIUS + 1])
-    near = np.full(window.shape, -np.inf, np.float32)
-    inside = np.s_[
-        max(row - top - NEAR, 0) : row - top + NEAR + 1,
-        max(column - left - NEAR, 0) : column - left + NEAR + 1,
-    ]
-    near[inside] = window[inside]
-    peak = np.unravel_index(np.argmax(near), near.shape)
-    background = np.median(window)
-    if window[peak] <= background:
-        return 1
-    components = label(window >= background + EDGE * (window[peak] - background), connectivity=2)
-    return int(np.count_nonzero(components == components[peak]))
+    areas = [0] * len(clicks)
+    for byte in (True, False):
+        members = [n for n, (image, _) in enumerate(clicks) if (images[image].dtype == np.uint8) == byte]
+        if not members:
+            continue
+        used = sorted({clicks[n][0] for n in members})
+        index = {image: n for n, image in enumerate(used)}
+        packed = PackedImages.pack([images[i] for i in used], device)
+        pixels = [
+            (index[i], *nearest_pixel(point.x, point.y, *images[i].shape[:2]))
+            for i, point in (clicks[n] for n in members)
+        ]
+        windows = component_windows(packed, torch.tensor(pixels, dtype=torch.int64))
+        unknown = torch.full((len(members),), -1)
+        found = vote_components(packed, windows, unknown, ComponentConfig()).area.tolist()
+        for n, area in zip(members, found, strict=True):
+            areas[n] = area
+    return areas
 
 
-def estimate_category(image: np.ndarray, point: Point) -> str:
-    """ "point", "spot" or "extended": the category of `estimate_area` at a click."""
-    return category_of(estimate_area(image, point.x, point.y))
+def estimate_categories(
+    images: Sequence[np.ndarray], clicks: Sequence[tuple[int, Point]], device: torch.device
+) -> list[str]:
+    """ "point", "spot" or "extended": the category of `estimate_areas` at each click."""
+    return [category_of(area) for area in estimate_areas(images, clicks, device)]

@@ -7,6 +7,7 @@ from typing import Any, Self, get_type_hints
 import numpy as np
 
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.components import ComponentConfig
 from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.trials import TrialConfig
 
@@ -17,8 +18,9 @@ class LabelConfig:
 
     Attributes:
         maker: "mclc": trials of noise and clustering (eq. 1-9), without noise and with one trial the paper's
-            LCA; "grabcut": see `mclc_gpu.makers.grabcut_mask`; "point": the marked pixels, or the whole box.
-        trials: K of eq. 9, 1 to 2^31; 1 for the makers without trials.
+            LCA; "components": the vote of `mclc_gpu.kernels.components.vote_components`; "grabcut": see
+            `mclc_gpu.makers.grabcut_mask`; "point": the marked pixels, or the whole box.
+        trials: K of eq. 9, 1 to 2^31; 1 for "grabcut" and "point", 0 for "components".
         trial: Settings of one trial.
         category: "given" takes a point's own category and estimates it where there is none; "estimate" always
             estimates it.
@@ -27,6 +29,7 @@ class LabelConfig:
         crf: Settings of the CRF.
         stop_change: T_F of the paper: a target's trials end once one more changes its TPM by less than this
             (L2 norm). 0 runs all trials.
+        components: Settings of the vote of components.
 
     Raises:
         InputError: A value out of range.
@@ -40,13 +43,15 @@ class LabelConfig:
     threshold: float = 0.7
     crf: CrfConfig = field(default_factory=CrfConfig)
     stop_change: float = 0.0
+    components: ComponentConfig = field(default_factory=ComponentConfig)
 
     def __post_init__(self) -> None:
         if self.maker not in MAKERS:
             raise InputError(f"maker {self.maker!r}: use one of {', '.join(MAKERS)}")
-        if self.maker != "mclc" and self.trials != 1:
-            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; give 1")
-        if not 1 <= self.trials <= 2**31:
+        made = {"grabcut": 1, "point": 1, "components": 0}.get(self.maker)
+        if made is not None and self.trials != made:
+            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; give {made}")
+        if made is None and not 1 <= self.trials <= 2**31:
             raise InputError(f"trials {self.trials}: at least one trial is needed, and at most 2^31")
         if self.category not in ("given", "estimate"):
             raise InputError(f"category {self.category!r}: use given or estimate")
@@ -72,11 +77,11 @@ class LabelConfig:
 
 
 _OF_THE_RUN = ("seed", "points")  # settings that are not the chain's
-MAKERS = ("mclc", "grabcut", "point")
+MAKERS = ("mclc", "components", "grabcut", "point")
 REFINEMENTS = ("crf", "threshold")
 PRESETS = {
     "paper": LabelConfig(),
-    "default": LabelConfig(),
+    "default": LabelConfig(maker="components", trials=0, refine="threshold", threshold=0.5),
     "lca": LabelConfig(trials=1, trial=TrialConfig(noise="none"), refine="threshold"),
     "grabcut": LabelConfig(trials=1, maker="grabcut", refine="threshold"),
     "point": LabelConfig(trials=1, maker="point", refine="threshold"),
@@ -103,18 +108,22 @@ def _rebuilt(kind: type[Any], values: Any) -> Any:
 
 
 def preset(name: str, **changes: Any) -> LabelConfig:
-    """A preset with some settings changed.
-
-    `trial` and `crf` may be mappings, which change only the settings they name.
-    Raises InputError for an unknown preset or a bad value.
-    """
+    """A preset with some settings changed (see `changed`). Raises InputError for an unknown preset too."""
     if name not in PRESETS:
         raise InputError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
-    base = PRESETS[name]
+    return changed(PRESETS[name], **changes)
+
+
+def changed(config: LabelConfig, **changes: Any) -> LabelConfig:
+    """A config with some settings changed.
+
+    `trial`, `crf` and `components` may be mappings, which change only the settings they name.
+    Raises InputError for an unknown setting or a bad value.
+    """
     try:
-        for part in ("trial", "crf"):
+        for part in ("trial", "crf", "components"):
             if isinstance(changes.get(part), Mapping):
-                changes[part] = replace(getattr(base, part), **changes[part])
-        return replace(base, **changes)
+                changes[part] = replace(getattr(config, part), **changes[part])
+        return replace(config, **changes)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error

@@ -1,5 +1,6 @@
 """The chain from images and points to target probability maps and masks, written once for every use."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
@@ -7,20 +8,18 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import torch
 
-from mclc_gpu.data.points import Point
+from mclc_gpu.data.points import CATEGORIES, Point
 from mclc_gpu.data.simulate import category_of
-from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
-from mclc_gpu.estimate import estimate_category
 from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.montecarlo import run_until_stable
-from mclc_gpu.kernels.trials import MAX_SEEDS, MAX_WINDOW, PackedImages, Seeds, run_trials
+from mclc_gpu.kernels.trials import PackedImages, Seeds, run_trials
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.makers import grabcut_mask, marked_mask
+from mclc_gpu.placing import PlacedTarget, place_targets
 from mclc_gpu.refine import crf_masks, threshold_masks
-from mclc_gpu.windows import Window, box_pixels, name_key, nearest_pixel, place_window
-
-_SPANS = 1e-30, 1e30  # of a window's values: its colours are scaled by them in float32
+from mclc_gpu.windows import Window
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class TargetMask:
         mask: bool [h, w].
         trials: Trials behind the TPM.
         estimated: Whether the category was estimated rather than given.
+        confidence: Expected IoU 0..1 of the mask, where the maker knows it; else NaN.
     """
 
     image: int
@@ -47,104 +47,7 @@ class TargetMask:
     mask: np.ndarray
     trials: int
     estimated: bool
-
-
-@dataclass(frozen=True)
-class PlacedTarget:
-    """A target ready to be clustered: what `place_targets` found out about it.
-
-    Attributes:
-        image, target, point, estimated: See `TargetMask`.
-        window: Holds the click and the seeds, or the box.
-        key: Of the image's noise.
-        seeds: Further marked pixels beside the click: row * width + column in the window.
-    """
-
-    image: int
-    target: int
-    point: Point
-    window: Window
-    key: int
-    estimated: bool
-    seeds: tuple[int, ...] = ()
-
-    def inside(self, shape: tuple[int, int]) -> np.ndarray:
-        """bool [h, w]: where in the window the target can be, given an image of `shape`: in its box."""
-        allowed = np.ones((self.window.height, self.window.width), bool)
-        if self.point.box is not None:
-            left, top, right, bottom = box_pixels(self.point.box, *shape)
-            allowed[:] = False
-            allowed[
-                top - self.window.top : bottom - self.window.top,
-                left - self.window.left : right - self.window.left,
-            ] = True
-        return allowed
-
-
-def place_targets(
-    images: Sequence[np.ndarray],
-    points: Sequence[Sequence[Point]],
-    names: Sequence[str],
-    config: LabelConfig,
-    seed: int,
-) -> tuple[list[PlacedTarget], list[Skipped]]:
-    """Category and window of every target, and the targets that cannot be labelled, with the reason."""
-    placed: list[PlacedTarget] = []
-    skipped: list[Skipped] = []
-    for i, (image, clicks, name) in enumerate(zip(images, points, names, strict=True)):
-        height, width = image.shape[:2]
-        key = name_key(seed, name)
-        key -= (key >> 63) << 64  # the same bits as a signed integer
-        usable = 0  # numbers the targets, so that the usable points alone give the same labels
-        for j, click in enumerate(clicks):
-            category = click.category if config.category == "given" else None
-            point = replace(click, category=category or _category(image, click))
-            window = place_window(height, width, point, seed, name, usable)
-            if why := _obstacle(image[window.area], config):
-                skipped.append(Skipped(name, f"target {j} at ({click.x:g}, {click.y:g}): {why}"))
-                continue
-            seeds = _seeds(point, window, (height, width))
-            placed.append(PlacedTarget(i, usable, point, window, key, category is None, seeds))
-            usable += 1
-    return placed, skipped
-
-
-def _category(image: np.ndarray, point: Point) -> str:
-    """Category of a target that came without one: of its box, else of the blob under the click."""
-    if point.box is None:
-        return estimate_category(image, point)
-    left, top, right, bottom = box_pixels(point.box, *image.shape[:2])
-    return category_of((right - left) * (bottom - top))
-
-
-def _obstacle(pixels: np.ndarray, config: LabelConfig) -> str:
-    """Why a window cannot be labelled; empty when it can."""
-    height, width = pixels.shape[:2]
-    if max(height, width) > MAX_WINDOW:
-        return (
-            f"its window of {height} x {width} pixels is larger than {MAX_WINDOW} x {MAX_WINDOW}; "
-            "mark a smaller target or scale the image down"
-        )
-    if config.maker != "mclc":
-        return ""
-    span = float(pixels.max()) - float(pixels.min())
-    if height * width < config.trial.clusters:
-        return (
-            f"its window has {height} x {width} pixels, fewer than the {config.trial.clusters} clusters; "
-            "use fewer clusters or a larger image"
-        )
-    if span == 0:
-        return "its window is constant, there is nothing to cluster"
-    if not _SPANS[0] <= span <= _SPANS[1]:
-        return f"its window's values span {span:g}; scale the image to a range near 1"
-    return ""
-
-
-def _seeds(point: Point, window: Window, shape: tuple[int, int]) -> tuple[int, ...]:
-    # Of a scribble with more pixels than can be counted, pixels spread evenly over it stand for all.
-    chosen = point.seeds[:: -(-len(point.seeds) // MAX_SEEDS) or 1]
-    pixels = (nearest_pixel(x, y, *shape) for x, y in chosen)
-    return tuple((row - window.top) * window.width + column - window.left for row, column in pixels)
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -158,6 +61,8 @@ class ClusteredTargets:
         tpm: float32 [pixels of all windows].
         trials: int64 [targets], trials behind each TPM, on the CPU.
         inside: bool [pixels of all windows], where boxes allow the target to be; None without any box.
+        confidence: float32 [targets], expected IoU of the masks; None where the maker does not know.
+        area: int64 [targets], pixels of the targets by the vote of components; None from other makers.
     """
 
     members: list[int]
@@ -166,6 +71,8 @@ class ClusteredTargets:
     tpm: torch.Tensor
     trials: torch.Tensor
     inside: torch.Tensor | None
+    confidence: torch.Tensor | None = None
+    area: torch.Tensor | None = None
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -197,19 +104,51 @@ def _cluster_group(
     packed = PackedImages.pack([images[i] for i in used], device)
     rows = [(index[target.image], *astuple(target.window), target.target) for target in placed]
     windows = torch.tensor(rows, dtype=torch.int64)
+    trials = torch.ones(len(placed), dtype=torch.int64)
+    confidence = area = None
     if config.maker == "mclc":
         tpm, trials = _monte_carlo(packed, windows, placed, config)
+    elif config.maker == "components":
+        tpm, confidence, area = _vote(packed, windows, placed, config)
+        trials[:] = 0
     else:
-        tpm, trials = (
-            _other_maps(images, placed, config).to(device),
-            torch.ones(len(placed), dtype=torch.int64),
-        )
+        tpm = _other_maps(images, placed, config).to(device)
     inside = None
     if any(target.point.box is not None for target in placed):
         allowed = [target.inside(images[target.image].shape[:2]).ravel() for target in placed]
         inside = torch.from_numpy(np.concatenate(allowed)).to(device)
         tpm = tpm * inside
-    return ClusteredTargets(members, packed, windows, tpm, trials, inside)
+    return ClusteredTargets(members, packed, windows, tpm, trials, inside, confidence, area)
+
+
+def _vote(
+    packed: PackedImages, windows: torch.Tensor, placed: Sequence[PlacedTarget], config: LabelConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """TPMs of all windows by the vote of components, confidences and areas; the mean over several marks."""
+    numbers = [CATEGORIES.index(p.point.category) if p.point.category else -1 for p in placed]
+    seeds = Seeds.pack([target.seeds for target in placed])
+    marks = 1 + seeds.offsets.diff()
+    owner = torch.repeat_interleave(torch.arange(len(placed)), marks)
+    clicked = windows[owner]
+    extra = torch.ones(len(owner), dtype=torch.bool)
+    extra[torch.cumsum(marks, 0) - marks] = False
+    clicked[extra, 5] = seeds.pixels // clicked[extra, 4]
+    clicked[extra, 6] = seeds.pixels % clicked[extra, 4]
+    votes = vote_components(packed, clicked, torch.tensor(numbers)[owner], config.components)
+    if len(owner) == len(placed):
+        return votes.tpm, votes.confidence, votes.area
+    sizes = windows[:, 3] * windows[:, 4]
+    starts = torch.cumsum(sizes, 0) - sizes
+    place = torch.arange(len(votes.tpm)) + torch.repeat_interleave(
+        starts[owner] - votes.offsets[:-1], votes.offsets.diff()
+    )
+    device = votes.tpm.device
+    owner, share = owner.to(device), (1.0 / marks.float()).to(device)
+    weights = torch.repeat_interleave(share[owner], votes.offsets.diff().to(device))
+    tpm = torch.zeros(int(sizes.sum()), device=device).index_add_(0, place.to(device), votes.tpm * weights)
+    confidence = torch.zeros(len(placed), device=device).index_add_(0, owner, votes.confidence * share[owner])
+    area = torch.zeros(len(placed), dtype=votes.area.dtype, device=device)
+    return tpm, confidence, area.scatter_reduce(0, owner, votes.area, "amax")
 
 
 def _monte_carlo(
@@ -263,14 +202,30 @@ def refine_targets(
             masks = threshold_masks(group.tpm, group.sizes, config.threshold)
         if group.inside is not None:
             masks &= group.inside
-        sizes = group.sizes.tolist()
-        of_target = zip(group.tpm.cpu().split(sizes), masks.cpu().split(sizes), strict=True)
-        for t, number, (tpm, mask) in zip(group.members, group.trials.tolist(), of_target, strict=True):
-            p = placed[t]
-            shape = (p.window.height, p.window.width)
-            arrays = tpm.numpy().reshape(shape), mask.numpy().reshape(shape)
-            done[t] = TargetMask(p.image, p.target, p.point, p.window, *arrays, number, p.estimated)
+        for t, target in zip(group.members, _target_masks(placed, group, masks), strict=True):
+            done[t] = target
     return [done[t] for t in range(len(placed))]
+
+
+def _target_masks(
+    placed: Sequence[PlacedTarget], group: ClusteredTargets, masks: torch.Tensor
+) -> list[TargetMask]:
+    sizes = group.sizes.tolist()
+    confidences = [math.nan] * len(sizes) if group.confidence is None else group.confidence.tolist()
+    areas = [0] * len(sizes) if group.area is None else group.area.tolist()
+    maps = zip(group.tpm.cpu().split(sizes), masks.cpu().split(sizes), strict=True)
+    targets = []
+    for t, trials, confidence, area, (tpm, mask) in zip(
+        group.members, group.trials.tolist(), confidences, areas, maps, strict=True
+    ):
+        p = placed[t]
+        point = p.point if p.point.category else replace(p.point, category=category_of(area))
+        shape = (p.window.height, p.window.width)
+        arrays = tpm.numpy().reshape(shape), mask.numpy().reshape(shape)
+        targets.append(
+            TargetMask(p.image, p.target, point, p.window, *arrays, trials, p.estimated, confidence)
+        )
+    return targets
 
 
 def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.ndarray, np.ndarray]:
@@ -286,7 +241,7 @@ def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.n
 def warm_up(config: LabelConfig, device: torch.device) -> None:
     """Compile what the chain needs, at the usual window sizes, so that no later timing holds compilation."""
     image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
-    sides = (6, 10, 16, 22, 32, 50) if device.type == "cuda" else (6,)
+    sides = (6, 10, 16, 22, 32, 50, 63) if device.type == "cuda" else (6,)
     windows = [Window(0, 0, side, side, side // 2, side // 2) for side in sides]
     placed = [PlacedTarget(0, t, Point(0, 0), window, 0, False) for t, window in enumerate(windows)]
     brief = replace(config, trials=min(config.trials, 16))
@@ -354,11 +309,12 @@ def label_images(
         )
     for image, clicks, name in zip(images, points, names, strict=True):
         _check_image(image, clicks, name)
-    placed, skipped = place_targets(images, points, names, config, seed)
+    place = pick_device(device)
+    placed, skipped = place_targets(images, points, names, config, seed, place)
     if skipped:
         raise InputError(f"{skipped[0].file}: {skipped[0].why}")
     try:
-        groups = cluster_targets(images, placed, config, pick_device(device))
+        groups = cluster_targets(images, placed, config, place)
     except ValueError as error:
         raise InputError(str(error)) from error
     return refine_targets(placed, groups, config)

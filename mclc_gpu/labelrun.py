@@ -1,5 +1,8 @@
 """Labelling a whole folder: streamed in chunks of bounded memory, resumable, files written atomically."""
 
+import csv
+import io
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +26,8 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labelconfig import LabelConfig
-from mclc_gpu.labeling import (
-    TargetMask,
-    cluster_targets,
-    compose,
-    place_targets,
-    refine_targets,
-    warm_up,
-)
+from mclc_gpu.labeling import TargetMask, cluster_targets, compose, refine_targets, warm_up
+from mclc_gpu.placing import place_targets
 from mclc_gpu.progress import Progress
 from mclc_gpu.provenance import provenance
 
@@ -39,25 +36,55 @@ _CHUNK_BYTES = 64 << 20
 _CHUNK_IMAGES = 256
 _BATCH = 16  # images read at once
 _COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
+TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
+LOW_CONFIDENCE = 0.6
 STAGES = ("read", "cluster", "refine", "write")
-LAYOUT = Layout("label", ("masks", "tpm"), ("points.csv", "overview.png"))
+LAYOUT = Layout("label", ("masks", "tpm"), ("points.csv", "targets.csv", "overview.png"))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run knows of one target beside its point: see `TargetMask`; the area is that of its own mask."""
+
+    estimated: bool
+    area: int
+    confidence: float | None
+    trials: int
+
+    @staticmethod
+    def of(target: TargetMask) -> "Facts":
+        """Facts of a labelled target."""
+        confidence = None if math.isnan(target.confidence) else round(target.confidence, 6)
+        return Facts(target.estimated, int(np.count_nonzero(target.mask)), confidence, target.trials)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One finished image: the points that were used (None: the image could not be), and what was left out."""
+    """One finished image: the points that were used (None: the image could not be), and what was left out.
+
+    `targets` has the facts of every point.
+    """
 
     image: str
     points: list[Point] | None
     skipped: list[str]
-    trials: int = 0
-    estimated: int = 0
+    targets: list[Facts] = field(default_factory=list)
+
+    @property
+    def trials(self) -> int:
+        """Of all targets."""
+        return sum(target.trials for target in self.targets)
+
+    @property
+    def estimated(self) -> int:
+        """Targets whose category was estimated."""
+        return sum(target.estimated for target in self.targets)
 
     @staticmethod
     def of(noted: Mapping[str, Any]) -> "Record":
         """The record that a journal noted."""
         points = None if noted["points"] is None else [Point(**point) for point in noted["points"]]
-        return Record(**{**noted, "points": points})
+        return Record(**{**noted, "points": points, "targets": [Facts(**own) for own in noted["targets"]]})
 
 
 @dataclass
@@ -189,6 +216,7 @@ def _close(
     if not labelled:
         raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
     write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
+    _write_targets(job.out / "targets.csv", labelled)
     # Of processes side by side the slowest is what one waits for.
     seconds = {stage: max(own[stage] for _, own in parts) for stage in parts[0][1]}
     trials_now = sum(record.trials for record in now.values())
@@ -203,12 +231,36 @@ def _close(
         "estimated_categories": sum(r.estimated for r in labelled),
         "trials": sum(r.trials for r in labelled),
         "seconds": seconds,
+        "confidence": _confidence(labelled),
         "trials_per_s": trials_now / seconds["cluster"] if seconds["cluster"] > 0 else None,
         "skipped": [asdict(item) for item in (*skipped, *unusable)],
     }
     write_json(LAYOUT.summary(job.out), summary)
     close_run(LAYOUT, job.out)
     return summary
+
+
+def _write_targets(path: Path, records: Sequence[Record]) -> None:
+    """A row of facts for every target, in the order of points.csv."""
+    table = io.StringIO(newline="")
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(TARGET_COLUMNS)
+    for record in records:
+        for number, (point, own) in enumerate(zip(record.points or (), record.targets, strict=True)):
+            confidence = "" if own.confidence is None else own.confidence
+            place = record.image, number, float(point.x), float(point.y), point.category
+            rows.writerow([*place, int(own.estimated), own.area, confidence, own.trials])
+    with atomic_path(path) as temporary:
+        temporary.write_text(table.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _confidence(records: Sequence[Record]) -> dict[str, float] | None:
+    """The targets' confidence in brief; None from makers that have none."""
+    known = [own.confidence for r in records for own in r.targets if own.confidence is not None]
+    if not known:
+        return None
+    low = sum(confidence < LOW_CONFIDENCE for confidence in known)
+    return {"mean": float(np.mean(known)), f"below_{LOW_CONFIDENCE:g}": low}
 
 
 def _without_points(job: LabelJob) -> list[Skipped]:
@@ -294,7 +346,7 @@ class _Work:
         stems, images = [stem for stem, _ in good], [image for _, image in good]
         with self._timed("cluster"):
             points = [job.points[stem] for stem in stems]
-            placed, problems = place_targets(images, points, stems, job.config, job.seed)
+            placed, problems = place_targets(images, points, stems, job.config, job.seed, self.ranks.device)
             groups = cluster_targets(images, placed, job.config, self.ranks.device)
             synchronize(self.ranks.device)
         with self._timed("refine"):
@@ -311,9 +363,8 @@ class _Work:
             reasons[problem.file].append(problem.why)
         for stem, own, well in zip(stems, of_image, usable, strict=True):
             used = [t.point for t in own] if well else None
-            records[stem] = Record(
-                stem, used, reasons[stem], sum(t.trials for t in own), sum(t.estimated for t in own)
-            )
+            facts = [Facts.of(t) for t in own] if well else []
+            records[stem] = Record(stem, used, reasons[stem], facts)
         return [records[item.stem] for item in chunk]
 
 

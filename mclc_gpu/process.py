@@ -1,5 +1,6 @@
 """How targets of a label run came to their masks: the run's chain once more, looked at after some trials."""
 
+import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +23,12 @@ from mclc_gpu.labeling import (
     TargetMask,
     cluster_targets,
     compose,
-    place_targets,
     refine_targets,
 )
 from mclc_gpu.labelrun import LAYOUT, mask_path
 from mclc_gpu.makers import marked_mask
 from mclc_gpu.metrics import mask_iou
+from mclc_gpu.placing import place_targets
 from mclc_gpu.progress import Progress
 from mclc_gpu.windows import Window, place_window
 
@@ -47,7 +48,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished label run: its folder and settings, and the points with the categories that were used."""
+    """A finished label run: its folder and settings, and the points with the categories that were used.
+
+    The vote of components uses the categories that were given; those it estimated came out of it: None here.
+    """
 
     folder: Path
     config: LabelConfig
@@ -119,7 +123,26 @@ def open_run(folder: Path) -> Run:
         raise InputError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: does not hold a label run's settings; label again") from error
-    return Run(folder, config, seed, load_points(folder / "points.csv"))
+    points = load_points(folder / "points.csv")
+    return Run(folder, config, seed, _told(folder, points) if config.maker == "components" else points)
+
+
+def _told(folder: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
+    """The points without the categories that came out of the run."""
+    path = folder / "targets.csv"
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            estimated = {
+                (row["image"], int(row["target"])) for row in csv.DictReader(file) if row["estimated"] == "1"
+            }
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); label again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not as a label run writes it; label again") from error
+    return {
+        stem: [replace(p, category=None) if (stem, j) in estimated else p for j, p in enumerate(own)]
+        for stem, own in points.items()
+    }
 
 
 def find_targets(run: Run, word: str) -> list[Target]:
@@ -204,7 +227,8 @@ def make_processes(
     true = {s: read_mask(truths[s], shape) for s, shape in zip(stems, shapes, strict=True) if s in truths}
     # The categories in points.csv are those that were used, estimated or not.
     config = replace(run.config, category="given")
-    placed, problems = place_targets(arrays, [run.points[s] for s in stems], stems, config, run.seed)
+    points = [run.points[s] for s in stems]
+    placed, problems = place_targets(arrays, points, stems, config, run.seed, pick_device(device))
     if problems:
         raise InputError(f"{problems[0].file}: {problems[0].why}; the image changed since the run")
     by_name = {Target(stems[own.image], own.target): own for own in placed}

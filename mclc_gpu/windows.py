@@ -149,6 +149,16 @@ def place_window(
     )
 
 
+def around(height: int, width: int, point: Point, radius: int) -> Window:
+    """The window of `radius` pixels around a click, the middle of several marks or of a box, in the image."""
+    marks = [(point.x, point.y), *point.seeds]
+    rows, columns = zip(*(nearest_pixel(*mark, height, width) for mark in marks), strict=True)
+    row, column = (min(rows) + max(rows)) // 2, (min(columns) + max(columns)) // 2
+    top, left = max(row - radius, 0), max(column - radius, 0)
+    bottom, right = min(row + radius + 1, height), min(column + radius + 1, width)
+    return Window(top, left, bottom - top, right - left, rows[0] - top, columns[0] - left)
+
+
 def _beside(side: int) -> int:
     """Pixels on either side of a box that is `side` pixels long."""
     return max(min(max(side, BOX_MARGIN), (MAX_WINDOW - side) // 2), 0)

@@ -10,7 +10,7 @@ import torch
 
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
 from mclc_gpu.data.synthetic import scene
-from mclc_gpu.estimate import estimate_area, estimate_category
+from mclc_gpu.estimate import estimate_areas, estimate_categories
 from mclc_gpu.kernels.crf import CrfConfig
 from mclc_gpu.kernels.trials import PackedImages
 from mclc_gpu.labelconfig import PRESETS, preset
@@ -161,14 +161,18 @@ def test_masks_are_good_on_synthetic_scenes(scenes):
     assert ious["threshold"] > 0.6
 
 
+def areas(image, *clicks):
+    return estimate_areas([image], [(0, Point(*click)) for click in clicks], torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("radius", "category"), [(1.0, "point"), (3.5, "spot"), (7.0, "extended")])
 def test_category_is_estimated_from_the_blob(radius, category):
     image, truth = blob(80, 80, 40, 40, radius)
-    assert estimate_category(image, Point(41, 40)) == category
-    assert estimate_area(np.stack([image] * 3, 2), 41, 40) == truth.sum()
-    (target,) = label_images([image], [[Point(41, 40)]], LabelConfig(trials=2))
-    assert target.estimated
-    assert target.point.category == category
+    for version in (image, np.stack([image] * 3, 2), image.astype(np.uint16) * 100):
+        assert areas(version, (41, 40)) == [truth.sum()]
+        (target,) = label_images([version], [[Point(41, 40)]], LabelConfig(trials=2))
+        assert target.estimated
+        assert target.point.category == category
 
 
 def test_given_category_is_used_unless_estimation_is_asked_for():
@@ -181,13 +185,19 @@ def test_given_category_is_used_unless_estimation_is_asked_for():
         assert (target.point.category, target.estimated) == (category, estimated)
 
 
-def test_estimate_on_flat_dark_and_corner_clicks():
-    flat = np.full((9, 9), 7, np.uint8)
-    assert estimate_area(flat, 4, 4) == 1
-    dark, _ = blob(peak=-50)
-    assert estimate_area(dark, 22, 20) >= 1
-    image, _ = blob(30, 30, 0, 0)
-    assert estimate_area(image, 0, 0) == estimate_area(image, -0.4, -0.4) > 1
+def test_estimate_on_flat_and_corner_clicks():
+    assert areas(np.full((9, 9), 7, np.uint8), (4, 4), (0, 0)) == [9, 4]
+    image, truth = blob(30, 30, 0, 0)
+    assert areas(image, (0, 0), (-0.4, -0.4)) == [truth.sum()] * 2
+
+
+def test_estimates_come_in_the_order_of_the_clicks():
+    small, large = blob(80, 80, 40, 40, 1.0), blob(80, 80, 40, 40, 7.0)
+    images = [large[0], small[0].astype(np.uint16), small[0]]
+    clicks = [(2, Point(40, 40)), (1, Point(40, 40)), (0, Point(40, 40)), (1, Point(41, 40))]
+    found = estimate_categories(images, clicks, torch.device("cpu"))
+    assert found == ["point", "point", "extended", "point"]
+    assert estimate_categories(images, [], torch.device("cpu")) == []
 
 
 def test_nuaa_categories(nuaa):
@@ -198,12 +208,11 @@ def test_nuaa_categories(nuaa):
     files = find_files(nuaa / "images")
     names = read_list(nuaa / "splits" / "train.txt")[:80]
     points, _ = simulate_points(find_files(nuaa / "masks"), {name: files[name] for name in names})
-    right = total = 0
-    for name, own in points.items():
-        image = read_image(files[name])
-        right += sum(estimate_category(image, p) == p.category for p in own)
-        total += len(own)
-    assert right / total > 0.85
+    images = [read_image(files[name]) for name in points]
+    clicks = [(i, point) for i, own in enumerate(points.values()) for point in own]
+    found = estimate_categories(images, clicks, torch.device("cpu"))
+    right = [category == point.category for category, (_, point) in zip(found, clicks, strict=True)]
+    assert np.mean(right) > 0.93
 
 
 @pytest.mark.parametrize(

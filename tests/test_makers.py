@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
 from mclc_gpu.kernels.trials import PackedImages, run_trials
 from mclc_gpu.labelconfig import PRESETS, preset
-from mclc_gpu.labeling import place_targets
 from mclc_gpu.makers import grabcut_mask, marked_mask
+from mclc_gpu.placing import place_targets
 from mclc_gpu.windows import Window, box_pixels, place_window
 
 QUICK = LabelConfig(trials=12)
@@ -47,9 +47,7 @@ def labelled(image, point, config):
 )
 def test_every_preset_labels_every_mark(disc, name, point):
     image, truth = disc
-    mask, target = labelled(
-        image, point, preset(name, **({"trials": 12} if name in ("paper", "default") else {}))
-    )
+    mask, target = labelled(image, point, preset(name, **({"trials": 12} if name == "paper" else {})))
     assert np.isfinite(target.tpm).all()
     assert 0 <= target.tpm.min() <= target.tpm.max() <= 1
     if name != "point":
@@ -157,8 +155,8 @@ def test_what_cannot_be_labelled_is_said(disc):
     points = [[apart, large, Point(9, 9)]]
     _, skipped = place_targets([image], points, ["a"], QUICK, 0)
     reasons = [item.why for item in skipped]
-    assert "is larger than 64 x 64" in reasons[0]
-    assert "is larger than 64 x 64" in reasons[1]
+    assert "larger than 64 x 64" in reasons[0]
+    assert "larger than 64 x 64" in reasons[1]
     assert "window is constant" in reasons[2]
     placed, skipped = place_targets([image], [[Point(9, 9)]], ["a"], PRESETS["grabcut"], 0)
     assert len(placed) == 1
@@ -170,7 +168,7 @@ def test_what_cannot_be_labelled_is_said(disc):
 def test_narrow_images_give_finite_maps(shape, name):
     image = np.random.default_rng(3).integers(0, 256, shape).astype(np.uint8)
     image[shape[0] // 2, shape[1] // 2] = 255
-    changes = {"trial": {"clusters": 3}} | ({"trials": 5} if name in ("paper", "default") else {})
+    changes = {"trial": {"clusters": 3}} | ({"trials": 5} if name == "paper" else {})
     mask, target = labelled(image, Point(shape[1] // 2, shape[0] // 2, "point"), preset(name, **changes))
     assert np.isfinite(target.tpm).all()
     assert target.tpm.max() == 1
@@ -226,3 +224,62 @@ def test_grabcut_keeps_the_marked_part_only():
 def test_grabcut_of_a_constant_window_is_the_mark():
     mask = grabcut_mask(np.full((9, 9), 7, np.uint8), [40], None)
     assert np.array_equal(mask, marked_mask((9, 9), [40], None))
+
+
+def test_default_preset_needs_the_click_alone(disc):
+    image, truth = disc
+    for x, y in ((25, 22), (27, 20), (23, 24)):
+        mask, target = labelled(image, Point(x, y), PRESETS["default"])
+        assert np.array_equal(mask, truth)
+        assert target.estimated
+        assert target.point.category == "spot"
+        assert target.trials == 0
+        assert 0.5 < target.confidence <= 1
+    assert np.isnan(labelled(image, Point(25, 22), QUICK)[1].confidence)
+
+
+def test_default_preset_uses_a_given_category():
+    """A small hot core in a wide dim body: the category says which of the two is meant."""
+    y, x = np.mgrid[:60, :60]
+    radius = np.hypot(y - 30, x - 30)
+    image = (
+        50 + np.random.default_rng(0).integers(0, 3, radius.shape) + 60 * (radius <= 7) + 90 * (radius <= 1.5)
+    )
+    image = image.astype(np.uint8)
+    core, _ = labelled(image, Point(30, 30, "point"), PRESETS["default"])
+    body, _ = labelled(image, Point(30, 30, "extended"), PRESETS["default"])
+    assert np.array_equal(core, radius <= 1.5)
+    assert np.array_equal(body, radius <= 7)
+    ignored = preset("default", category="estimate")
+    assert np.array_equal(*(labelled(image, Point(30, 30, c), ignored)[0] for c in ("point", "extended")))
+
+
+def test_default_preset_on_dark_targets_and_flat_windows(disc):
+    image, truth = disc
+    dark = 255 - image
+    auto = preset("default", components={"polarity": "auto"})
+    assert np.array_equal(labelled(dark, Point(25, 22), auto)[0], truth)
+    assert np.array_equal(labelled(image, Point(25, 22), auto)[0], truth)
+    mask, target = labelled(np.full((30, 30), 9, np.uint8), Point(10, 12), PRESETS["default"])
+    assert mask.sum() == 9
+    assert mask[11:14, 9:12].all()
+    assert target.confidence == 0
+
+
+def test_default_preset_averages_several_marks():
+    image = np.full((50, 50), 40, np.uint8) + np.random.default_rng(0).integers(0, 3, (50, 50)).astype(
+        np.uint8
+    )
+    image[20:24, 10:14] = 200
+    image[20:24, 24:28] = 200
+    seeds = ((25.0, 22.0), (26.0, 21.0))
+    _, target = labelled(image, Point(11, 21, "spot", seeds=seeds), PRESETS["default"])
+    tpm = np.zeros(image.shape)
+    tpm[target.window.area] = target.tpm
+    one = np.zeros(image.shape)
+    _, alone = labelled(image, Point(11, 21, "spot"), PRESETS["default"])
+    one[alone.window.area] = alone.tpm
+    other = np.zeros(image.shape)
+    _, alone = labelled(image, Point(25, 22, "spot"), PRESETS["default"])
+    other[alone.window.area] = alone.tpm
+    np.testing.assert_allclose(tpm, (one + 2 * other) / 3, atol=1e-3)
