@@ -19,6 +19,8 @@ _HOMES = {
     "TargetMask": "mclc_gpu.labeling",
     "TrainConfig": "mclc_gpu.training",
     "TrialConfig": "mclc_gpu.kernels.trials",
+    "build": "mclc_gpu.networks.zoo",
+    "dense_crf": "mclc_gpu.kernels.crf",
     "fit": "mclc_gpu.fitting",
     "kmeans": "mclc_gpu.kernels.kmeans",
     "label_images": "mclc_gpu.labeling",
