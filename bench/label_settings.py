@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from mclc_gpu.labelconfig import LabelConfig, preset
 
 PAPER_MAKER = "MCLC, SLIC, CRF"
-_INTENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+DEFAULT_MAKER = "preset default"
+_INTENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _CLUSTERS = (2, 4, 6, 9, 12, 16, 20, 25)
 _TRIALS = (1, 2, 5, 10, 20, 50, 100, 200)
 _DEVIATIONS = (0, 1, 2, 3, 4, 5)
@@ -35,8 +36,9 @@ class Setting:
 
     @property
     def category(self) -> str:
-        """Where the category that the windows follow comes from."""
-        if self.config.maker == "point" or self.supervision == "box":
+        """Where the category that the labels depend on comes from."""
+        needed = {"point": False, "components": self.config.category == "given"}
+        if self.supervision == "box" or not needed.get(self.config.maker, True):
             return "not used"
         return next(name for name, value in _CATEGORIES.items() if value == self.config.category)
 
@@ -78,11 +80,12 @@ def maker_settings(trials: int) -> list[Setting]:
                 trial = {"method": _METHODS[method]}
                 config = preset("paper", trials=trials, trial=trial, refine=refine, category=category)
                 rows.append(Setting(f"MCLC, {method}, {refinement}", config))
-        rows.append(Setting("preset default", preset("default", trials=trials, category=category)))
+        rows.append(Setting("preset default", preset("default", category=category)))
     stronger = ("multi-point", "scribble", "box")
     rows += [Setting(PAPER_MAKER, preset("paper", trials=trials), supervision) for supervision in stronger]
     return [
         *rows,
+        *(Setting(DEFAULT_MAKER, preset("default", category="estimate"), kind) for kind in stronger),
         Setting("GrabCut", preset("grabcut"), "box"),
         Setting("box alone", preset("point"), "box"),
     ]
@@ -118,9 +121,14 @@ def _trials(trials: int) -> list[Setting]:
 
 
 def _deviation(trials: int) -> list[Setting]:
+    makers = {
+        "MCLC, category given": preset("paper", trials=trials),
+        "MCLC, category estimated": preset("paper", trials=trials, category="estimate"),
+        "preset default, click alone": preset("default", category="estimate"),
+    }
     return [
-        Setting(name, preset("paper", trials=trials, category=category), x=deviation, jitter=deviation)
-        for name, category in _CATEGORIES.items()
+        Setting(name, config, x=deviation, jitter=deviation)
+        for name, config in makers.items()
         for deviation in _DEVIATIONS
     ]
 
@@ -140,7 +148,7 @@ SWEEPS = {
         _deviation,
         "Clicks beside the targets' centres",
         "deviation (px): standard deviation in x and in y, cut at twice its length",
-        "category",
+        "labels",
         "deviation",
     ),
 }

@@ -105,22 +105,18 @@ def test_makers(
     arguments = _arguments(data, tmp_path, "--only", "makers")
     assert label_tables.main(arguments) == 0
     rows = _rows(tmp_path / "makers.csv")
+    monte_carlo = [
+        f"MCLC, {method}, {refine}" for refine in ("threshold", "CRF") for method in ("K-means", "SLIC")
+    ]
     assert [(row["maker"], row["supervision"], row["category"]) for row in rows] == [
         ("point label alone", "point", "not used"),
         ("GrabCut", "point", "given"),
         ("LCA, K-means", "point", "given"),
         ("LCA, SLIC", "point", "given"),
-        *(
-            (maker, "point", category)
-            for category in ("given", "estimated")
-            for maker in (
-                "MCLC, K-means, threshold",
-                "MCLC, SLIC, threshold",
-                "MCLC, K-means, CRF",
-                "MCLC, SLIC, CRF",
-                "preset default",
-            )
-        ),
+        *((maker, "point", "given") for maker in monte_carlo),
+        ("preset default", "point", "given"),
+        *((maker, "point", "estimated") for maker in monte_carlo),
+        ("preset default", "point", "not used"),
         ("MCLC, SLIC, CRF", "multi-point", "given"),
         ("MCLC, SLIC, CRF", "scribble", "given"),
         ("MCLC, SLIC, CRF", "box", "not used"),
@@ -150,7 +146,7 @@ def test_makers(
     assert shlex.join(arguments) in text
     assert f"6 images, {targets} targets" in text
     assert f"torch {torch.__version__}" in text
-    assert "NUAA-SIRST, not for the images measured here" in text
+    assert "These values are not for the images measured here." in text
     printed = capsys.readouterr().out
     assert printed.strip() in text
     assert f"{float(rows[3]['iou']):.4f} ± {float(rows[3]['iou_sd']):.4f}" in printed
@@ -205,15 +201,17 @@ def test_sweeps(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (name, count) for name in ("threshold", "CRF") for count in ("1", "2", "5")
     ]
     deviation = _rows(tmp_path / "deviation.csv")
-    assert [(row["category"], row["deviation"]) for row in deviation] == [
-        (name, str(px)) for name in ("given", "estimated") for px in range(6)
+    makers = ["MCLC, category given", "MCLC, category estimated", "preset default, click alone"]
+    assert [(row["labels"], row["deviation"]) for row in deviation] == [
+        (name, str(px)) for name in makers for px in range(6)
     ]
     _check_iou(deviation[9], _ious(data, preset("paper", trials=TRIALS, category="estimate"), "point", 3.0))
+    _check_iou(deviation[17], _ious(data, preset("default", category="estimate"), "point", 5.0))
     text = (tmp_path / "tables.md").read_text()
-    cells = [f"{float(r['iou']):.4f} ± {float(r['iou_sd']):.4f}" for r in (deviation[3], deviation[9])]
+    cells = [f"{float(r['iou']):.4f} ± {float(r['iou_sd']):.4f}" for r in deviation[3::6]]
     (line,) = [line for line in text.splitlines() if line.startswith("| 3 ")]
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["3", *cells]
-    assert "category: given | category: estimated |" in text
+    assert f"| {' | '.join(f'labels: {name}' for name in makers)} |" in text
     assert "![Number of trials](trials.png)" in text
     for name in ("deviation", "trials"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
