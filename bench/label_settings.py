@@ -80,7 +80,7 @@ def maker_settings(trials: int) -> list[Setting]:
                 trial = {"method": _METHODS[method]}
                 config = preset("paper", trials=trials, trial=trial, refine=refine, category=category)
                 rows.append(Setting(f"MCLC, {method}, {refinement}", config))
-        rows.append(Setting("preset default", preset("default", category=category)))
+        rows.append(Setting(DEFAULT_MAKER, preset("default", category=category)))
     stronger = ("multi-point", "scribble", "box")
     rows += [Setting(PAPER_MAKER, preset("paper", trials=trials), supervision) for supervision in stronger]
     return [
@@ -124,7 +124,7 @@ def _deviation(trials: int) -> list[Setting]:
     makers = {
         "MCLC, category given": preset("paper", trials=trials),
         "MCLC, category estimated": preset("paper", trials=trials, category="estimate"),
-        "preset default, click alone": preset("default", category="estimate"),
+        f"{DEFAULT_MAKER}, click alone": preset("default", category="estimate"),
     }
     return [
         Setting(name, config, x=deviation, jitter=deviation)

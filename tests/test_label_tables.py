@@ -120,6 +120,7 @@ def test_makers(
         ("MCLC, SLIC, CRF", "multi-point", "given"),
         ("MCLC, SLIC, CRF", "scribble", "given"),
         ("MCLC, SLIC, CRF", "box", "not used"),
+        *(("preset default", supervision, "not used") for supervision in ("multi-point", "scribble", "box")),
         ("GrabCut", "box", "not used"),
         ("box alone", "box", "not used"),
         ("CPU reference: MCLC, SLIC, CRF", "point", "given"),
@@ -132,7 +133,7 @@ def test_makers(
     }
     _check_iou(rows[5], _ious(data, preset("paper", trials=TRIALS, refine="threshold"), "point", 0.0))
     _check_iou(rows[15], _ious(data, preset("paper", trials=TRIALS), "scribble", 0.0))
-    _check_iou(rows[17], _ious(data, preset("grabcut"), "box", 0.0))
+    _check_iou(rows[20], _ious(data, preset("grabcut"), "box", 0.0))
 
     truths = [read_mask(data / "masks" / f"{name}.png") for name in _names(data)]
     targets = sum(len(points_from_mask(truth)) for truth in truths)
