@@ -1,10 +1,10 @@
-"""Curves as pictures: scores over thresholds, and a training run over its epochs."""
+"""Curves as pictures: scores over thresholds, a training run over its epochs, a search of settings."""
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,6 +96,79 @@ def plot_curves(table: Path, path: Path, title: str = "") -> None:
             axis.plot(at, values, line, color=colour, linewidth=1.6, label=_NAMES.get(name, name))
         _dress(axis, heading, "epoch", "", legend=len(names) > 1)
     _save(figure, path)
+
+
+def plot_search(
+    rows: Sequence[Mapping[str, Any]],
+    tried: Mapping[str, Sequence[Any]],
+    best: Mapping[str, Any],
+    path: Path,
+    title: str = "",
+) -> None:
+    """Write a search of settings as PNG: IoU over the evaluations, and over each setting's values.
+
+    Args:
+        rows: The evaluations in order: "search" (its name), "iou", and a value of each setting. The first row
+            of each search is its start.
+        tried: The values of each setting that were to be tried, in order.
+        best: The values that the first search found best.
+        path: Of the PNG file.
+        title: Of the picture.
+
+    A setting's panel has the evaluations of the first search only: each one, the best IoU of each value, and
+    the value of `best` ringed. Its values are evenly spaced. Settings with one value in all rows are left
+    out. IoUs far below the searches' starts are drawn at the lower edge.
+    """
+    searches = list(dict.fromkeys(row["search"] for row in rows))
+    first = [row for row in rows if row["search"] == searches[0]]
+    settings = [name for name in tried if len({row[name] for row in first}) > 1]
+    starts = [next(row["iou"] for row in rows if row["search"] == name) for name in searches]
+    highest, lowest = max(row["iou"] for row in rows), min(row["iou"] for row in rows)
+    floor = max(lowest, min(starts) - 2 * max(highest - min(starts), 0.02))
+    limits = floor - 0.03 * (highest - floor + 1e-3), highest + 0.05 * (highest - floor + 1e-3)
+    lines = -(-len(settings) // 4)
+    figure = _figure(12, 3.6 + 2.6 * lines, title)
+    grid = figure.add_gridspec(1 + lines, 4, height_ratios=[1.4, *[1] * lines])
+    top = figure.add_subplot(grid[0, :])
+    for colour, name in zip(_COLOURS, searches, strict=False):
+        own = [(place, row["iou"]) for place, row in enumerate(rows, 1) if row["search"] == name]
+        at, ious = np.array(own).T
+        top.plot(at, ious.clip(floor), ".", color=colour, markersize=4, alpha=0.6)
+        top.step(at, np.maximum.accumulate(ious), where="post", color=colour, label=f"best, {name}")
+        top.plot([at[0], at[-1]], [ious[0]] * 2, ":", color=colour, linewidth=1.2)
+    top.plot([], [], ":", color=_FAINT, label="start")
+    top.set_ylim(limits)
+    _dress(top, "searches", "evaluation", "IoU")
+    for place, name in enumerate(settings):
+        axis = figure.add_subplot(grid[1 + place // 4, place % 4])
+        _plot_setting(axis, first, name, tried[name], best, floor)
+        axis.set_ylim(limits)
+        _dress(axis, name, "", "IoU" if place % 4 == 0 else "", legend=False)
+    _save(figure, path)
+
+
+def _plot_setting(
+    axis: "Axes",
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    tried: Sequence[Any],
+    best: Mapping[str, Any],
+    floor: float,
+) -> None:
+    """The evaluations over one setting's values."""
+    highest = {
+        place: max(row["iou"] for row in rows if row[name] == value)
+        for place, value in enumerate(tried)
+        if any(row[name] == value for row in rows)
+    }
+    places = [tried.index(row[name]) for row in rows]
+    axis.plot(places, np.clip([row["iou"] for row in rows], floor, None), ".", color=_FAINT, alpha=0.5)
+    line = "." if isinstance(tried[0], str) else ".-"  # names have nothing between them
+    axis.plot(list(highest), np.clip([*highest.values()], floor, None), line, color=_COLOURS[0])
+    chosen = tried.index(best[name])
+    axis.plot(chosen, highest[chosen], "o", color=_COLOURS[1], markersize=10, fillstyle="none")
+    axis.set_xlim(-0.6, len(tried) - 0.4)
+    axis.set_xticks(range(len(tried)), [v if isinstance(v, str) else f"{v:g}" for v in tried])
 
 
 def _read_table(table: Path) -> Mapping[str, Sequence[float]]:

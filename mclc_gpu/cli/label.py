@@ -1,6 +1,7 @@
 """mclc-gpu label."""
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
-from mclc_gpu.labelconfig import LabelConfig, preset
+from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
 
@@ -22,12 +23,12 @@ _SHOWN_SKIPS = 20
 
 def label(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
-    _, summary = label_set(arguments, started, join(arguments.device))
+    _, summary = label_set(arguments, started, join(arguments.device), report=not arguments.no_report)
     return len(summary["skipped"])
 
 
 def label_set(
-    arguments: argparse.Namespace, started: float, ranks: Ranks
+    arguments: argparse.Namespace, started: float, ranks: Ranks, report: bool = True
 ) -> tuple[Mapping[str, Path], dict[str, Any]]:
     """Label one set of images as the options say; returns the images by stem, and label.json's content."""
     LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.points, arguments.points_from_masks))
@@ -64,11 +65,12 @@ def label_set(
 
 
 def label_config(arguments: argparse.Namespace) -> LabelConfig:
-    """The preset, with what the options change of it."""
+    """The preset, or the settings of a file, with what the options change of it."""
+    base = PRESETS[arguments.preset] if arguments.config is None else read_config(arguments.config)
     gaussian_sxy, gaussian_compat = arguments.crf_gaussian or (None, None)
     bilateral_sxy, bilateral_srgb, bilateral_compat = arguments.crf_bilateral or (None, None, None)
-    return preset(
-        arguments.preset,
+    return changed(
+        base,
         **_given(
             trials=arguments.trials,
             category=arguments.category,
@@ -92,6 +94,26 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
             iterations=arguments.crf_iterations,
         ),
     )
+
+
+def read_config(path: Path) -> LabelConfig:
+    """Settings of a JSON file: a whole label config by itself, or under "settings" as label.json has it.
+
+    Raises InputError for a file that cannot be read or holds none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path of --config") from error
+    except ValueError as error:
+        raise InputError(f"{path}: no JSON ({error}); give what tune wrote, or a label.json") from error
+    settings = content.get("settings", content) if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: holds no label settings; give what tune wrote, or a label.json")
+    try:
+        return LabelConfig.from_settings(settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _source(arguments: argparse.Namespace, simulated: bool) -> str:

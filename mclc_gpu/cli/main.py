@@ -80,11 +80,18 @@ def _add_earlier(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_label_settings(parser: "argparse._ActionsContainer") -> None:
-    parser.add_argument(
+    base = parser.add_mutually_exclusive_group()
+    base.add_argument(
         "--preset",
         choices=("paper", "default", "lca", "grabcut", "point"),
         default="default",
         help="how labels are made; the options below change single settings of it (default)",
+    )
+    base.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings instead of a preset: what tune wrote, or the label.json of another run",
     )
     parser.add_argument("--trials", type=int, metavar="K", help="noisy trials per target (100)")
     parser.add_argument(
@@ -247,6 +254,39 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
 
 
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "tune", help="label settings that suit one's own images, from a few true masks"
+    )
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="true masks")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
+    parser.add_argument(
+        "--preset", choices=("paper", "default"), default="default", help="where the search starts (default)"
+    )
+    parser.add_argument(
+        "--category",
+        choices=("given", "estimate"),
+        help="whether annotators will give the targets' size class (given)",
+    )
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, metavar="PX", help="spread of simulated clicks (0)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of every evaluation (3)")
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=100,
+        metavar="N",
+        help="evaluations of the search, and of each of the two that cross-validate it (100)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0, help="of the search (0)")
+    _add_earlier(parser)
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
+
+
 def _add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("show", help="picture of targets' ways from click to mask in a label run")
     parser.add_argument("--labels", type=Path, required=True, metavar="RUN", help="what label wrote")
@@ -286,6 +326,7 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_tune(commands)
     _add_show(commands)
     _add_demo(commands)
     return main_parser
@@ -303,6 +344,8 @@ def run(arguments: argparse.Namespace, started: float) -> int:
         from mclc_gpu.cli.evaluate import evaluate as command
     elif arguments.command == "predict":
         from mclc_gpu.cli.predict import predict as command
+    elif arguments.command == "tune":
+        from mclc_gpu.cli.tune import tune as command
     elif arguments.command == "show":
         from mclc_gpu.cli.show import show as command
     else:
