@@ -20,7 +20,8 @@ class LabelConfig:
         maker: "mclc": trials of noise and clustering (eq. 1-9), without noise and with one trial the paper's
             LCA; "components": the vote of `mclc_gpu.kernels.components.vote_components`; "grabcut": see
             `mclc_gpu.makers.grabcut_mask`; "point": the marked pixels, or the whole box.
-        trials: K of eq. 9, 1 to 2^31; 1 for "grabcut" and "point", 0 for "components".
+        trials: K of eq. 9, 1 to 2^31; 1 for "grabcut" and "point". For "components" 0 to 2^31: as many trials
+            are scored like the components and share their vote (see `mclc_gpu.voting`).
         trial: Settings of one trial.
         category: "given" takes a point's own category and estimates it where there is none; "estimate" always
             estimates it.
@@ -28,7 +29,7 @@ class LabelConfig:
         threshold: In 0..1.
         crf: Settings of the CRF.
         stop_change: T_F of the paper: a target's trials end once one more changes its TPM by less than this
-            (L2 norm). 0 runs all trials.
+            (L2 norm). 0 runs all trials; the only choice for "components".
         components: Settings of the vote of components.
 
     Raises:
@@ -48,10 +49,11 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if self.maker not in MAKERS:
             raise InputError(f"maker {self.maker!r}: use one of {', '.join(MAKERS)}")
-        made = {"grabcut": 1, "point": 1, "components": 0}.get(self.maker)
-        if made is not None and self.trials != made:
-            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; give {made}")
-        if made is None and not 1 <= self.trials <= 2**31:
+        if self.maker in ("grabcut", "point") and self.trials != 1:
+            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; give 1")
+        if self.maker == "components" and not 0 <= self.trials <= 2**31:
+            raise InputError(f"trials {self.trials}: use 0 to 2^31 beside the components")
+        if self.maker == "mclc" and not 1 <= self.trials <= 2**31:
             raise InputError(f"trials {self.trials}: at least one trial is needed, and at most 2^31")
         if self.category not in ("given", "estimate"):
             raise InputError(f"category {self.category!r}: use given or estimate")
@@ -61,6 +63,8 @@ class LabelConfig:
             raise InputError(f"threshold {self.threshold}: use a number in 0..1")
         if not (np.isfinite(self.stop_change) and self.stop_change >= 0):
             raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
+        if self.maker == "components" and self.stop_change > 0:
+            raise InputError(f"stop_change {self.stop_change}: components run all trials; give 0")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

@@ -110,7 +110,7 @@ def _cluster_group(
         tpm, trials = _monte_carlo(packed, windows, placed, config)
     elif config.maker == "components":
         tpm, confidence, area = _vote(packed, windows, placed, config)
-        trials[:] = 0
+        trials[:] = config.trials
     else:
         tpm = _other_maps(images, placed, config).to(device)
     inside = None
