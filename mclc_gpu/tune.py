@@ -136,11 +136,11 @@ def gain_of(before: np.ndarray, after: np.ndarray, seed: int) -> tuple[float, fl
     gain = float(np.mean(iou_by_seed(after) - iou_by_seed(before)))
     rng = np.random.default_rng(seed)
     seeds, images, _ = before.shape
-    gains = np.empty(_RESAMPLES)
-    for n in range(_RESAMPLES):
-        runs, chosen = rng.integers(seeds, size=seeds), rng.integers(images, size=images)
-        drawn = [iou_by_seed(pixels[runs][:, chosen]) for pixels in (before, after)]
-        gains[n] = np.mean(drawn[1] - drawn[0])
+    drawn = rng.multinomial(images, np.full(images, 1 / images), size=_RESAMPLES)
+    runs = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES)
+    totals = [np.einsum("ri,sik->rsk", drawn, pixels) for pixels in (before, after)]
+    ious = [total[..., 0] / np.maximum(total[..., 1], 1) for total in totals]
+    gains = ((ious[1] - ious[0]) * runs).sum(axis=1) / seeds
     return gain, float(gains.std(ddof=1))
 
 
