@@ -39,7 +39,7 @@ _COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyt
 TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
 LOW_CONFIDENCE = 0.6
 STAGES = ("read", "cluster", "refine", "write")
-LAYOUT = Layout("label", ("masks", "tpm"), ("points.csv", "targets.csv", "overview.png"))
+LAYOUT = Layout("label", ("masks", "tpm"), ("points.csv", "targets.csv", "overview.png", "report.html"))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
+from mclc_gpu.labelreport import REPORT, report_labels
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
 
@@ -30,7 +31,10 @@ def label(arguments: argparse.Namespace, started: float) -> int:
 def label_set(
     arguments: argparse.Namespace, started: float, ranks: Ranks, report: bool = True
 ) -> tuple[Mapping[str, Path], dict[str, Any]]:
-    """Label one set of images as the options say; returns the images by stem, and label.json's content."""
+    """Label one set of images as the options say, and report on it unless told not to.
+
+    Returns the images by stem, and label.json's content.
+    """
     LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.points, arguments.points_from_masks))
     config = label_config(arguments)
     files = find_files(arguments.images)
@@ -61,6 +65,9 @@ def label_set(
         title = f"{summary['images']} images, {summary['targets']} targets, {config.trials} trials"
         write_overview(arguments.out, images, arguments.seed, title, truth)
         _report(arguments.out, summary)
+        if report:
+            check = report_labels(arguments.out, images, truth)
+            print(f"{check.doubtful} targets to look at first, see {arguments.out / REPORT}")
     return images, summary
 
 

@@ -70,6 +70,9 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     _add_earlier(parser)
+    parser.add_argument(
+        "--no-report", action="store_true", help="leave out report.html, for which every mask is read again"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 when any input was skipped")
 
 
@@ -206,6 +209,14 @@ def _add_score(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--roc", type=Path, metavar="PNG", help="probability maps: draw Pd over Fa at all thresholds"
     )
+    parser.add_argument("--report", type=Path, metavar="HTML", help="a page with the worst and best targets")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="RUN",
+        help="what label wrote: points, TPMs and confidences for the report (the run that --pred lies in)",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="for the report's pictures")
     _add_scoring(parser)
 
 

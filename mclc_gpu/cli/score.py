@@ -1,7 +1,9 @@
 """mclc-gpu score."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from mclc_gpu.cli.outcome import checked_threshold, say_scores, say_skipped
 from mclc_gpu.conventions import Convention, convention_of
@@ -13,6 +15,10 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.metrics import ImageScore, Scores, score_image
 from mclc_gpu.progress import Progress
 from mclc_gpu.roc import RocCounts, RocScores, read_probability, roc_counts
+
+if TYPE_CHECKING:
+    from mclc_gpu.labelcheck import Looked
+    from mclc_gpu.labelreport import LabelReport
 
 Pair = tuple[str, tuple[Path, Path]]  # stem, files of prediction and truth
 
@@ -31,10 +37,11 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     pairs, unpaired = pair_files(predictions, truths)
     skipped += unpaired
     scores, roc = Scores(convention), RocScores(convention)
+    report = _report(arguments, predictions, truths, threshold)
 
-    def count(pair: Pair) -> tuple[ImageScore, RocCounts | None] | Skipped:
+    def count(pair: Pair) -> _Counted | Skipped:
         try:
-            return _count(pair, threshold, arguments.roc is not None, convention)
+            return _count(pair, threshold, arguments.roc is not None, convention, report)
         except InputError as error:
             return Skipped.because(pair[1][0], error)
 
@@ -44,27 +51,65 @@ def score(arguments: argparse.Namespace, started: float) -> int:
             if isinstance(counted, Skipped):
                 skipped.append(counted)
                 continue
-            scores.add(counted[0])
-            if counted[1] is not None:
-                roc.add(counted[1])
+            scores.add(counted.score)
+            if counted.roc is not None:
+                roc.add(counted.roc)
+            if report is not None and counted.looked is not None:
+                report.check.add(counted.looked)
     say_skipped(skipped)
     if not scores.images:
         raise InputError(f"{arguments.pred}: no mask that could be compared with {arguments.truth}")
     curve = None if arguments.roc is None else roc.compute()
     say_scores(scores, curve, arguments.roc, arguments.json, len(skipped))
+    if report is not None:
+        report.write(arguments.report, scores.compute(), skipped)
     if arguments.list is None and len(truths) > len(pairs):
         print(f"not scored, for lack of a prediction: {len(truths) - len(pairs)} true masks")
     return len(skipped)
 
 
+class _Counted(NamedTuple):
+    score: ImageScore
+    roc: RocCounts | None
+    looked: "Looked | None"
+
+
 def _count(
-    pair: Pair, threshold: float | None, curve: bool, convention: Convention
-) -> tuple[ImageScore, RocCounts | None]:
+    pair: Pair, threshold: float | None, curve: bool, convention: Convention, report: "LabelReport | None"
+) -> _Counted:
     """Scores of one pair of files; the prediction is a mask, or with a threshold a probability map."""
-    stem, (prediction, truth) = pair
-    if threshold is None:
-        return score_image(read_mask(prediction), read_mask(truth), stem, convention), None
-    probability, mask = read_probability(prediction), read_mask(truth)
+    stem, (prediction, truth_path) = pair
+    probability = None if threshold is None else read_probability(prediction)
     # In float32, as the curve over all thresholds compares.
-    counts = score_image(probability > threshold, mask, stem, convention)
-    return counts, roc_counts(probability, mask, stem, convention) if curve else None
+    mask = read_mask(prediction) if probability is None else probability > threshold
+    truth = read_mask(truth_path)
+    score = score_image(mask, truth, stem, convention)
+    counts = roc_counts(probability, truth, stem, convention) if curve and probability is not None else None
+    looked = None if report is None else report.look(stem, mask, truth, probability)
+    return _Counted(score, counts, looked)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    predictions: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    threshold: float | None,
+) -> "LabelReport | None":
+    """An empty report, when one is asked for, on the label run that is named or that --pred lies in."""
+    if arguments.report is None:
+        for option in ("labels", "images"):
+            if getattr(arguments, option) is not None:
+                raise InputError(f"--{option}: serves the report; give --report FILE.html too")
+        return None
+    # Imported here since they import PyTorch, which scores alone do without.
+    from mclc_gpu.labelfiles import open_labels
+    from mclc_gpu.labelreport import LabelReport
+    from mclc_gpu.labelrun import LAYOUT
+
+    folder = arguments.labels
+    around = arguments.pred.resolve().parent
+    if folder is None and arguments.pred.resolve().name in LAYOUT.folders and LAYOUT.summary(around).exists():
+        folder = around
+    images = {} if arguments.images is None else find_files(arguments.images)
+    labels = None if folder is None else open_labels(folder)
+    return LabelReport(predictions, truths, images, labels, threshold)

@@ -1,0 +1,78 @@
+"""A finished label run as it lies on disk, read for a look at all of its targets."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mclc_gpu.data.points import Point, load_points
+from mclc_gpu.errors import InputError
+from mclc_gpu.labelrun import LAYOUT
+from mclc_gpu.windows import Window, around, place_window
+
+
+class Row(NamedTuple):
+    """What targets.csv says of a target beside its point; the confidence is NaN where there is none."""
+
+    estimated: bool
+    confidence: float
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """A finished label run as it lies on disk, of this version or an earlier one.
+
+    Attributes:
+        folder: Of the run.
+        summary: Its label.json.
+        points: Targets of every image.
+        rows: Facts of the same targets; empty for a run without targets.csv.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    points: dict[str, list[Point]]
+    rows: dict[str, list[Row]]
+
+    def window(self, stem: str, index: int, shape: tuple[int, int]) -> Window:
+        """Where a target was labelled in its image of this (height, width)."""
+        settings, point = self.summary["settings"], self.points[stem][index]
+        if settings.get("maker") == "components":
+            return around(*shape, point, int(settings["components"]["radius"]))
+        return place_window(*shape, point, int(settings["seed"]), stem, index)
+
+
+def open_labels(folder: Path) -> LabelFiles:
+    """Open a finished label run. Raises InputError when the folder holds none, or files that do not fit."""
+    path = LAYOUT.summary(folder)
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        int(summary["settings"]["seed"])
+    except OSError as error:
+        raise InputError(
+            f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: does not hold a label run's settings; label again") from error
+    points = load_points(folder / "points.csv")
+    return LabelFiles(folder, summary, points, _read_rows(folder / "targets.csv", points))
+
+
+def _read_rows(path: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Row]]:
+    """Rows of targets.csv by image; none when there is no such file."""
+    rows: dict[str, list[Row]] = {}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for line in csv.DictReader(file):
+                row = Row(line["estimated"] == "1", float(line["confidence"] or "nan"))
+                rows.setdefault(line["image"], []).append(row)
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table of targets ({error!r}); label again") from error
+    wrong = [stem for stem, own in points.items() if len(rows.get(stem, ())) != len(own)]
+    if wrong:
+        raise InputError(f"{path}: does not fit points.csv ({wrong[0]}); label again")
+    return rows
