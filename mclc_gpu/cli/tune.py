@@ -78,7 +78,7 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
     if summary["tuned_kept"]:
         print(f"{out / CONFIG} holds the tuned values: label --config {shlex.quote(str(out / CONFIG))}")
     elif summary["changes"]:
-        print(f"the gain is within its uncertainty: {out / CONFIG} keeps the values of preset {start}")
+        print(f"no gain beyond its uncertainty: {out / CONFIG} keeps the values of preset {start}")
     else:
         print(f"nothing better was found: {out / CONFIG} keeps the values of preset {start}")
     print(f"look at {out / PLOT}")
