@@ -5,7 +5,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -24,6 +24,8 @@ CLICK_DOUBTS: dict[str, float] = {
     "no mask of its own": 6,
     "two clicks on one mask": 4,
     "click outside its mask": 3,
+    "mask without a click": 3,
+    "loose pieces beside its mask": 2.5,
     "area out of line with the category": 2,
     "mask touches its window's border": 2,
     "click far from the mask's centre": 1.5,
@@ -155,7 +157,7 @@ def _check_clicks(stem: str, labels: LabelFiles, found: _Regions, true: _Regions
         for own, window in zip(under, windows, strict=True)
     ]
     owned = Counter(number for number, _ in owners)
-    checked = []
+    pieces, checked = _loose(stem, found, true, set(owned), windows)
     for index, (point, row, window) in enumerate(zip(points, rows, windows, strict=True)):
         number, beside = owners[index]
         doubts = []
@@ -167,10 +169,14 @@ def _check_clicks(stem: str, labels: LabelFiles, found: _Regions, true: _Regions
             doubts = _doubts_of_mask(point, row, window, found, number, beside, owned[number] > 1)
             if true is not None:
                 iou, met = found.overlap(number, true)
+        if pieces[index]:
+            loose = int(found.parts.area[pieces[index]].sum())
+            doubts.append(("loose pieces beside its mask", f"{loose} px in {len(pieces[index])} of them"))
         if row.confidence < LOW_CONFIDENCE:
             doubts.append(("low confidence", f"{row.confidence:.2f}"))
         y, x = nearest_pixel(point.x, point.y, height, width)
         boxes = [np.s_[y : y + 1, x : x + 1], *([found.boxes[number]] if number >= 0 else [])]
+        boxes += [found.boxes[piece] for piece in pieces[index]]
         boxes += [true.boxes[m] for m in met] if true is not None else []
         # The less confident of two targets with the same doubts comes first.
         unsure = 0.5 if math.isnan(row.confidence) else 2 * (1 - row.confidence)
@@ -180,6 +186,32 @@ def _check_clicks(stem: str, labels: LabelFiles, found: _Regions, true: _Regions
         about = point.x, point.y, point.category, area, row.confidence, iou
         checked.append(Checked(stem, index, *about, tuple(doubts), urgency, view))
     return checked
+
+
+def _loose(
+    stem: str, found: _Regions, true: _Regions | None, owned: Collection[int], windows: Sequence[Window]
+) -> tuple[list[list[int]], list[Checked]]:
+    """Components without a click: those in each target's window (of several, the nearest's), and the rest."""
+    of_target: list[list[int]] = [[] for _ in windows]
+    rest = []
+    for number, (rows, columns) in enumerate(found.boxes):
+        if number in owned:
+            continue
+        y, x = found.parts.centroid[number].tolist()
+        near = [
+            (math.hypot(w.top + w.click_row - y, w.left + w.click_column - x), index)
+            for index, w in enumerate(windows)
+            if rows.start < w.bottom
+            and rows.stop > w.top
+            and columns.start < w.right
+            and columns.stop > w.left
+        ]
+        if near:
+            of_target[min(near)[1]].append(number)
+        else:
+            iou, met = (math.nan, []) if true is None else found.overlap(number, true)
+            rest.append(_without_click(stem, "mask without a click", number, found, true, iou, met))
+    return of_target, rest
 
 
 def _under(labels: np.ndarray, point: Point) -> int:
@@ -238,20 +270,29 @@ def _doubts_of_mask(
 
 def _check_truth(stem: str, found: _Regions, true: _Regions) -> list[Checked]:
     checked = []
-    shape = found.parts.labels.shape[0], found.parts.labels.shape[1]
-    for own, other, alarm in ((true, found, False), (found, true, True)):
-        for number, (area, (y, x)) in enumerate(zip(own.parts.area, own.parts.centroid, strict=True)):
+    for own, other, kind in ((true, found, "missed target"), (found, true, "false alarm")):
+        for number in range(len(own.boxes)):
             iou, met = own.overlap(number, other)
-            if alarm and met:
-                continue
-            drawn = int(area) if alarm else int(other.parts.area[met].sum())
-            doubts = () if met else (("false alarm" if alarm else "missed target", f"{area} px"),)
-            # Of equals the larger one matters more.
-            urgency = sum(DOUBTS[kind] for kind, _ in doubts) + 1 - 1 / (1 + math.log1p(area))
-            view = _view([own.boxes[number], *(other.boxes[m] for m in met)], shape)
-            about = float(x), float(y), category_of(int(area)), drawn, math.nan, iou
-            checked.append(Checked(stem, None, *about, doubts, urgency, view))
+            if own is true or not met:
+                checked.append(_without_click(stem, "" if met else kind, number, own, other, iou, met))
     return checked
+
+
+def _without_click(
+    stem: str, kind: str, number: int, own: _Regions, other: _Regions | None, iou: float, met: Sequence[int]
+) -> Checked:
+    """A component as a target, with those of the other mask that it meets; `kind` of doubt, or ""."""
+    area, (y, x) = int(own.parts.area[number]), own.parts.centroid[number].tolist()
+    boxes = [own.boxes[number], *(other.boxes[m] for m in met)] if other is not None else [own.boxes[number]]
+    drawn = area
+    if kind in ("", "missed target") and other is not None:
+        drawn = int(other.parts.area[list(met)].sum())
+    doubts = ((kind, f"{area} px"),) if kind else ()
+    # Of equals the larger one matters more.
+    urgency = sum(DOUBTS[one] for one, _ in doubts) + 1 - 1 / (1 + math.log1p(area))
+    view = _view(boxes, (own.parts.labels.shape[0], own.parts.labels.shape[1]))
+    about = x, y, category_of(area), drawn, math.nan, iou
+    return Checked(stem, None, *about, doubts, urgency, view)
 
 
 def _view(boxes: Sequence[tuple[slice, slice]], shape: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -143,6 +143,16 @@ def test_every_kind_of_doubt_is_found_and_no_other(run):
     assert found[3].area == found[4].area == 50
 
 
+def test_pieces_without_a_click(run):
+    """One in the window of the first target, and one far from all."""
+    mask = image_of([(8, 13, 8, 13), (16, 18, 10, 12), (26, 28, 90, 94)]) > 0
+    found = look(HOSTILE, mask, image_of([(26, 28, 90, 94)]) > 0, labels=open_labels(run)).targets
+    alone, first = (target for target in found if target.index in (None, 0))
+    assert alone.doubts == (("mask without a click", "8 px"),)
+    assert (alone.iou, alone.area, first.area) == (1, 8, 25)
+    assert first.doubts == (("loose pieces beside its mask", "4 px in 1 of them"),)
+
+
 def test_an_estimated_category_is_no_claim(run):
     path = run / "targets.csv"
     path.write_text(path.read_text().replace(",extended,0,", ",extended,1,"))
