@@ -220,6 +220,8 @@ def _close(
     # Of processes side by side the slowest is what one waits for.
     seconds = {stage: max(own[stage] for _, own in parts) for stage in parts[0][1]}
     trials_now = sum(record.trials for record in now.values())
+    targets_now = sum(len(record.targets) for record in now.values())
+    work = seconds["cluster"] + seconds["refine"]
     summary = {
         "settings": job.settings(),
         "fingerprint": fingerprint,
@@ -232,6 +234,7 @@ def _close(
         "trials": sum(r.trials for r in labelled),
         "seconds": seconds,
         "confidence": _confidence(labelled),
+        "targets_per_s": targets_now / work if work > 0 else None,
         "trials_per_s": trials_now / seconds["cluster"] if seconds["cluster"] > 0 else None,
         "skipped": [asdict(item) for item in (*skipped, *unusable)],
     }

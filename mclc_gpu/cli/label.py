@@ -62,7 +62,9 @@ def label_set(
     )
     summary = label_folder(job, ranks)
     if ranks.main:
-        title = f"{summary['images']} images, {summary['targets']} targets, {config.trials} trials"
+        title = f"{summary['images']} images, {summary['targets']} targets, {config.maker}"
+        if config.trials:
+            title += f", {config.trials} trials"
         write_overview(arguments.out, images, arguments.seed, title, truth)
         _report(arguments.out, summary)
         if report:
@@ -92,6 +94,7 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
             noise=arguments.noise,
             intensity=arguments.intensity,
         ),
+        components=_given(polarity=arguments.polarity),
         crf=_given(
             gaussian_sxy=gaussian_sxy,
             gaussian_compat=gaussian_compat,
@@ -166,11 +169,16 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
         print(f"and {len(skipped) - _SHOWN_SKIPS} more, see {out / 'label.json'}", file=sys.stderr)
     seconds = summary["seconds"]
     stages = ", ".join(f"{stage} {seconds[stage]:.2f} s" for stage in ("read", "cluster", "refine", "write"))
-    rate = (
-        f"{summary['trials_per_s']:,.0f} trials/s" if summary["trials_per_s"] else "nothing left to cluster"
-    )
+    work = seconds["cluster"] + seconds["refine"]
+    if not work:
+        rate = "nothing left to label"
+    elif summary["trials_per_s"]:
+        rate = f"{summary['trials_per_s']:,.0f} trials/s"
+    else:
+        rate = f"{summary['targets_per_s']:,.0f} targets/s"
     estimated = summary["estimated_categories"]
-    print(f"{summary['images']} images, {summary['targets']} targets, {summary['trials']} trials -> {out}")
+    trials = f", {summary['trials']} trials" if summary["trials"] else ""
+    print(f"{summary['images']} images, {summary['targets']} targets{trials} -> {out}")
     print(
         f"{seconds['total']:.2f} s ({stages}), {rate} on {summary['device']}; "
         f"start-up {seconds['startup']:.2f} s"
