@@ -131,6 +131,9 @@ class ComponentVotes:
         Pixels of that mask.
     score : Tensor [targets], float32
         Of the best candidate; minus infinity where flat. No measure of confidence: it grows with contrast.
+    evidence : Tensor [targets], float32
+        ln of the sum of exp S over the candidates; minus infinity where flat. With it, further candidates can
+        join the vote.
     dark : Tensor [targets], bool
         Whether the target was taken as darker than its surroundings.
     flat : Tensor [targets], bool
@@ -142,6 +145,7 @@ class ComponentVotes:
     confidence: torch.Tensor
     area: torch.Tensor
     score: torch.Tensor
+    evidence: torch.Tensor
     dark: torch.Tensor
     flat: torch.Tensor
 
@@ -239,15 +243,15 @@ def vote_components(
     chosen = resolve(backend, images.data)
     windows, categories = windows.cpu().contiguous(), categories.cpu()
     check_windows(images, windows)
-    _check_categories(categories, len(windows))
+    check_categories(categories, len(windows))
     sizes = windows[:, 3] * windows[:, 4]
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)])
-    areas = torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories]
+    areas = limits_of(categories)
     inversions = {"bright": [False], "dark": [True], "auto": [False, True]}[config.polarity]
     device, total, targets = images.data.device, int(offsets[-1]), len(windows)
     tpm = torch.empty((len(inversions), total), dtype=torch.float32, device=device)
     area = torch.empty((len(inversions), targets), dtype=torch.int32, device=device)
-    numbers = torch.empty((len(inversions), targets, 2), dtype=torch.float64, device=device)
+    numbers = torch.empty((len(inversions), targets, 3), dtype=torch.float64, device=device)
     if targets:
         if chosen == "triton":
             from mclc_gpu.kernels import components_triton as triton_backend
@@ -271,7 +275,13 @@ def vote_components(
     return _choose(tpm, area, numbers, offsets, config)
 
 
-def _check_categories(categories: torch.Tensor, targets: int) -> None:
+def limits_of(categories: torch.Tensor) -> torch.Tensor:
+    """Least and greatest area in pixels, int64 [targets, 2], by category (-1: any), on the CPU."""
+    return torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories.cpu()]
+
+
+def check_categories(categories: torch.Tensor, targets: int) -> None:
+    """ValueError for categories of a wrong form, or outside -1..2."""
     if categories.shape != (targets,) or categories.dtype != torch.int64:
         raise ValueError(
             f"categories must be int64 [{targets}], got {categories.dtype} {list(categories.shape)}"
@@ -292,17 +302,19 @@ def _choose(
     config: ComponentConfig,
 ) -> ComponentVotes:
     """The polarity of each target, from [polarities, ...] of everything."""
-    score, confidence = numbers.unbind(2)
+    score, confidence, evidence = numbers.unbind(2)
     dark = torch.full_like(score[0], config.polarity == "dark", dtype=torch.bool)
     if config.polarity == "auto":
         dark = score[1] > score[0] + config.dark_margin
         sizes = offsets.diff().to(tpm.device)
         pixels = torch.repeat_interleave(dark, sizes, output_size=tpm.shape[1])
-        tpm, area, score, confidence = (
+        tpm, area, score, confidence, evidence = (
             torch.where(pixels, tpm[1], tpm[0])[None],
             torch.where(dark, area[1], area[0])[None],
             torch.where(dark, score[1], score[0])[None],
             torch.where(dark, confidence[1], confidence[0])[None],
+            torch.where(dark, evidence[1], evidence[0])[None],
         )
     flat = score[0] == -torch.inf
-    return ComponentVotes(tpm[0], offsets, confidence[0].float(), area[0], score[0].float(), dark, flat)
+    numbers_of = confidence[0].float(), area[0], score[0].float(), evidence[0].float()
+    return ComponentVotes(tpm[0], offsets, *numbers_of, dark, flat)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numba
 import numpy as np
 
-from mclc_gpu.kernels.gray import LUMA, STEPS, WHITE
+from mclc_gpu.kernels.gray import STEPS, WHITE
+from mclc_gpu.kernels.gray_cpu import image_scales, luma
 from mclc_gpu.kernels.jit_cpu import compiled
 
 if TYPE_CHECKING:
     from mclc_gpu.kernels.components import ComponentConfig
 
 U = np.uintp  # Signed indices would be checked for wrap-around.
-RED, GREEN, BLUE = LUMA
 PAD = 6  # the ring's outer reach
 _UNSEEN = np.uint8(255)
 # What is known of a candidate; sums, of gray levels too, are of integers and so exact.
@@ -32,6 +32,12 @@ class Settings(NamedTuple):
     max_area: int
     category_weight: float
     weights: tuple[float, ...]
+
+
+def settings_of(config: "ComponentConfig") -> Settings:
+    """What the compiled functions need of a config."""
+    weights = config.score_weights()
+    return Settings(config.near, config.levels, config.max_area, config.category_weight, weights)
 
 
 class Batch(NamedTuple):
@@ -47,28 +53,7 @@ class Batch(NamedTuple):
 
 
 @compiled()
-def _luma(data, at, plane):
-    """Of one pixel; `plane` is the distance of the channels, 0 for gray images."""
-    if plane == 0:
-        return np.float64(data[at])
-    return RED * data[at] + GREEN * data[at + plane] + BLUE * data[at + U(2) * plane]
-
-
-@compiled()
-def _stretch(data, images, i, scales):
-    """The scale that takes the range of image i to 0..255."""
-    offset, height, width, channels = images[i]
-    plane = U(height * width if channels == 3 else 0)
-    least, greatest = np.inf, -np.inf
-    for p in range(U(offset), U(offset + height * width)):
-        value = _luma(data, p, plane)
-        least, greatest = min(least, value), max(greatest, value)
-    scales[i, 0] = least
-    scales[i, 1] = WHITE / (greatest - least) if greatest > least else 0.0
-
-
-@compiled()
-def _read(data, images, scales, windows, t, inverted):
+def read_window(data, images, scales, windows, t, inverted):
     """The window's gray levels, with padding that holds anything.
 
     `scales` [images, 2] holds the value of black, and the gray steps for each unit above it.
@@ -81,13 +66,13 @@ def _read(data, images, scales, windows, t, inverted):
     for y in range(h):
         start, to = U(offset + (top + y) * width + left), U((y + PAD) * (w + 2 * PAD) + PAD)
         for x in range(U(w)):
-            gray = np.int32((_luma(data, start + x, plane) - black) * scale + 0.5)
+            gray = np.int32((luma(data, start + x, plane) - black) * scale + 0.5)
             values[to + x] = WHITE - gray if inverted else gray
     return values
 
 
 @compiled()
-def _ranked(values, count, rank):
+def ranked(values, count, rank):
     """The value of that rank among the first `count` (Hoare's selection, which reorders them)."""
     low, high = 0, count - 1
     while low < high:
@@ -112,17 +97,17 @@ def _ranked(values, count, rank):
 
 
 @compiled()
-def _background(values, h, w, buffer):
+def background(values, h, w, buffer):
     """The 5th percentile of the window."""
     for y in range(h):
         start = U((y + PAD) * (w + 2 * PAD) + PAD)
         for x in range(U(w)):
             buffer[U(y * w) + x] = values[start + x]
-    return _ranked(buffer, h * w, (h * w - 1) // 20)
+    return ranked(buffer, h * w, (h * w - 1) // 20)
 
 
 @compiled()
-def _target(values, h, w, click_y, click_x, near, low):
+def target_seed(values, h, w, click_y, click_x, near, low):
     """Where the target is brightest, and how dark the background is, given what the whole window says."""
     stride = w + 2 * PAD
     top, bottom = max(click_y - near, 0), min(click_y + near + 1, h)
@@ -280,11 +265,11 @@ def _rings(values, join, h, w, kept, low, buffer, table):
         for i in range(count):
             buffer[U(size)] = places[i]
             size += far[i] <= k < near[i]
-        table[k, RING] = _ranked(buffer, size, (size - 1) // 2) if size else low
+        table[k, RING] = ranked(buffer, size, (size - 1) // 2) if size else low
 
 
 @compiled()
-def _score(table, k, click_y, click_x, least, most, settings):
+def score_of(table, k, click_y, click_x, least, most, settings):
     """Score of candidate k."""
     level, level_square, edge, size, outline, border, distance = settings.weights
     area, outer = table[k, AREA], table[k, OUTER]
@@ -307,7 +292,7 @@ def _score(table, k, click_y, click_x, least, most, settings):
 def _vote(table, kept, shares, scores):
     """Shares of the vote of the candidates that hold a pixel, by its join level, from the scores.
 
-    Returns the best score, the expected IoU of the mask, and its area.
+    Returns the best score, the expected IoU of the mask, ln of the sum of exp S, and the mask's area.
     """
     best = -np.inf
     for k in range(kept):
@@ -320,13 +305,13 @@ def _vote(table, kept, shares, scores):
     for k in range(kept - 1, -1, -1):
         behind += scores[k]
         shares[k] = behind / total
-        if chosen < 0 and shares[k] >= np.float32(0.5):
+        if chosen < 0 and shares[k] >= 0.5:
             chosen = k
     area, expected = table[chosen, AREA], 0.0
     for k in range(kept):
         other = table[k, AREA]
         expected += scores[k] / total * (min(area, other) / max(area, other))
-    return best, expected, area
+    return best, expected, best + np.log(total), area
 
 
 @compiled()
@@ -348,7 +333,7 @@ def _item(values, batch, t, row, settings):
     stride = w + 2 * PAD
     join, following = np.empty(values.shape[0], np.uint8), np.empty(values.shape[0], np.int32)
     buffer = np.empty(h * w + 1, np.int32)
-    seed, low = _target(values, h, w, click_y, click_x, settings.near, _background(values, h, w, buffer))
+    seed, low = target_seed(values, h, w, click_y, click_x, settings.near, background(values, h, w, buffer))
     tpm = batch.tpm[row, batch.offsets[t] : batch.offsets[t + 1]]
     kept = 0
     table = np.empty((settings.levels + 1, RING + 1), np.int64)
@@ -362,19 +347,20 @@ def _item(values, batch, t, row, settings):
         kept = _grow(values, join, heads, following, seed, low, batch, t, settings, table)
     if kept == 0:
         batch.area[row, t] = _flat(h, w, click_y, click_x, tpm)
-        batch.numbers[row, t, 0], batch.numbers[row, t, 1] = -np.inf, 0.0
+        batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.numbers[row, t, 2] = -np.inf, 0.0, -np.inf
         return
     for p in range(join.shape[0]):
         join[p] = join[p] if join[p] < kept else settings.levels
     _outlines(values, join, h, w, kept, table)
     _rings(values, join, h, w, kept, low, buffer, table)
-    scores, shares = np.empty(kept), np.zeros(settings.levels + 1)
+    scores, shares = np.empty(kept), np.zeros(settings.levels + 1, np.float32)
     least, most = batch.areas[t]
     for k in range(kept):
         fresh = k == 0 or table[k, AREA] > table[k - 1, AREA]
-        scores[k] = _score(table, k, click_y, click_x, least, most, settings) if fresh else -np.inf
-    best, expected, area = _vote(table, kept, shares, scores)
-    batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.area[row, t] = best, expected, area
+        scores[k] = score_of(table, k, click_y, click_x, least, most, settings) if fresh else -np.inf
+    best, expected, evidence, area = _vote(table, kept, shares, scores)
+    batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.numbers[row, t, 2] = best, expected, evidence
+    batch.area[row, t] = area
     for y in range(h):
         start = (y + PAD) * stride + PAD
         for x in range(w):
@@ -393,19 +379,19 @@ def run(
     area: np.ndarray,
     numbers: np.ndarray,
 ) -> None:
-    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2] (score, confidence)."""
-    scales = np.tile(np.array([0.0, STEPS]), (len(images), 1))
-    weights = config.score_weights()
-    settings = Settings(config.near, config.levels, config.max_area, config.category_weight, weights)
+    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 3].
+
+    The numbers are score, confidence and evidence.
+    """
+    settings = settings_of(config)
     batch = Batch(images, windows, offsets, areas, tpm, area, numbers)
 
     def work(t: int, row: int) -> None:
         # Two calls, so that only the first is compiled once more for images of another type.
-        values = _read(data, images, scales, windows, t, inversions[row])
+        values = read_window(data, images, scales, windows, t, inversions[row])
         _item(values, batch, t, row, settings)
 
     items = [(t, row) for row in range(len(inversions)) for t in range(len(windows))]
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        if data.dtype != np.uint8:
-            deque(pool.map(lambda i: _stretch(data, images, i, scales), range(len(images))), maxlen=0)
+        scales = image_scales(data, images, pool)
         deque(pool.map(lambda item: work(*item), items), maxlen=0)

@@ -8,17 +8,17 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import torch
 
-from mclc_gpu.data.points import CATEGORIES, Point
+from mclc_gpu.data.points import Point
 from mclc_gpu.data.simulate import category_of
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.montecarlo import run_until_stable
 from mclc_gpu.kernels.trials import PackedImages, Seeds, run_trials
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.makers import grabcut_mask, marked_mask
 from mclc_gpu.placing import PlacedTarget, place_targets
 from mclc_gpu.refine import crf_masks, threshold_masks
+from mclc_gpu.voting import vote
 from mclc_gpu.windows import Window
 
 
@@ -31,8 +31,8 @@ class TargetMask:
         target: Index of its point among the image's usable points.
         point: The click, with the category that was used.
         window: Where the arrays lie in the image.
-        tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9); with several
-            marks the mean over them.
+        tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9), or of the
+            candidates' weights (`mclc_gpu.voting.vote`); with several marks the mean over them.
         mask: bool [h, w].
         trials: Trials behind the TPM.
         estimated: Whether the category was estimated rather than given.
@@ -109,7 +109,7 @@ def _cluster_group(
     if config.maker == "mclc":
         tpm, trials = _monte_carlo(packed, windows, placed, config)
     elif config.maker == "components":
-        tpm, confidence, area = _vote(packed, windows, placed, config)
+        tpm, confidence, area = vote(packed, windows, placed, config)
         trials[:] = config.trials
     else:
         tpm = _other_maps(images, placed, config).to(device)
@@ -119,36 +119,6 @@ def _cluster_group(
         inside = torch.from_numpy(np.concatenate(allowed)).to(device)
         tpm = tpm * inside
     return ClusteredTargets(members, packed, windows, tpm, trials, inside, confidence, area)
-
-
-def _vote(
-    packed: PackedImages, windows: torch.Tensor, placed: Sequence[PlacedTarget], config: LabelConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """TPMs of all windows by the vote of components, confidences and areas; the mean over several marks."""
-    numbers = [CATEGORIES.index(p.point.category) if p.point.category else -1 for p in placed]
-    seeds = Seeds.pack([target.seeds for target in placed])
-    marks = 1 + seeds.offsets.diff()
-    owner = torch.repeat_interleave(torch.arange(len(placed)), marks)
-    clicked = windows[owner]
-    extra = torch.ones(len(owner), dtype=torch.bool)
-    extra[torch.cumsum(marks, 0) - marks] = False
-    clicked[extra, 5] = seeds.pixels // clicked[extra, 4]
-    clicked[extra, 6] = seeds.pixels % clicked[extra, 4]
-    votes = vote_components(packed, clicked, torch.tensor(numbers)[owner], config.components)
-    if len(owner) == len(placed):
-        return votes.tpm, votes.confidence, votes.area
-    sizes = windows[:, 3] * windows[:, 4]
-    starts = torch.cumsum(sizes, 0) - sizes
-    place = torch.arange(len(votes.tpm)) + torch.repeat_interleave(
-        starts[owner] - votes.offsets[:-1], votes.offsets.diff()
-    )
-    device = votes.tpm.device
-    owner, share = owner.to(device), (1.0 / marks.float()).to(device)
-    weights = torch.repeat_interleave(share[owner], votes.offsets.diff().to(device))
-    tpm = torch.zeros(int(sizes.sum()), device=device).index_add_(0, place.to(device), votes.tpm * weights)
-    confidence = torch.zeros(len(placed), device=device).index_add_(0, owner, votes.confidence * share[owner])
-    area = torch.zeros(len(placed), dtype=votes.area.dtype, device=device)
-    return tpm, confidence, area.scatter_reduce(0, owner, votes.area, "amax")
 
 
 def _monte_carlo(
@@ -243,7 +213,8 @@ def warm_up(config: LabelConfig, device: torch.device) -> None:
     image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
     sides = (6, 10, 16, 22, 32, 50, 63) if device.type == "cuda" else (6,)
     windows = [Window(0, 0, side, side, side // 2, side // 2) for side in sides]
-    placed = [PlacedTarget(0, t, Point(0, 0), window, 0, False) for t, window in enumerate(windows)]
+    points = [Point(side // 2, side // 2) for side in sides]
+    placed = [PlacedTarget(0, t, points[t], window, 0, False) for t, window in enumerate(windows)]
     brief = replace(config, trials=min(config.trials, 16))
     for version in (image, image.astype(np.float32)) if device.type == "cpu" else (image,):
         refine_targets(placed, cluster_targets([version], placed, brief, device), brief)

@@ -30,7 +30,7 @@ from mclc_gpu.makers import marked_mask
 from mclc_gpu.metrics import mask_iou
 from mclc_gpu.placing import place_targets
 from mclc_gpu.progress import Progress
-from mclc_gpu.windows import Window, place_window
+from mclc_gpu.windows import Window, around, place_window
 
 TRIALS_SHOWN = (1, 2, 20)  # besides all: the numbers of the paper's Fig. 9
 
@@ -66,6 +66,8 @@ class Run:
     def window(self, target: Target, height: int, width: int) -> Window:
         """Where a target was clustered in its image of that size."""
         point = self.points[target.stem][target.index]
+        if self.config.maker == "components":
+            return around(height, width, point, self.config.components.radius)
         return place_window(height, width, point, self.seed, target.stem, target.index)
 
 
@@ -228,13 +230,17 @@ def make_processes(
     # The categories in points.csv are those that were used, estimated or not.
     config = replace(run.config, category="given")
     points = [run.points[s] for s in stems]
-    placed, problems = place_targets(arrays, points, stems, config, run.seed, pick_device(device))
+    try:
+        place = pick_device(device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    placed, problems = place_targets(arrays, points, stems, config, run.seed, place)
     if problems:
         raise InputError(f"{problems[0].file}: {problems[0].why}; the image changed since the run")
     by_name = {Target(stems[own.image], own.target): own for own in placed}
     chosen = [by_name[target] for target in targets]
     try:
-        stages, final = _stages(arrays, chosen, placed, config, pick_device(device))
+        stages, final = _stages(arrays, chosen, placed, config, place)
     except ValueError as error:
         raise InputError(str(error)) from error
     masks = [compose(shapes[i], [own for own in final if own.image == i])[0] for i in range(len(stems))]

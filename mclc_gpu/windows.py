@@ -90,12 +90,15 @@ def draw_window(
     """
     where = f"{image_name}: target {target_index}"
     _check(height, width, x, y, where)
-    if category not in HALF_EXTENTS:
-        raise InputError(f"{where}: unknown category {category!r}: use one of {', '.join(HALF_EXTENTS)}")
+    _check_category(category, where)
+    return _drawn(height, width, x, y, category, name_key(seed, image_name), target_index)
+
+
+def _drawn(height: int, width: int, x: float, y: float, category: str, key: int, target_index: int) -> Window:
     row, column = nearest_pixel(x, y, height, width)
     # Raw words, unlike Generator.integers, are promised to stay the same in future numpy versions; the
     # scaling's bias is of order 2**-60. The key is one integer: numpy turns a list of two into floats first.
-    words = np.random.Philox(key=name_key(seed, image_name) | target_index << 64).random_raw(4)
+    words = np.random.Philox(key=key | target_index << 64).random_raw(4)
     up, down, left, right = (
         low + (int(word) * (high - low + 1) >> 64)
         for word, (low, high) in zip(words, HALF_EXTENTS[category], strict=True)
@@ -129,8 +132,16 @@ def place_window(
     Raises:
         InputError: See `draw_window`.
     """
+    where = f"{image_name}: target {target_index}"
+    _check(height, width, point.x, point.y, where)
+    if point.box is None:
+        _check_category(point.category, where)
+    return keyed_window(height, width, point, name_key(seed, image_name), target_index)
+
+
+def keyed_window(height: int, width: int, point: Point, key: int, target_index: int) -> Window:
+    """`place_window` of a usable point, by its image's `name_key`."""
     if point.box is not None:
-        _check(height, width, point.x, point.y, f"{image_name}: target {target_index}")
         left, top, right, bottom = box_pixels(point.box, height, width)
         beside_y, beside_x = _beside(bottom - top), _beside(right - left)
         row, column = nearest_pixel(point.x, point.y, height, width)
@@ -139,7 +150,7 @@ def place_window(
     else:
         marks = [(point.x, point.y), *point.seeds]
         x, y = (sum(values) / len(marks) for values in zip(*marks, strict=True))
-        window = draw_window(height, width, x, y, str(point.category), seed, image_name, target_index)
+        window = _drawn(height, width, x, y, str(point.category), key, target_index)
         pixels = [nearest_pixel(*mark, height, width) for mark in marks]
         row, column = pixels[0]
         rows = min(window.top, *(r for r, _ in pixels)), max(window.bottom, *(r + 1 for r, _ in pixels))
@@ -184,3 +195,8 @@ def _check(height: int, width: int, x: float, y: float, where: str) -> None:
         raise InputError(f"{where}: click ({x}, {y}) is not a position: give x and y in pixels")
     if height < 1 or width < 1:
         raise InputError(f"{where}: the image has no pixels ({height} x {width}): remove it from the list")
+
+
+def _check_category(category: str | None, where: str) -> None:
+    if category not in HALF_EXTENTS:
+        raise InputError(f"{where}: unknown category {category!r}: use one of {', '.join(HALF_EXTENTS)}")

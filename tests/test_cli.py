@@ -91,8 +91,9 @@ def test_points_that_were_used_give_the_same_labels_alone(data, tmp_path):
     Image.fromarray(image).save(path)
     points = tmp_path / "points.csv"
     points.write_text("image,x,y,category\nsynthetic_00000,5,5,point\nsynthetic_00000,40,50,spot\n")
-    assert label(source, tmp_path / "a", "--points", points, "--strict") == 1
-    assert label(source, tmp_path / "b", "--points", tmp_path / "a" / "points.csv", "--strict") == 0
+    paper = "--preset", "paper", "--strict", "--points"
+    assert label(source, tmp_path / "a", *paper, points) == 1
+    assert label(source, tmp_path / "b", *paper, tmp_path / "a" / "points.csv") == 0
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
@@ -228,7 +229,7 @@ def test_one_bad_image_does_not_stop_the_rest(data, tmp_path, capsys):
     ]
     points.write_text("\n".join(rows) + "\n")
     out = tmp_path / "out"
-    assert label(copy, out, "--points", points, "--strict") == 1
+    assert label(copy, out, "--points", points, "--preset", "paper", "--strict") == 1
     shown = capsys.readouterr().err
     skipped = json.loads((out / "label.json").read_text())["skipped"]
     assert set(find_files(out / "masks")) == {"synthetic_00000", "synthetic_00003"}
@@ -252,7 +253,9 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--trials", "0"], ["trials 0"]),
+        (["--preset", "paper", "--trials", "0"], ["trials 0"]),
+        (["--trials", "-1"], ["trials -1"]),
+        (["--stop-change", "0.3"], ["stop_change 0.3"]),
         (["--intensity", "2"], ["intensity", "2"]),
         (["--clusters", "0"], ["clusters", "0"]),
         (["--compactness", "-1"], ["compactness"]),

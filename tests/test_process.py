@@ -40,8 +40,8 @@ def labels(data, tmp_path_factory) -> Path:
 
 def label(data: Path, out: Path, *more: object) -> Path:
     source = [] if "--points" in more else ["--points-from-masks", data / "masks"]
-    trials = [] if "--preset" in more else ["--trials", "25"]
-    words = ["label", "--images", data / "images", *source, "--out", out, *trials, *more]
+    paper = [] if "--preset" in more else ["--preset", "paper", "--trials", "25"]
+    words = ["label", "--images", data / "images", *source, "--out", out, *paper, *more]
     assert main([str(word) for word in words]) == 0
     return out
 
@@ -74,6 +74,9 @@ def processes_of(data: Path, run: Path):
         (["--supervision", "box"], [1, 2, 20, 25]),
         (["--preset", "lca"], []),
         (["--preset", "point", "--supervision", "box"], []),
+        (["--preset", "default"], []),
+        (["--preset", "default", "--trials", "9", "--supervision", "multi-point"], []),
+        (["--preset", "default", "--trials", "70", "--category", "estimate"], []),
     ],
 )
 def test_the_runs_own_masks_are_found_again(data, tmp_path, more, planned):

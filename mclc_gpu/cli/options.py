@@ -89,7 +89,7 @@ def _add_label_settings(parser: "argparse._ActionsContainer") -> None:
         metavar="FILE",
         help="settings instead of a preset: what tune wrote, or the label.json of another run",
     )
-    parser.add_argument("--trials", type=int, metavar="K", help="noisy trials per target (100)")
+    parser.add_argument("--trials", type=int, metavar="K", help="noisy trials per target (0; paper 100)")
     parser.add_argument(
         "--category",
         choices=("given", "estimate"),
