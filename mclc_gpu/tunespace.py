@@ -65,7 +65,7 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
         Parameter("threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
         Parameter("components.near", (1, 2, 3, 4, 5, 6, 8)),
         Parameter("components.category_weight", (0.0, 2.5, 5.0, 10.0, 20.0, 40.0)),
-        Parameter("components.max_area", (125, 250, 500, 1000, 2000, 4000)),
+        Parameter("components.max_area", (125, 250, 500, 1000, 2000, 4096)),
         Parameter("components.levels", (32, 64, 128, 254)),
     ),
 }

@@ -16,7 +16,7 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in ROOT.g
 
 # Higher rooms may import lower ones. CHAIN names modules of mclc_gpu/ itself; its others are what people run.
 RANK = {"errors": 0, "kernels": 1, "networks": 1, "data": 2, "chain": 3, "run": 4, "cli": 5, "bench": 6}
-CHAIN = {"labeling", "labelconfig", "makers", "placing", "windows", "refine", "estimate", "losses"}
+CHAIN = {"labeling", "voting", "labelconfig", "makers", "placing", "windows", "refine", "estimate", "losses"}
 CHAIN |= {"metrics", "matching", "conventions", "roc"}
 THIRD_PARTY = {"kernels": {"torch", "triton", "numba", "llvmlite", "numpy"}, "networks": {"torch"}}
 

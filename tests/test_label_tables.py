@@ -204,12 +204,12 @@ def test_sweeps(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     deviation = _rows(tmp_path / "deviation.csv")
     makers = ["MCLC, category given", "MCLC, category estimated", "preset default, click alone"]
     assert [(row["labels"], row["deviation"]) for row in deviation] == [
-        (name, str(px)) for name in makers for px in range(6)
+        (name, px) for name in makers for px in ("0", "1", "1.5", "2", "3", "4", "5")
     ]
-    _check_iou(deviation[9], _ious(data, preset("paper", trials=TRIALS, category="estimate"), "point", 3.0))
-    _check_iou(deviation[17], _ious(data, preset("default", category="estimate"), "point", 5.0))
+    _check_iou(deviation[11], _ious(data, preset("paper", trials=TRIALS, category="estimate"), "point", 3.0))
+    _check_iou(deviation[20], _ious(data, preset("default", category="estimate"), "point", 5.0))
     text = (tmp_path / "tables.md").read_text()
-    cells = [f"{float(r['iou']):.4f} ± {float(r['iou_sd']):.4f}" for r in deviation[3::6]]
+    cells = [f"{float(r['iou']):.4f} ± {float(r['iou_sd']):.4f}" for r in deviation[4::7]]
     (line,) = [line for line in text.splitlines() if line.startswith("| 3 ")]
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["3", *cells]
     assert f"| {' | '.join(f'labels: {name}' for name in makers)} |" in text
