@@ -17,6 +17,7 @@ from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import KINDS, threshold
 from mclc_gpu.kernels.noise_triton import disturb, draw
+from mclc_gpu.kernels.zero_triton import zero_of
 
 if TYPE_CHECKING:
     from mclc_gpu.kernels.trials import PackedImages, Seeds, TrialConfig
@@ -37,19 +38,10 @@ _PROGRAMS_PER_PROCESSOR = 16
 
 
 @triton.jit
-def zero_of(g):
-    """Zero, but the compiler cannot know: what it is added to is computed where it is used, and not kept.
-
-    Registers are what is scarce in this kernel. The zero is the upper half of a small number, read anew.
-    """
-    return (tl.load(g + _WIDTH, volatile=True) >> 32).to(tl.int32)
-
-
-@triton.jit
 def window_pixels(g, PIXELS: tl.constexpr):
     """Index, row and column of each window pixel: int32, float32, float32."""
     threads: tl.constexpr = max(32, PIXELS // _PIXELS_PER_THREAD)
-    thread = tl.arange(0, threads) + zero_of(g)
+    thread = tl.arange(0, threads) + zero_of(g + _WIDTH)
     pixel = thread[None, :] + (tl.arange(0, PIXELS // threads) * threads)[:, None]
     pixel = tl.reshape(pixel, [PIXELS])
     width = tl.load(g + _WIDTH).to(tl.float32)
@@ -173,7 +165,7 @@ def cluster(
     interval = tl.load(g + _INTERVAL).to(tl.float32)
     weight = tl.div_rn(interval * 0.0 + 1.0, interval * interval)
     p_grid += tl.load(g + _FIRST_CENTRE) * 2
-    k = tl.arange(0, CENTRES) + zero_of(g)
+    k = tl.arange(0, CENTRES) + zero_of(g + _WIDTH)
     tl.debug_barrier()  # other warps may still be reading the centres of the trial before
     for column in tl.static_range(_CENTRE):
         start = (

@@ -86,6 +86,7 @@ def check(cases: list[Case], config: ComponentConfig, backend: str = "cpu") -> C
         assert (votes.area[t], votes.flat[t], votes.dark[t]) == (theirs.area, theirs.flat, dark), t
         assert votes.confidence[t].item() == pytest.approx(theirs.confidence, abs=1e-6), t
         assert votes.score[t].item() == pytest.approx(theirs.score, rel=1e-5, abs=1e-4), t
+        assert votes.evidence[t].item() == pytest.approx(theirs.evidence, rel=1e-5, abs=1e-4), t
         assert (map_of(votes, t) >= 0.5).sum() == theirs.area, t
     return votes
 
@@ -125,6 +126,29 @@ def test_equals_plain_numpy_with_other_settings(config: ComponentConfig) -> None
         assert 0 < int(votes.dark.sum()) < len(cases)
     else:
         assert bool((votes.dark == (config.polarity == "dark")).all())
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "channels", "shapes"),
+    [
+        (ComponentConfig(radius=6, near=2, levels=9), np.uint8, 1, [(11, 15), (20, 9), (1, 5)]),
+        (ComponentConfig(radius=5, near=3, levels=5, polarity="auto"), np.float32, 3, [(9, 30), (12, 11)]),
+        (ComponentConfig(radius=3, levels=1, max_area=9, polarity="dark"), np.uint8, 3, [(8, 7), (1, 1)]),
+    ],
+    ids=["gray", "colour", "one level"],
+)
+def test_triton_equals_cpu(config: ComponentConfig, dtype: type, channels: int, shapes: list) -> None:
+    cases = [Case(i, shape, dtype, channels, dark=i == 1) for i, shape in enumerate(shapes)]
+    for case in cases:
+        case.image[-1] = case.image.min()  # a seam that targets can be followed along, and equal values
+    ours, theirs = check(cases, config, "triton"), vote(cases, config, "cpu")
+    assert torch.equal(ours.area, theirs.area)
+    assert torch.equal(ours.dark, theirs.dark)
+    assert torch.equal(ours.flat, theirs.flat)
+    assert torch.allclose(ours.tpm, theirs.tpm, rtol=0, atol=1e-6)
+    assert torch.allclose(ours.confidence, theirs.confidence, rtol=0, atol=1e-6)
+    assert torch.allclose(ours.score, theirs.score)
+    assert torch.allclose(ours.evidence, theirs.evidence)
 
 
 def test_windows_that_do_not_follow_the_click() -> None:
@@ -235,7 +259,7 @@ def test_a_target_does_not_depend_on_the_batch() -> None:
                 numba.set_num_threads(threads)
             for place, i in enumerate(chosen):
                 assert (map_of(votes, place) == map_of(together, i)).all()
-                for name in ("confidence", "area", "score", "dark", "flat"):
+                for name in ("confidence", "area", "score", "evidence", "dark", "flat"):
                     assert getattr(votes, name)[place] == getattr(together, name)[i]
 
 

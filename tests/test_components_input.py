@@ -107,5 +107,13 @@ def test_no_targets(polarity: str) -> None:
     votes = vote_components(IMAGES, windows, UNKNOWN[:0], config)
     assert windows.shape == (0, 8)
     assert votes.offsets.tolist() == [0]
-    for values in (votes.tpm, votes.confidence, votes.area, votes.score, votes.dark, votes.flat):
+    for values in (
+        votes.tpm,
+        votes.confidence,
+        votes.area,
+        votes.score,
+        votes.evidence,
+        votes.dark,
+        votes.flat,
+    ):
         assert values.shape == (0,)
