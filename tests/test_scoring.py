@@ -18,7 +18,8 @@ from mclc_gpu.labeling import label_images
 from mclc_gpu.placing import place_targets
 from mclc_gpu.windows import Window, place_window
 
-BACKENDS = ["cpu", *(["triton"] if torch.cuda.is_available() else [])]
+BACKENDS = ["cpu", "triton"]
+DEVICES = {"cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 SHAPES = [(1, 1), (1, 9), (7, 1), (2, 3), (5, 7), (21, 40), (63, 63), (64, 65), (90, 101)]
 MASKS = 12
 
@@ -99,13 +100,16 @@ def reference(
 def test_equals_plain_numpy(dtype: type, channels: int, config: ComponentConfig, backend: str) -> None:
     rng = np.random.default_rng(5)
     cases = [Case(seed, shape, dtype, channels) for seed in range(3) for shape in SHAPES]
+    if backend == "triton" and DEVICES[backend] == "cpu":  # the interpreter takes its time
+        cases, config = cases[4:9:2], replace(config, radius=7)
     images, windows, categories = windows_of(cases, config.radius)
     parts = parts_of(windows, rng)
     masks = random_masks(parts, rng)
     dark = torch.from_numpy(rng.random(len(cases)) < 0.5)
-    place = "cuda" if backend == "triton" else "cpu"
+    place = DEVICES[backend]
     there = PackedImages(images.data.to(place), images.table.to(place))
-    found = score_masks(there, windows, parts, masks.to(place), categories, dark.to(place), config).cpu()
+    marked = masks.to(place), categories, dark.to(place)
+    found = score_masks(there, windows, parts, *marked, config, backend=backend).cpu()
     assert found.dtype == torch.float32
     sizes = (parts[:, 3] * parts[:, 4]).tolist()
     finite = 0
@@ -116,7 +120,7 @@ def test_equals_plain_numpy(dtype: type, channels: int, config: ComponentConfig,
             expected = reference(cases[t].image, *args)
             assert found[k, t].item() == pytest.approx(expected, rel=1e-5, abs=1e-4), (t, k)
             finite += np.isfinite(expected)
-    assert 40 < finite < found.numel() - 40
+    assert found.numel() * 0.1 < finite < found.numel() * 0.9
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,10 +128,12 @@ def test_equals_plain_numpy(dtype: type, channels: int, config: ComponentConfig,
 def test_a_component_has_the_score_of_the_vote(polarity: str, backend: str) -> None:
     config = ComponentConfig(polarity=polarity)
     cases = [Case(seed, (80, 90), dark=polarity == "dark") for seed in range(6)]
+    if backend == "triton" and DEVICES[backend] == "cpu":
+        cases, config = cases[:1], replace(config, radius=9, levels=12)
     images, windows, categories = windows_of(cases, config.radius)
-    place = "cuda" if backend == "triton" else "cpu"
+    place = DEVICES[backend]
     there = PackedImages(images.data.to(place), images.table.to(place))
-    votes = vote_components(there, windows, categories, config)
+    votes = vote_components(there, windows, categories, config, backend=backend)
     for t, (case, window) in enumerate(zip(cases, windows.tolist(), strict=True)):
         top, left, height, width, *click = window[1:7]
         steps = gray_steps(case.image)
@@ -141,7 +147,8 @@ def test_a_component_has_the_score_of_the_vote(polarity: str, backend: str) -> N
         found = np.array(candidates(v, seed, low, beyond, config), np.uint8)
         masks = torch.from_numpy(found.reshape(len(found), -1)).to(place)
         own, dark = windows[t : t + 1], votes.dark[t : t + 1]
-        scores = score_masks(there, own, own, masks, categories[t : t + 1], dark, config)[:, 0].double()
+        judged = score_masks(there, own, own, masks, categories[t : t + 1], dark, config, backend=backend)
+        scores = judged[:, 0].double()
         assert scores.max().item() == pytest.approx(votes.score[t].item(), abs=1e-5)
         assert torch.logsumexp(scores, 0).item() == pytest.approx(votes.evidence[t].item(), abs=1e-5)
         # The vote itself is the softmax of these scores.
@@ -162,9 +169,9 @@ def test_shares_are_added_one_after_another(backend: str) -> None:
     for k in range(MASKS):
         expected += np.where(masks[k].numpy() > 0, shares[k].numpy()[owner], 0.0)
         whole += shares[k].numpy()
-    place = "cuda" if backend == "triton" else "cpu"
+    place = DEVICES[backend]
     moved = [values.to(place) for values in (shares, sums, totals)]
-    add_shares(masks.to(place), parts, *moved)
+    add_shares(masks.to(place), parts, *moved, backend=backend)
     assert np.array_equal(moved[1].cpu().numpy(), expected)
     assert np.array_equal(moved[2].cpu().numpy(), whole)
 
