@@ -120,7 +120,9 @@ def test_equals_plain_numpy(dtype: type, channels: int) -> None:
     ids=repr,
 )
 def test_equals_plain_numpy_with_other_settings(config: ComponentConfig) -> None:
-    cases = [Case(seed, shape, dark=seed % 2 == 0) for seed in range(6) for shape in [(48, 37), (9, 80)]]
+    cases = [
+        Case(seed, shape, dark=seed % 2 == 0) for seed in range(6) for shape in [(48, 37), (9, 80), (20, 30)]
+    ]
     votes = check(cases, config)
     if config.polarity == "auto":
         assert 0 < int(votes.dark.sum()) < len(cases)
@@ -131,7 +133,7 @@ def test_equals_plain_numpy_with_other_settings(config: ComponentConfig) -> None
 @pytest.mark.parametrize(
     ("config", "dtype", "channels", "shapes"),
     [
-        (ComponentConfig(radius=6, near=2, levels=9), np.uint8, 1, [(11, 15), (20, 9), (1, 5)]),
+        (ComponentConfig(radius=12, near=2, levels=9), np.uint8, 1, [(29, 25), (20, 9), (1, 5)]),
         (ComponentConfig(radius=5, near=3, levels=5, polarity="auto"), np.float32, 3, [(9, 30), (12, 11)]),
         (ComponentConfig(radius=3, levels=1, max_area=9, polarity="dark"), np.uint8, 3, [(8, 7), (1, 1)]),
     ],
@@ -149,6 +151,22 @@ def test_triton_equals_cpu(config: ComponentConfig, dtype: type, channels: int, 
     assert torch.allclose(ours.confidence, theirs.confidence, rtol=0, atol=1e-6)
     assert torch.allclose(ours.score, theirs.score)
     assert torch.allclose(ours.evidence, theirs.evidence)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_limits_and_ties(backend: str) -> None:
+    case = Case(0, (16, 15))
+    case.image[:] = 20
+    case.image[6:9, 6:9] = 90
+    case.image[11, 5] = case.image[11, 9] = 70  # equally far from a click between them
+    case.click, case.category = (7, 7), -1
+    for limit, flat in ((9, False), (8, True)):
+        config = ComponentConfig(radius=6, near=2, levels=4, max_area=limit)
+        assert bool(check([case], config, backend).flat) == flat
+    case.click = (13, 7)
+    votes = check([case], ComponentConfig(radius=6, near=5, levels=2), backend)
+    window = votes.tpm.reshape(-1, 13)
+    assert (int(votes.area), window.argmax().item()) == (1, 4 * 13 + 4)
 
 
 def test_windows_that_do_not_follow_the_click() -> None:
