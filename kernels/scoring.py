@@ -123,12 +123,15 @@ def add_shares(
     chosen = resolve(backend, masks)
     offsets = _offsets(mask_windows.cpu())
     _check_masks(masks, int(offsets[-1]), masks.device)
-    wanted = {"shares": (shares, (len(masks), len(mask_windows)))}
-    wanted |= {"sums": (sums, (masks.shape[1],)), "totals": (totals, (len(mask_windows),))}
-    for name, (values, shape) in wanted.items():
-        if values.shape != shape or values.dtype != torch.float64 or not values.is_contiguous():
+    wanted = (
+        ("shares", shares, [len(masks), len(mask_windows)]),
+        ("sums", sums, [masks.shape[1]]),
+        ("totals", totals, [len(mask_windows)]),
+    )
+    for name, values, shape in wanted:
+        if list(values.shape) != shape or values.dtype != torch.float64 or not values.is_contiguous():
             raise ValueError(
-                f"{name} must be float64 {list(shape)}, contiguous; got {values.dtype} {list(values.shape)}"
+                f"{name} must be float64 {shape}, contiguous; got {values.dtype} {list(values.shape)}"
             )
     if shares.numel() == 0:
         return

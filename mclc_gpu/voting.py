@@ -98,7 +98,9 @@ def trial_windows(
         point = target.point
         if point.category is None:
             point = replace(point, category=category_of(area))
-        part = _common(keyed_window(*shapes[row[0]], point, target.key % 2**64, target.target), target.window)
+        height, width = shapes[row[0]]
+        drawn = keyed_window(height, width, point, target.key % 2**64, target.target)
+        part = _common(drawn, target.window)
         click = target.window.top + target.window.click_row, target.window.left + target.window.click_column
         inside = click[0] - part[0], click[1] - part[1]
         rows.append((row[0], *part, *inside, row[7]))

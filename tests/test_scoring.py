@@ -346,6 +346,15 @@ def test_bad_input_is_refused(change: dict, message: str) -> None:
         score_masks(images, window, part, masks, torch.tensor([-1]), dark, ComponentConfig())
 
 
+@pytest.mark.parametrize(("name", "shape"), [("shares", (2, 3)), ("sums", (35,)), ("totals", (2,))])
+def test_bad_shares_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    part = torch.tensor([[0, 6, 6, 6, 6, 3, 3, 0]])
+    given = {"shares": (2, 1), "sums": (36,), "totals": (1,)} | {name: shape}
+    values = [torch.zeros(own, dtype=torch.float64) for own in given.values()]
+    with pytest.raises(ValueError, match=f"{name} must be float64"):
+        add_shares(torch.zeros((2, 36), dtype=torch.uint8), part, *values)
+
+
 def test_settings() -> None:
     assert changed(LabelConfig(), trial=TrialConfig(clusters=4)).trial.clusters == 4
     for bad in ({"trials": -1}, {"trials": 2**31 + 1}, {"stop_change": 0.2}):
