@@ -86,7 +86,7 @@ class ComponentConfig:
     radius: int = 31
     near: int = 5
     levels: int = 64
-    max_area: int = MAX_WINDOW**2
+    max_area: int = 2000
     polarity: str = "bright"
     dark_margin: float = 3.0
     core: float = 0.0

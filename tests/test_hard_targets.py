@@ -26,7 +26,7 @@ def iou(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-@pytest.mark.parametrize("radius", [1.5, 5, 12, 20, 24, 27])
+@pytest.mark.parametrize("radius", [1.5, 5, 12, 20, 25])
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -2), (4, 3)])
 def test_discs_of_all_sizes_and_clicks_up_to_five_pixels_off(radius, dx, dy):
     image, truth = disc(radius)
