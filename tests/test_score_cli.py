@@ -70,6 +70,17 @@ def test_files_that_are_no_probability_maps_are_skipped(folders, capsys):
     assert "b.png" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--roc", "--json", "--report"])
+@pytest.mark.parametrize("folder", ["pred", "truth"])
+def test_what_is_written_never_replaces_an_input(folders, capsys, option, folder):
+    path = folders / folder / "a.png"
+    before = path.read_bytes()
+    words = ["score", "--pred", folders / "pred", "--truth", folders / "truth", option, path]
+    assert main([str(word) for word in words]) == 2
+    assert path.read_bytes() == before
+    assert f"{option} {path}: lies among the inputs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["-1", "1.01", "nan"])
 def test_a_threshold_is_a_probability(folders, capsys, value):
     assert score(folders, "--threshold", value)[0] == 2

@@ -4,7 +4,7 @@ import argparse
 
 from mclc_gpu.cases import Extremes
 from mclc_gpu.checkpoint import load_checkpoint
-from mclc_gpu.cli.outcome import checked_threshold, checked_tiles, say_scores, say_skipped
+from mclc_gpu.cli.outcome import checked_threshold, checked_tiles, keep_inputs, say_scores, say_skipped
 from mclc_gpu.conventions import convention_of
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
@@ -22,6 +22,10 @@ def evaluate(arguments: argparse.Namespace, started: float) -> int:
     threshold = checked_threshold(arguments.threshold)
     checked_tiles(arguments.tile, arguments.overlap)
     convention = convention_of(arguments.convention)
+    keep_inputs(
+        {"--roc": arguments.roc, "--json": arguments.json, "--out": arguments.out},
+        (arguments.images, arguments.masks, arguments.list, arguments.checkpoint),
+    )
     _keep_older_report(arguments)
     images, masks = find_files(arguments.images), find_files(arguments.masks)
     skipped: list[Skipped] = []

@@ -115,7 +115,7 @@ def read_config(path: Path) -> LabelConfig:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path of --config") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON ({error}); give what tune wrote, or a label.json") from error
     settings = content.get("settings", content) if isinstance(content, dict) else None
     if not isinstance(settings, dict):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mclc_gpu.cli.outcome import checked_threshold, say_scores, say_skipped
+from mclc_gpu.cli.outcome import checked_threshold, keep_inputs, say_scores, say_skipped
 from mclc_gpu.conventions import Convention, convention_of
 from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.datasets import pair_files, read_list, select
@@ -30,6 +30,10 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     threshold = None if arguments.threshold is None else checked_threshold(arguments.threshold)
     if threshold is None and arguments.roc is not None:
         threshold = 0.5
+    keep_inputs(
+        {"--roc": arguments.roc, "--json": arguments.json, "--report": arguments.report},
+        (arguments.pred, arguments.truth, arguments.images, arguments.list),
+    )
     predictions, truths = find_files(arguments.pred), find_files(arguments.truth)
     skipped: list[Skipped] = []
     if arguments.list is not None:
