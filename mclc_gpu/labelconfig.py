@@ -50,7 +50,7 @@ class LabelConfig:
         if self.maker not in MAKERS:
             raise InputError(f"maker {self.maker!r}: use one of {', '.join(MAKERS)}")
         if self.maker in ("grabcut", "point") and self.trials != 1:
-            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; give 1")
+            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; leave them out")
         if self.maker == "components" and not 0 <= self.trials <= 2**31:
             raise InputError(f"trials {self.trials}: use 0 to 2^31 beside the components")
         if self.maker == "mclc" and not 1 <= self.trials <= 2**31:
@@ -77,7 +77,7 @@ class LabelConfig:
         try:
             return _rebuilt(cls, own)
         except (TypeError, ValueError) as error:
-            raise InputError(f"these settings cannot be used ({error}); label again") from error
+            raise InputError(f"these settings cannot be used ({error}); make them anew") from error
 
 
 _OF_THE_RUN = ("seed", "points")  # settings that are not the chain's

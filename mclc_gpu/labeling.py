@@ -14,7 +14,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.montecarlo import run_until_stable
 from mclc_gpu.kernels.trials import PackedImages, Seeds, run_trials
-from mclc_gpu.labelconfig import LabelConfig
+from mclc_gpu.labelconfig import PRESETS, LabelConfig
 from mclc_gpu.makers import grabcut_mask, marked_mask
 from mclc_gpu.placing import PlacedTarget, place_targets
 from mclc_gpu.refine import crf_masks, threshold_masks
@@ -259,7 +259,7 @@ def label_images(
         images: Arrays [H, W] or [H, W, 3]: uint8 gray levels, or any other finite real dtype, whose windows
             are scaled by their own range.
         points: For each image its clicks.
-        config: Default: the published settings.
+        config: Default: the preset "default", labels from the click alone.
         device: "auto", "cpu", "cuda" or "cuda:N".
         seed: Any integer. A target's label depends on the seed, its image and the image's name, its point and
             its place among the image's usable points, not on the other images or the device.
@@ -272,7 +272,7 @@ def label_images(
         InputError: Lengths that differ, an image that cannot be used, a point outside its image (valid:
             -0.5 <= x < W - 0.5, -0.5 <= y < H - 0.5), a target that cannot be clustered.
     """
-    config = config or LabelConfig()
+    config = config or PRESETS["default"]
     names = [str(i) for i in range(len(images))] if names is None else names
     if not len(images) == len(points) == len(names):
         raise InputError(

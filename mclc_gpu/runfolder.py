@@ -16,7 +16,7 @@ from mclc_gpu.journal import write_json
 from mclc_gpu.progress import Progress
 
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
-LABELS = "labels"
+LABELS, REPORT = "labels", "report"
 SCORES = ("iou", "niou", "pd", "fa", "precision", "recall", "f1")
 COLUMNS = ("epoch", "lr", "loss", "crop_iou", *SCORES)
 Row = dict[str, Any]  # of COLUMNS; None where there is no value
@@ -28,13 +28,21 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     Raises:
         InputError: It holds a run that is to be neither resumed nor overwritten, or files of others.
     """
-    if (out / CONFIG).exists():
+    if _is_run(out / CONFIG):
         if not (resume or overwrite):
             raise InputError(f"{out}: holds an earlier run; use --resume, --overwrite or another --out")
         return
-    for name in (METRICS, BEST, LAST):
-        if (out / name).exists():
-            raise InputError(f"{out / name}: was not written by mclc-gpu train; choose another --out")
+    for path in (*(out / name for name in (CONFIG, METRICS, BEST, LAST)), *(out / REPORT).glob("*")):
+        if path.exists():
+            raise InputError(f"{path}: was not written by mclc-gpu train; choose another --out")
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a config.json is that of a training run: others use this name too."""
+    try:
+        return "network" in json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
@@ -52,6 +60,11 @@ def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: damaged; use --overwrite or another --out") from error
     for name, value in settings.items():
         if begun.get(name) != value:
+            if name == "training_set":
+                raise InputError(
+                    f"{out}: was begun with other images or labels; resume with the same, or use --overwrite "
+                    "or another --out"
+                )
             raise InputError(
                 f"{out}: was begun with {name} {begun.get(name)}, not {value}; "
                 "resume with the same, or use --overwrite or another --out"

@@ -15,7 +15,7 @@ from mclc_gpu.inference import Predictor
 from mclc_gpu.metrics import Scores
 from mclc_gpu.report import write_report
 from mclc_gpu.roc import RocScores
-from mclc_gpu.runfolder import METRICS
+from mclc_gpu.runfolder import METRICS, REPORT
 
 _SHOWN = 200  # training images that a report without validation looks at
 
@@ -38,7 +38,7 @@ def report_run(
     scores = score_network(predictor, HeldOut(samples, budget=0), roc=roc, watch=extremes)
     shown = "validation" if validation else "training"
     report = write_report(
-        out / "report",
+        out / REPORT,
         title=f"{trained.name}, epoch {trained.state['epoch']}, on its {shown} set",
         scores=scores,
         roc=roc.compute(),

@@ -179,7 +179,7 @@ def test_resuming_with_another_setting_names_it(
 
 
 def test_resuming_with_other_data_is_refused(undisturbed: Path, samples: list[Sample]) -> None:
-    with pytest.raises(InputError, match="training_set"):
+    with pytest.raises(InputError, match="other images or labels"):
         fit(samples[1:], settings(), undisturbed, validation=samples[:3], device="cpu", resume=True)
     with pytest.raises(InputError, match="validation_set"):
         fit(samples, settings(), undisturbed, validation=samples[:2], device="cpu", resume=True)

@@ -276,17 +276,17 @@ def test_settings_of_another_version_are_refused(change, words):
 def test_unusable_targets_are_named():
     flat = np.full((40, 40), 9, np.uint8)
     with pytest.raises(InputError, match=r"frame: target 0 .* constant"):
-        label_images([flat], [[Point(5, 5, "spot")]], names=["frame"])
+        label_images([flat], [[Point(5, 5, "spot")]], QUICK, names=["frame"])
     tiny = np.arange(4, dtype=np.uint8).reshape(2, 2)
     with pytest.raises(InputError, match="fewer than the 9 clusters"):
-        label_images([tiny], [[Point(0, 0, "point")]])
+        label_images([tiny], [[Point(0, 0, "point")]], QUICK)
     with pytest.raises(InputError, match="1 images, 0 lists"):
         label_images([tiny], [])
     for span in (1e-40, 3e38):
         extreme = np.zeros((20, 20), np.float32)
         extreme[10, 10] = span
         with pytest.raises(InputError, match="scale the image"):
-            label_images([extreme], [[Point(10, 10, "spot")]])
+            label_images([extreme], [[Point(10, 10, "spot")]], QUICK)
     broken = np.full((20, 20), np.nan, np.float32)
     broken[0, 0] = 1
     with pytest.raises(InputError, match="NaN"):

@@ -212,8 +212,23 @@ def test_two_processes_share_the_work(data: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("look at") == 1
+    assert done.stdout.count("report.md") == 1
     assert len(rows(tmp_path / "run")) == 2
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["processes"], config["validation_images"]) == (2, 6)
     assert len(list((tmp_path / "run" / "labels" / "masks").glob("*.png"))) == 6
+
+
+def test_a_run_never_writes_over_its_inputs_or_others_files(data: Path, tmp_path: Path) -> None:
+    assert main([*words(data, data / "images", source="--masks")]) == 2
+    for name in ("config.json", "report/scores.json"):
+        out = tmp_path / name.replace("/", "_")
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("{}")
+        assert main([*words(data, out, "--overwrite", source="--masks")]) == 2
+        assert (out / name).read_text() == "{}"
+
+
+def test_options_without_effect_are_refused(data: Path, tmp_path: Path) -> None:
+    more = ["--preset", "paper", "--polarity", "dark"]
+    assert main([*words(data, tmp_path / "run", *more, source="--points-from-masks")]) == 2

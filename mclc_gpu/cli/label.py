@@ -78,7 +78,7 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
     base = PRESETS[arguments.preset] if arguments.config is None else read_config(arguments.config)
     gaussian_sxy, gaussian_compat = arguments.crf_gaussian or (None, None)
     bilateral_sxy, bilateral_srgb, bilateral_compat = arguments.crf_bilateral or (None, None, None)
-    return changed(
+    config = changed(
         base,
         **_given(
             trials=arguments.trials,
@@ -104,6 +104,11 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
             iterations=arguments.crf_iterations,
         ),
     )
+    if arguments.polarity is not None and config.maker != "components":
+        raise InputError(
+            f"--polarity {arguments.polarity}: of the preset default only; leave it out"
+        )
+    return config
 
 
 def read_config(path: Path) -> LabelConfig:

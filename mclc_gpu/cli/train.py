@@ -16,7 +16,7 @@ from mclc_gpu.data.training_set import Sample, pair_samples
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.fitting import Fitted, check_run, fit
-from mclc_gpu.runfolder import LABELS
+from mclc_gpu.runfolder import EVENTS, LABELS, REPORT
 from mclc_gpu.training import TrainConfig
 from mclc_gpu.trainreport import report_run
 
@@ -39,6 +39,8 @@ def train(arguments: argparse.Namespace, started: float) -> int:
         seed=arguments.seed,
     )
     validation, skipped = _validation(arguments)
+    inputs = [*arguments.images, *(path for _, path in arguments.sources)]
+    _keep_apart(arguments.out, [*inputs, *arguments.val_images, *arguments.val_masks])
     ranks = join(arguments.device)
     check_run(config, arguments.out, ranks, arguments.resume, arguments.overwrite)
     samples: list[Sample] = []
@@ -60,6 +62,14 @@ def train(arguments: argparse.Namespace, started: float) -> int:
     )
     ranks.on_main(lambda: _report(arguments.out, fitted, samples, validation, skipped, ranks))
     return len(skipped) + len(fitted.skipped) + sum(account["skipped"] for account in accounts)
+
+
+def _keep_apart(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse inputs where the run writes: they would be overwritten, or hold its files the next time."""
+    places = {out.resolve(), (out / REPORT).resolve(), (out / EVENTS).resolve()}
+    for path in inputs:
+        if path.resolve() in places:
+            raise InputError(f"{path}: lies where --out {out} writes; choose another --out")
 
 
 def _paired(arguments: argparse.Namespace) -> list[argparse.Namespace]:
