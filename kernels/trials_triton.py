@@ -1,9 +1,8 @@
 """The Monte Carlo pass in Triton: one program clusters a block of one target's trials from noise to counts.
 
 A program takes its trials one after another through all iterations, a few window pixels in each thread's
-registers, and leaves the labels in scratch memory of its own; then every lane enforces connectivity in the
-labels of one trial, all lanes in lockstep. Programs are persistent, so the scratch grows with the device, not
-with targets or trials.
+registers, and leaves the labels in its scratch memory; then every lane enforces connectivity in the labels of
+one trial, in lockstep. Programs are persistent: scratch grows with the device, not with targets or trials.
 """
 
 from typing import TYPE_CHECKING

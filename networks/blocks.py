@@ -1,5 +1,6 @@
 """What the detectors share: their outputs, their base class, and the parts that more than one of them has."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ class Logits(NamedTuple):
     edge: Tensor | None = None
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """A segmentation network for images of any size.
 
     Sub-classes define `segment` and say by class attributes what it can take:
@@ -40,9 +41,9 @@ class Detector(nn.Module):
             raise ValueError(f"in_channels must be 1 or more, got {in_channels}")
         self.in_channels = in_channels
 
+    @abstractmethod
     def segment(self, x: Tensor) -> Logits:
         """Logits of images [B, in_channels, H, W] of a size the network can take."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Logits:
         """Logits of images of any size from 1x1, which are padded at the right and bottom, never resized.

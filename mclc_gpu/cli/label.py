@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mclc_gpu.cli.outcome import say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import Point, read_points
@@ -18,8 +18,6 @@ from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
 from mclc_gpu.labelreport import REPORT, report_labels
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
-
-_SHOWN_SKIPS = 20
 
 
 def label(arguments: argparse.Namespace, started: float) -> int:
@@ -105,9 +103,7 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
         ),
     )
     if arguments.polarity is not None and config.maker != "components":
-        raise InputError(
-            f"--polarity {arguments.polarity}: of the preset default only; leave it out"
-        )
+        raise InputError(f"--polarity {arguments.polarity}: of the preset default only; leave it out")
     return config
 
 
@@ -167,11 +163,8 @@ def _points(
 
 
 def _report(out: Path, summary: Mapping[str, Any]) -> None:
-    skipped = summary["skipped"]
-    for item in skipped[:_SHOWN_SKIPS]:
-        print(f"skipped {item['file']}: {item['why']}", file=sys.stderr)
-    if len(skipped) > _SHOWN_SKIPS:
-        print(f"and {len(skipped) - _SHOWN_SKIPS} more, see {out / 'label.json'}", file=sys.stderr)
+    skipped = [Skipped(**item) for item in summary["skipped"]]
+    say_skipped(skipped, out / "label.json")
     seconds = summary["seconds"]
     stages = ", ".join(f"{stage} {seconds[stage]:.2f} s" for stage in ("read", "cluster", "refine", "write"))
     work = seconds["cluster"] + seconds["refine"]
