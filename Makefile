@@ -24,12 +24,12 @@ lint: $(INSTALLED)
 	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest bench/bench_label.py --benchmark-columns=min,median,stddev,rounds
+	$(BIN)/python -m pytest bench/bench_suites.py --benchmark-columns=min,median,stddev,rounds
 
 reference: $(REFERENCE)
 
 clean:
-	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) build dist demo-out bench-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
 
 $(INSTALLED): pyproject.toml constraints/test.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mclc-gpu needs Python >= 3.11: make PYTHON=python3.x")'

@@ -13,12 +13,13 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import slic
 from skimage.util import img_as_float64
 
-from mclc_gpu.data.datasets import pair_files, read_list, select
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.bench.sets import read_set
 from mclc_gpu.data.points import Point
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.errors import InputError
@@ -40,7 +40,8 @@ COMPACTNESS = 20
 THRESHOLD = 0.7
 REFINEMENTS = ("crf", "threshold")
 _UNARY_FLOOR = 1e-5  # probabilities below it count as it: -log(0) has no place in a CRF
-_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+_everyone: Any = None  # in a process of a pool, the barrier of all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,66 @@ def label_image(
     return refine_windows(item, maps, refine), maps
 
 
+class ReferencePool:
+    """Started and warmed single-threaded processes, so that what is asked of them times the work alone.
+
+    A context manager. Spawned, since the caller may hold threads (torch, OpenMP) that do not survive a fork.
+    """
+
+    def __init__(self, workers: int | None = None, refine: str = "crf") -> None:
+        """`workers`: one per core unless told otherwise; `refine` is what `label` does.
+
+        Raises InputError: Unknown refinement, fewer than 1 worker, or pydensecrf needed and not installed.
+        """
+        _check_refine(refine)
+        self.workers, self.refine = _checked_workers(workers), refine
+        context = multiprocessing.get_context("spawn")
+        with _single_threads():
+            everyone = context.Barrier(self.workers)
+            self._pool = ProcessPoolExecutor(self.workers, context, _warm_up, (everyone, refine))
+            list(self._pool.map(abs, range(self.workers)))
+
+    def label(self, items: Sequence[Item], trials: int = 50, seed: int = 0) -> Outcome:
+        """Label all items. Raises InputError for fewer than 1 trial."""
+        _check_trials(trials)
+        start = time.perf_counter()
+        work = partial(_timed_label, trials=trials, seed=seed, refine=self.refine)
+        done = self._map(work, items)
+        total = time.perf_counter() - start
+        return Outcome(
+            masks={item.name: mask for item, (mask, _, _) in zip(items, done, strict=True)},
+            trials=trials * sum(len(item.windows) for item in items),
+            seconds={
+                "cluster": sum(cluster for _, cluster, _ in done) / self.workers,
+                "refine": sum(refined for _, _, refined in done) / self.workers,
+                "total": total,
+            },
+        )
+
+    def each(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What the function returns in every process, called once in each."""
+        return list(self._pool.map(partial(_once, function, arguments), range(self.workers)))
+
+    def seconds(self, function: Callable[..., object], *items: Sequence[Any]) -> float:
+        """Wall clock for the function of every item; what it returns travels back, so let it be little."""
+        start = time.perf_counter()
+        self._map(function, *items)
+        return time.perf_counter() - start
+
+    def _map(self, function: Callable[..., Any], *items: Sequence[Any]) -> list[Any]:
+        # Chunks small enough that no process waits long for the last, large enough that calls cost little.
+        chunk = max(1, len(items[0]) // (16 * self.workers))
+        return list(self._pool.map(function, *items, chunksize=chunk))
+
+    def __enter__(self) -> "ReferencePool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+
 def run(
     items: Sequence[Item], trials: int = 50, refine: str = "crf", workers: int | None = None, seed: int = 0
 ) -> Outcome:
@@ -202,34 +263,9 @@ def run(
     Raises:
         InputError: Unknown refinement, fewer than 1 trial or worker, or pydensecrf needed and not installed.
     """
-    _check_refine(refine)
-    count = _checked_workers(trials, workers)
-    with _processes(count, refine) as pool:
-        start = time.perf_counter()
-        done = list(pool.map(partial(_timed_label, trials=trials, seed=seed, refine=refine), items))
-        total = time.perf_counter() - start
-    return Outcome(
-        masks={item.name: mask for item, (mask, _, _) in zip(items, done, strict=True)},
-        trials=trials * sum(len(item.windows) for item in items),
-        seconds={
-            "cluster": sum(cluster for _, cluster, _ in done) / count,
-            "refine": sum(refined for _, _, refined in done) / count,
-            "total": total,
-        },
-    )
-
-
-def slic_rate(items: Sequence[Item], trials: int = 50, workers: int | None = None, seed: int = 0) -> float:
-    """Trials per second, by the wall clock, of noise, SLIC and the choice of the cluster alone.
-
-    `workers`: processes, one per core unless told otherwise; 1 gives the rate of one core.
-    Raises InputError for fewer than 1 trial or worker.
-    """
-    count = _checked_workers(trials, workers)
-    with _processes(count, "threshold") as pool:
-        start = time.perf_counter()
-        done = list(pool.map(partial(_clustered_targets, trials=trials, seed=seed), items))
-        return trials * sum(done) / (time.perf_counter() - start)
+    _check_trials(trials)
+    with ReferencePool(workers, refine) as pool:
+        return pool.label(items, trials, seed)
 
 
 def _timed_label(item: Item, trials: int, seed: int, refine: str) -> tuple[NDArray[np.bool_], float, float]:
@@ -240,36 +276,36 @@ def _timed_label(item: Item, trials: int, seed: int, refine: str) -> tuple[NDArr
     return mask, clustered - start, time.perf_counter() - clustered
 
 
-def _clustered_targets(item: Item, trials: int, seed: int) -> int:
-    return len(cluster_windows(item, trials, seed))
+def cluster_alone(item: Item, trials: int, seed: int = 0) -> None:
+    """`cluster_windows` for its time alone."""
+    cluster_windows(item, trials, seed)
 
 
 def _crop(pixels: NDArray[Any], window: Window) -> NDArray[Any]:
     return pixels[window.top : window.bottom, window.left : window.right]
 
 
-def _checked_workers(trials: int, workers: int | None) -> int:
+def _check_trials(trials: int) -> None:
+    if trials < 1:
+        raise InputError(f"trials is {trials}: give at least 1")
+
+
+def _checked_workers(workers: int | None) -> int:
     # Containers often grant fewer cores than the machine has; only Linux says which.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = cores if workers is None else workers
-    if trials < 1 or count < 1:
-        raise InputError(f"trials is {trials}, workers is {count}: give at least 1 of each")
+    if count < 1:
+        raise InputError(f"workers is {count}: give at least 1")
     return count
 
 
 @contextmanager
-def _processes(count: int, refine: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool of started and warmed single-threaded processes, so that what follows times the work alone.
-
-    Spawned, since the caller may hold threads (torch, OpenMP) that do not survive a fork.
-    """
-    context = multiprocessing.get_context("spawn")
+def _single_threads() -> Iterator[None]:
+    """What is started meanwhile uses one thread."""
     before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
     os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
     try:
-        with ProcessPoolExecutor(count, context, _warm_up, (context.Barrier(count), refine)) as pool:
-            list(pool.map(abs, range(count)))
-            yield pool
+        yield
     finally:
         for name, value in before.items():
             if value is None:
@@ -279,10 +315,18 @@ def _processes(count: int, refine: str) -> Iterator[ProcessPoolExecutor]:
 
 
 def _warm_up(everyone: Any, refine: str) -> None:
+    global _everyone
+    _everyone = everyone
     window = Window(top=0, left=0, height=16, width=16, click_row=8, click_column=8)
     label_image(Item("", np.zeros((16, 16, 3), np.uint8), (window,)), trials=1, refine=refine)
     # No process takes an item before all can: the clock starts with every core at work.
     everyone.wait()
+
+
+def _once(function: Callable[..., Any], arguments: tuple[Any, ...], _: int) -> Any:
+    """The function's result, after every process was asked: so none is asked twice."""
+    _everyone.wait()
+    return function(*arguments)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -311,21 +355,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def read_set(
-    images: Path, masks: Path, names: Path | None
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
-    """Images and true masks by name; what is not there is told on standard error."""
-    found = find_files(images)
-    chosen, skipped = select(found, found if names is None else read_list(names))
-    pairs, unpaired = pair_files(chosen, find_files(masks))
-    for item in skipped + unpaired:
-        print(f"{item.file}: left out: {item.why}", file=sys.stderr)
-    if not pairs:
-        raise InputError(f"{images}: no image of it is listed and has a mask in {masks}: check the paths")
-    pixels = {name: read_image(image) for name, (image, _) in pairs.items()}
-    return pixels, {name: read_mask(mask, pixels[name].shape[:2]) for name, (_, mask) in pairs.items()}
 
 
 def _measure(options: argparse.Namespace) -> None:

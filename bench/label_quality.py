@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.bench.cpu_reference import make_item, read_set, run
+from mclc_gpu.bench.cpu_reference import make_item, run
+from mclc_gpu.bench.sets import read_set
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelconfig import REFINEMENTS, preset

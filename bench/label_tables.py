@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from mclc_gpu.bench.cpu_reference import read_set
 from mclc_gpu.bench.label_measure import Frames, Measured, Sample, measure, measure_reference
 from mclc_gpu.bench.label_plots import Curve, plot_sweep, save_plot
 from mclc_gpu.bench.label_settings import PAPER_MAKER, SWEEPS, Sweep, maker_settings
+from mclc_gpu.bench.sets import read_set
 from mclc_gpu.bench.tables import Row, machine, markdown, shown, versions, write_csv
 from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.points import CATEGORIES

@@ -1,6 +1,8 @@
 """The CPU reference: windows whose answer is obvious, its keys, its union of windows, and real images."""
 
 import importlib.util
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mclc_gpu.bench import cpu_reference
-from mclc_gpu.bench.cpu_reference import Item, dense_crf, label_image, make_item, run, slic_rate
+from mclc_gpu.bench.cpu_reference import (
+    Item,
+    ReferencePool,
+    cluster_alone,
+    dense_crf,
+    label_image,
+    make_item,
+    run,
+)
 from mclc_gpu.data.datasets import read_list
 from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.data.points import Point
@@ -120,7 +130,17 @@ def test_processes_give_what_the_calls_give(refine: str) -> None:
         np.testing.assert_array_equal(outcome.masks[item.name], label_image(item, 6, 4, refine)[0])
     assert outcome.masks["a"].any()
     assert not outcome.masks["b"].any()
-    assert slic_rate(items, trials=2, workers=1) > 0
+
+
+def test_a_pool_asks_every_process_once_and_times_the_work_of_all() -> None:
+    with ReferencePool(workers=2, refine="threshold") as pool:
+        assert len(set(pool.each(os.getpid))) == 2
+        assert pool.each(abs, -3) == [3, 3]
+        image, _ = _scene((20, 30))
+        item = make_item("a", image, [Point(33, 23, "point")], seed=0)
+        assert pool.seconds(partial(cluster_alone, trials=1), [item] * 3) > 0
+        with pytest.raises(TypeError):
+            pool.seconds(cluster_alone, [item])
 
 
 def test_bad_input_is_named() -> None:
@@ -135,7 +155,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match="trials is 0"):
         run([item], trials=0, refine="threshold")
     with pytest.raises(InputError, match="workers is 0"):
-        slic_rate([item], workers=0)
+        ReferencePool(workers=0, refine="threshold")
 
 
 def test_missing_pydensecrf_tells_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

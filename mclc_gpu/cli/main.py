@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace, started: float) -> int:
         from mclc_gpu.cli.tune import tune as command
     elif arguments.command == "show":
         from mclc_gpu.cli.show import show as command
+    elif arguments.command == "bench":
+        from mclc_gpu.cli.bench import bench as command
     else:
         from mclc_gpu.cli.demo import demo as command
     return command(arguments, started)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+BENCH_SUITES = ("label", "slic", "crf", "train", "limits")
 DONE, DONE_WITH_SKIPS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
@@ -324,6 +325,33 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--seed", type=int, default=0)
 
 
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("bench", help="rates of this machine beside those of other packages on it")
+    parser.add_argument(
+        "--suite",
+        nargs="+",
+        choices=BENCH_SUITES,
+        metavar="NAME",
+        help="label, slic, crf, train; limits: the kernels' distance to what the machine can do, which takes "
+        "minutes more (all but limits)",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="frames (synthetic ones)")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="their true masks")
+    parser.add_argument("--list", type=Path, metavar="TXT", help="only the images named here, one a line")
+    parser.add_argument("--out", type=Path, default=Path("bench-out"), metavar="DIR", help="(bench-out)")
+    parser.add_argument(
+        "--plan",
+        type=int,
+        metavar="N",
+        help="hours, processes and disk space that labelling N images takes, by rates measured here; alone "
+        "unless --suite is given",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="very little work, to see that all of it runs here"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; peers use the CPU")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line's parser."""
     main_parser: argparse.ArgumentParser = _Parser(
@@ -338,4 +366,5 @@ def parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_show(commands)
     _add_demo(commands)
+    _add_bench(commands)
     return main_parser

@@ -1,0 +1,216 @@
+"""What labelling N images takes, by rates measured here on a few: hours by stage, disk space, memory."""
+
+import math
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mclc_gpu.bench.command import PLAN, BenchJob
+from mclc_gpu.bench.ground import open_ground
+from mclc_gpu.bench.tables import circumstances, machine, markdown, rounded
+from mclc_gpu.data.points import Point
+from mclc_gpu.journal import write_json
+from mclc_gpu.labelconfig import preset
+from mclc_gpu.labelrun import STAGES, LabelJob, label_folder
+
+PRESETS = ("default", "paper")
+COMPUTE, FILES = ("cluster", "refine"), ("read", "write")
+_RUNS, _LEAST_IMAGES = 3, 512
+_NIGHT = 10  # hours
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one process of `label` was measured to take.
+
+    Attributes:
+        images, targets: That were labelled.
+        seconds: Of each stage, by its own clock, and "total", that of the whole without start-up.
+        read_bytes: Of the image files.
+        written_bytes, written_blocks: Of masks and TPMs: their lengths, and what they take on this disk.
+        memory_bytes: The process's largest resident memory; None where the system does not tell.
+    """
+
+    images: int
+    targets: int
+    seconds: Mapping[str, float]
+    read_bytes: int
+    written_bytes: int
+    written_blocks: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same for `images` images.
+
+    Attributes:
+        hours: Of each stage, of all one after another ("sum"), with all stages at once on resources of their
+            own ("overlapped": the slowest stage's, with cluster and refine as one), and by the rate that the
+            whole was measured at ("measured").
+        bound: What sets the overlapped time: "read", "device" (cluster and refine) or "write".
+        devices: How many devices like this one label as fast as this machine reads and writes.
+        read_bytes, written_bytes, written_blocks: On disk; files: how many are written.
+    """
+
+    images: int
+    hours: dict[str, float]
+    bound: str
+    devices: float
+    read_bytes: float
+    written_bytes: float
+    written_blocks: float
+    files: int
+
+
+def make_plan(rates: Rates, images: int) -> Plan:
+    """Scale measured rates to so many images."""
+    scale = images / rates.images
+    hours = {name: seconds * scale / 3600 for name, seconds in rates.seconds.items() if name in STAGES}
+    device = sum(hours[name] for name in COMPUTE)
+    lanes = {"read": hours["read"], "device": device, "write": hours["write"]}
+    bound = max(lanes, key=lambda name: lanes[name])
+    files = max(hours[name] for name in FILES)
+    return Plan(
+        images=images,
+        hours={
+            **hours,
+            "sum": sum(hours.values()),
+            "overlapped": lanes[bound],
+            "measured": rates.seconds["total"] * scale / 3600,
+        },
+        bound=bound,
+        devices=device / files if files else math.inf,
+        read_bytes=rates.read_bytes * scale,
+        written_bytes=rates.written_bytes * scale,
+        written_blocks=rates.written_blocks * scale,
+        files=2 * images,
+    )
+
+
+def run_plan(job: BenchJob, images: int) -> dict[str, Any]:
+    """Measure the stages, print the plan for so many images and write it to plan.json, which is returned."""
+    print("plan: labelling", file=sys.stderr, flush=True)
+    with open_ground(job.images, job.masks, job.names, job.device, job.quick) as ground:
+        files = {name: image for name, (image, _) in ground.pairs.items()}
+        points = dict(zip(ground.frames.names, ground.frames.points(0), strict=True))
+        sizes = [image.shape[:2] for image in ground.frames.images]
+        repeats = 1 if job.quick else -(-_LEAST_IMAGES // len(files))
+        rates = {
+            name: _measured(files, points, name, str(job.device), repeats, 1 if job.quick else _RUNS)
+            for name in PRESETS
+        }
+        source = ground.source
+    plans = {name: make_plan(own, images) for name, own in rates.items()}
+    account = {
+        **circumstances(job.device, job.command),
+        "frames": source,
+        "rates": {name: asdict(own) for name, own in rates.items()},
+        "plans": {name: asdict(own) for name, own in plans.items()},
+    }
+    write_json(job.out / PLAN, account)
+    pixels = statistics.fmean(height * width for height, width in sizes)
+    print(f"Plan for {images:,} images like {source}, {pixels / 1e6:.3f} megapixels each on average.")
+    print(f"Rates measured with one process on {machine(job.device)}.\n")
+    print(_table(rates, plans))
+    for name in PRESETS:
+        print(f"\n{name}:\n{_text(rates[name], plans[name], job.device.type)}")
+    print(f"\nwritten to {job.out / PLAN}")
+    return account
+
+
+def _measured(
+    files: Mapping[str, Path],
+    points: Mapping[str, Sequence[Point]],
+    name: str,
+    device: str,
+    repeats: int,
+    runs: int,
+) -> Rates:
+    """Label the files, each `repeats` times, in a process of its own; the run of the median total."""
+    pairs = [(f"{stem}_{n}", stem) for n in range(repeats) for stem in files]
+    images = {copy: files[stem] for copy, stem in pairs}
+    clicks = {copy: points[stem] for copy, stem in pairs}
+    found = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(prefix="mclc-gpu-plan-") as folder:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, context) as pool:
+                asked = pool.submit(_labelled, images, clicks, Path(folder) / "out", name, device)
+                summary, memory = asked.result()
+            written = [path.stat() for path in Path(folder, "out").glob("*/*.png")]
+        found.append(
+            Rates(
+                images=summary["images"],
+                targets=summary["targets"],
+                seconds={stage: summary["seconds"][stage] for stage in (*STAGES, "total")},
+                read_bytes=sum(path.stat().st_size for path in images.values()),
+                written_bytes=sum(status.st_size for status in written),
+                written_blocks=sum(512 * status.st_blocks for status in written),
+                memory_bytes=memory,
+            )
+        )
+    return sorted(found, key=lambda rates: rates.seconds["total"])[len(found) // 2]
+
+
+def _labelled(
+    images: Mapping[str, Path], points: Mapping[str, Sequence[Point]], out: Path, name: str, device: str
+) -> tuple[dict[str, Any], int | None]:
+    """label.json of a run in this process, and the most memory that the process had."""
+    summary = label_folder(LabelJob(images, points, out, preset(name), device=device))
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return summary, None
+    peaks = [int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")]
+    return summary, peaks[0] if peaks else None
+
+
+def _table(rates: Mapping[str, Rates], plans: Mapping[str, Plan]) -> str:
+    header = ["stage", *(f"{name}, {what}" for name in plans for what in ("ms/image", "hours"))]
+    names = {
+        **{stage: stage for stage in STAGES},
+        "sum": "one after another",
+        "overlapped": "all at once, each on its own",
+        "measured": "as it ran here",
+    }
+    lines = []
+    for row, text in names.items():
+        cells = []
+        for plan in plans.values():
+            cells += [rounded(3.6e6 * plan.hours[row] / plan.images), rounded(plan.hours[row])]
+        lines.append([text, *cells])
+    return markdown(header, lines)
+
+
+def _text(rates: Rates, plan: Plan, kind: str) -> str:
+    """What the numbers mean, in sentences."""
+    device = sum(rates.seconds[stage] for stage in COMPUTE)
+    slowest = {"read": "reading", "device": "cluster and refine", "write": "writing"}[plan.bound]
+    unit = "GPUs like this one" if kind == "cuda" else "processes like this one, each on cores of its own,"
+    keep_up = max(1, math.ceil(plan.devices))
+    nights = max(1, math.ceil(plan.hours["measured"] / _NIGHT))
+    sentences = [
+        f"{slowest} takes longest; cluster and refine {rounded(1e3 * device / rates.targets)} ms a target, "
+        f"at {rates.targets / rates.images:.2f} targets an image",
+        f"{keep_up} {unit} label as fast as this machine alone reads and writes",
+        f"done in {_NIGHT} hours by {nights} of this machine",
+        f"disk: {_bytes(plan.read_bytes)} to read; {plan.files:,} PNG files of {_bytes(plan.written_bytes)} "
+        f"to write, {_bytes(plan.written_blocks)} in this disk's blocks",
+    ]
+    if kind == "cpu":
+        sentences.insert(1, "all stages share this processor, so that it takes as long as it ran here")
+    if rates.memory_bytes is not None:
+        sentences.append(f"memory: {_bytes(rates.memory_bytes)} at most, with {rates.images:,} images")
+    return "\n".join(f"  - {text}" for text in sentences)
+
+
+def _bytes(count: float) -> str:
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
