@@ -33,8 +33,9 @@ _CONTESTS = [(suite, name) for suite, own in SUITES.items() for name in own]
 def ground() -> Iterator[Ground]:
     device: torch.device = pick_device("auto")
     real = (_NUAA / "images").is_dir()
-    folders = (_NUAA / "images", _NUAA / "masks", find_split(_NUAA, "train")) if real else (None, None, None)
-    with open_ground(*folders, device, quick=False) as opened:
+    folders = {name: _NUAA / name if real else None for name in ("images", "masks")}
+    names = find_split(_NUAA, "train") if real else None
+    with open_ground(**folders, names=names, device=device, quick=False) as opened:
         yield opened
 
 

@@ -143,6 +143,7 @@ def _table(results: Mapping[str, Sequence[Result]]) -> str:
 def _remarks(results: Mapping[str, Sequence[Result]]) -> list[str]:
     """What the table leaves to be said: where a peer is faster, and which could not take part."""
     every = [result for own in results.values() for result in own]
+    remarks = [*dict.fromkeys(result.contest.remark for result in every if result.contest.remark)]
     lines = [
         f"Slower than {result.fastest_peer.name}: {row['who']}, {result.contest.work}: {rounded(ratio)}."
         for result in every
@@ -151,4 +152,4 @@ def _remarks(results: Mapping[str, Sequence[Result]]) -> list[str]:
         if row["own"] and isinstance(ratio := row["ratio"], float) and ratio < 1
     ]
     absent = {(item.name, item.why): None for result in every for item in result.absent}
-    return lines + [f"Not measured: {name}: {why}." for name, why in absent]
+    return remarks + lines + [f"Not measured: {name}: {why}." for name, why in absent]

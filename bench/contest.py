@@ -50,6 +50,7 @@ class Contest:
         contestants: This package's first.
         seconds: That all rounds together may take; the first is run in any case.
         absent: Peers that cannot take part.
+        remark: What a reader of the rates has to know.
         size: trials x pixels, where the cost over the work is to be plotted.
     """
 
@@ -58,6 +59,7 @@ class Contest:
     contestants: Sequence[Contestant]
     seconds: float
     absent: Sequence[Absent] = ()
+    remark: str = ""
     size: float | None = None
 
 

@@ -20,9 +20,9 @@ from mclc_gpu.windows import Window, nearest_pixel
 _BASE = {"targets": 32, "K": 20, "side": 21}
 GROWING = {"targets": (4, 16, 64, 256), "K": (1, 5, 100, 500), "side": (6, 11, 42, 63)}
 _PEER_SIZE = 1_500_000  # trials x pixels that the peer clusters in about a second
-_SECONDS = 0.8
+_SECONDS = 1.0
 _COLOURS = {True: "#0072b2", False: "#d55e00"}
-_MARKERS = {"targets": "o", "K": "s", "side": "^"}
+_MARKERS = {"targets": ("o", "more targets"), "K": ("s", "more trials"), "side": ("^", "larger windows")}
 
 
 def cost(ground: Ground, grows: str | None, value: int) -> Contest:
@@ -48,7 +48,7 @@ def cost(ground: Ground, grows: str | None, value: int) -> Contest:
         run = partial(ground.pool.seconds, partial(cluster_alone, trials=trials), items)
         contestants.append(Contestant("scikit-image", run, trials * targets))
     text = ", ".join(f"{name} = {quantity}" for name, quantity in quantities.items())
-    return Contest(f"noise and SLIC, {text}", "trials", contestants, ground.time(_SECONDS), absent, size)
+    return Contest(f"noise and SLIC, {text}", "trials", contestants, ground.time(_SECONDS), absent, size=size)
 
 
 CONTESTS: dict[str, Callable[[Ground], Contest]] = {
@@ -81,14 +81,16 @@ def plot_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     for who in dict.fromkeys(row["who"] for row in rows):
         own = [row for row in rows if row["who"] == who]
         colour = _COLOURS[bool(own[0]["own"])]
-        for grows, marker in _MARKERS.items():
+        axes.plot([], [], color=colour, label=who)
+        for grows, (marker, _) in _MARKERS.items():
             points = sorted(
                 (float(row["trials_x_pixels"] or 0), float(row["seconds"] or 0))
                 for row in own
                 if row["grows"] in (grows, "base")
             )
-            label = f"{who}, more {_WORDS[grows]}"
-            axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label, alpha=0.85)
+            axes.plot(*zip(*points, strict=True), marker=marker, color=colour, alpha=0.85)
+    for marker, text in _MARKERS.values():
+        axes.plot([], [], marker, color="#8a8a90", label=text)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set(xlabel="work: trials x pixels of their windows", ylabel="seconds, median")
@@ -98,9 +100,6 @@ def plot_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.legend(frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
-
-
-_WORDS = {"targets": "targets", "K": "trials a target", "side": "pixels a window"}
 
 
 def _crops(ground: Ground, targets: int, side: int) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
@@ -123,5 +122,6 @@ def _crops(ground: Ground, targets: int, side: int) -> tuple[list[np.ndarray], l
 
 def _item(number: int, crop: np.ndarray, click: tuple[int, int]) -> Item:
     rgb = np.repeat(crop[:, :, None], 3, axis=2) if crop.ndim == 2 else crop
-    window = Window(0, 0, *crop.shape[:2], *click)
+    height, width = crop.shape[:2]
+    window = Window(0, 0, height, width, *click)
     return Item(str(number), np.ascontiguousarray(rgb), (window,))

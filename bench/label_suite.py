@@ -34,7 +34,7 @@ def clustering(ground: Ground) -> Contest:
         run = partial(ground.pool.seconds, partial(cluster_alone, trials=fewer), items)
         contestants.append(Contestant("scikit-image", run, fewer * len(placed)))
     work = f"noise and SLIC, {len(placed)} targets, K = {trials}"
-    return Contest(work, "trials", contestants, ground.time(12), absent)
+    return Contest(work, "trials", contestants, ground.time(8), absent)
 
 
 def refining(ground: Ground) -> Contest:
@@ -44,7 +44,7 @@ def refining(ground: Ground) -> Contest:
     warm_up(config, ground.device)
     groups = cluster_targets(ground.frames.images, placed, config, ground.device)
 
-    def own() -> object:
+    def own() -> list[TargetMask]:
         return refine_targets(placed, groups, config)
 
     contestants = [Contestant("mclc-gpu", clocked(own, ground.device), len(placed), own=True)]
@@ -55,7 +55,7 @@ def refining(ground: Ground) -> Contest:
         run = partial(ground.pool.seconds, dense_crf, crops, maps)
         contestants.append(Contestant("pydensecrf", run, len(placed)))
     work = f"dense CRF, {len(placed)} targets"
-    return Contest(work, "targets", contestants, ground.time(6), absent or without_pydensecrf())
+    return Contest(work, "targets", contestants, ground.time(5), absent or without_pydensecrf())
 
 
 def chain(ground: Ground) -> Contest:
@@ -75,7 +75,10 @@ def chain(ground: Ground) -> Contest:
 
         contestants.append(Contestant(REFERENCE, reference, ground.targets))
     work = f"whole chain, {ground.targets} targets, paper's K = {trials}"
-    return Contest(work, "targets", contestants, ground.time(35), absent or without_pydensecrf())
+    remark = (
+        "Whole chain: from images and clicks in memory to masks. Preset default makes no trials and no CRF."
+    )
+    return Contest(work, "targets", contestants, ground.time(28), absent or without_pydensecrf(), remark)
 
 
 CONTESTS: dict[str, Callable[[Ground], Contest]] = {

@@ -19,8 +19,10 @@ from mclc_gpu.data.atomic import atomic_path
 
 Cell = str | int | float | None
 Row = dict[str, Cell]
-_PACKAGES = ("mclc-gpu", "torch", "triton", "numba", "numpy", "scikit-image", "pydensecrf")
-_PACKAGES += ("opencv-python-headless", "opencv-contrib-python-headless", "fast-slic", "cuda-slic")
+_PACKAGES = (
+    *("mclc-gpu", "torch", "triton", "numba", "numpy", "scikit-image", "pydensecrf"),
+    *("opencv-python-headless", "opencv-contrib-python-headless", "fast-slic", "cuda-slic"),
+)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

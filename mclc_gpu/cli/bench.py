@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 
 from mclc_gpu.cli.options import BENCH_SUITES
 from mclc_gpu.errors import InputError
@@ -37,7 +36,7 @@ def bench(arguments: argparse.Namespace, started: float) -> int:
         masks=arguments.masks,
         names=arguments.list,
         quick=arguments.quick,
-        command=shlex.join(["mclc-gpu", *sys.argv[1:]]),
+        command=shlex.join(["mclc-gpu", *arguments.words]),
     )
     if suites:
         run_bench(job)

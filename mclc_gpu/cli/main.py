@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text in this encoding
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(words)
+    arguments.words = words
     # An interrupt must not wait for OpenMP workers that spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
