@@ -116,11 +116,13 @@ def run_plan(job: BenchJob, images: int) -> dict[str, Any]:
     }
     write_json(job.out / PLAN, account)
     pixels = statistics.fmean(height * width for height, width in sizes)
-    print(f"Plan for {images:,} images like {source}, {pixels / 1e6:.3f} megapixels each on average.")
+    print(f"Plan for {images:,} images of {pixels / 1e6:.3f} megapixels on average, like {source}.")
     print(f"Rates measured with one process on {machine(job.device)}.\n")
     print(_table(rates, plans))
     for name in PRESETS:
-        print(f"\n{name}:\n{_text(rates[name], plans[name], job.device.type)}")
+        trials = preset(name).trials
+        print(f"\n{name}, K = {trials}:" if trials else f"\n{name}:")
+        print(_text(rates[name], plans[name], job.device.type))
     print(f"\nwritten to {job.out / PLAN}")
     return account
 
@@ -177,7 +179,7 @@ def _table(rates: Mapping[str, Rates], plans: Mapping[str, Plan]) -> str:
     names = {
         **{stage: stage for stage in STAGES},
         "sum": "one after another",
-        "overlapped": "all at once, each on its own",
+        "overlapped": "overlapped, nothing shared",
         "measured": "as it ran here",
     }
     lines = []
@@ -190,25 +192,31 @@ def _table(rates: Mapping[str, Rates], plans: Mapping[str, Plan]) -> str:
 
 
 def _text(rates: Rates, plan: Plan, kind: str) -> str:
-    """What the numbers mean, in sentences."""
+    """What the numbers mean, line by line."""
     device = sum(rates.seconds[stage] for stage in COMPUTE)
-    slowest = {"read": "reading", "device": "cluster and refine", "write": "writing"}[plan.bound]
-    unit = "GPUs like this one" if kind == "cuda" else "processes like this one, each on cores of its own,"
-    keep_up = max(1, math.ceil(plan.devices))
-    nights = max(1, math.ceil(plan.hours["measured"] / _NIGHT))
-    sentences = [
-        f"{slowest} takes longest; cluster and refine {rounded(1e3 * device / rates.targets)} ms a target, "
-        f"at {rates.targets / rates.images:.2f} targets an image",
-        f"{keep_up} {unit} label as fast as this machine alone reads and writes",
-        f"done in {_NIGHT} hours by {nights} of this machine",
-        f"disk: {_bytes(plan.read_bytes)} to read; {plan.files:,} PNG files of {_bytes(plan.written_bytes)} "
-        f"to write, {_bytes(plan.written_blocks)} in this disk's blocks",
+    longest = {"read": "read", "device": "cluster and refine", "write": "write"}[plan.bound]
+    what = "GPU" if kind == "cuda" else "processor"
+    if plan.devices <= 1:
+        feed = f"cluster and refine keep pace with reading and writing: a second {what} would wait for files"
+    else:
+        feed = (
+            "to keep pace with reading and writing here, cluster and refine need "
+            f"{math.ceil(plan.devices)} {what}s like this one"
+        )
+    machines = max(1, math.ceil(plan.hours["measured"] / _NIGHT))
+    lines = [
+        f"longest: {longest}, {rounded(plan.hours['overlapped'])} of {rounded(plan.hours['sum'])} hours"
+        + (", but here all stages share the processor" if kind == "cpu" else ""),
+        feed,
+        f"cluster and refine: {rounded(1e3 * device / rates.targets)} ms a target, at "
+        f"{rates.targets / rates.images:.2f} targets an image",
+        f"machines like this one to be done in {_NIGHT} hours: {machines}",
+        f"disk: {_bytes(plan.read_bytes)} to read; to write {plan.files:,} PNG files of "
+        f"{_bytes(plan.written_bytes)}, {_bytes(plan.written_blocks)} in this disk's blocks",
     ]
-    if kind == "cpu":
-        sentences.insert(1, "all stages share this processor, so that it takes as long as it ran here")
     if rates.memory_bytes is not None:
-        sentences.append(f"memory: {_bytes(rates.memory_bytes)} at most, with {rates.images:,} images")
-    return "\n".join(f"  - {text}" for text in sentences)
+        lines.append(f"memory: {_bytes(rates.memory_bytes)} at most, measured with {rates.images:,} images")
+    return "\n".join(f"  {text}" for text in lines)
 
 
 def _bytes(count: float) -> str:
