@@ -21,6 +21,7 @@ import torch
 from mclc_gpu.bench.contest import MOST_ROUNDS, Result
 from mclc_gpu.bench.ground import Ground, open_ground
 from mclc_gpu.bench.suites import SUITES
+from mclc_gpu.bench.tables import rounded
 from mclc_gpu.data.datasets import find_split
 from mclc_gpu.kernels.backend import pick_device
 
@@ -39,7 +40,7 @@ def ground() -> Iterator[Ground]:
         yield opened
 
 
-@pytest.mark.parametrize(("suite", "name"), _CONTESTS, ids="-".join)
+@pytest.mark.parametrize(("suite", "name"), _CONTESTS, ids=map("-".join, _CONTESTS))
 def test_contest(
     suite: str, name: str, benchmark: Any, ground: Ground, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,14 +48,15 @@ def test_contest(
     own, *others = result.contest.contestants
     start = time.perf_counter()
     result.first_round()
-    rounds = int(result.contest.seconds / (time.perf_counter() - start)) - 1
+    rounds = int(result.contest.seconds / (time.perf_counter() - start))
     benchmark.pedantic(
         lambda: result.run([own], repeats=False),
         setup=lambda: result.run(others, repeats=False),
-        rounds=min(max(rounds, 1), MOST_ROUNDS),
+        rounds=min(max(rounds, 3), MOST_ROUNDS),
     )
     benchmark.extra_info |= result.as_dict()
     with capsys.disabled():
         print(f"\n{result.contest.work}; {ground.source}")
         for row in result.rows():
-            print(f"  {row['who']:26}{row['rate']:14,.2f} {row['unit']}/s  ratio {row['ratio']:.2f}")
+            rate, ratio = rounded(row["rate"]), rounded(row["ratio"])
+            print(f"  {row['who']:26}{rate:>10} {row['unit']}/s{ratio:>8}")

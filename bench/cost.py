@@ -67,10 +67,10 @@ def cost_rows(results: Mapping[str, Result]) -> list[Row]:
     for name, result in results.items():
         grows, _, value = name.partition(" ")
         for contestant in result.taking_part:
-            seconds = float(np.median(result.seconds(contestant.name)))
+            seconds = float(np.median(result.seconds(contestant)))
             cells: Row = {"who": contestant.name, "own": int(contestant.own), "grows": grows}
             of_all = {"value": int(value) if value else None, "trials_x_pixels": result.contest.size}
-            rows.append(cells | of_all | {"seconds": seconds, "runs": len(result.seconds(contestant.name))})
+            rows.append(cells | of_all | {"seconds": seconds, "runs": len(result.seconds(contestant))})
     return rows
 
 

@@ -28,7 +28,7 @@ SINGLE = {
 }
 BATCHES = {"64 of 320x240": (240, 320, 64, 5.0), "16 of 640x512": (512, 640, 16, 5.0)}
 HOW_TO_GET = {
-    "OpenCV": "pip install opencv-contrib-python-headless",
+    "OpenCV": "pip install opencv-contrib-python-headless, in place of opencv-python-headless",
     "fast-slic": "pip install 'cython<3' setuptools && pip install --no-build-isolation fast-slic",
     "cuda-slic": "pip install cuda-slic cupy",
 }

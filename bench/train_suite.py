@@ -119,7 +119,8 @@ def data_alone(ground: Ground) -> Contest:
     # Many of them, so that what workers had ready before the clock hardly counts.
     steps = ground.of(30, 4)
     contestants = []
-    for name, batches in (("mclc-gpu", own_batches(data, config)), (PEER, peer_batches(data, config))):
+    both = (("mclc-gpu", own_batches(data, config)), (PEER, _started(peer_batches(data, config))))
+    for name, batches in both:
         run = clocked(partial(_steps, _nothing, batches, steps), ground.device)
         contestants.append(Contestant(name, run, steps, own=name != PEER))
     return Contest(f"data alone, {_batch_of(config)}", "steps", contestants, ground.time(6))
@@ -140,12 +141,18 @@ def training(ground: Ground) -> Contest:
         trainer = Trainer(own, data, Ranks(data.device))
         work = partial(_steps, partial(_own_step, trainer), own_batches(data, own), steps)
         contestants.append(Contestant(name, clocked(work, ground.device), steps, own=True))
-    peer = partial(_steps, peer_step(data, config), peer_batches(data, config), steps)
+    peer = partial(_steps, peer_step(data, config), _started(peer_batches(data, config)), steps)
     contestants.append(Contestant(PEER, clocked(peer, ground.device), steps))
     return Contest(f"training {config.network}, {_batch_of(config)}", "steps", contestants, ground.time(12))
 
 
 CONTESTS: dict[str, Callable[[Ground], Contest]] = {"data": data_alone, "training": training}
+
+
+def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches after the first, which starts the workers."""
+    next(batches)
+    return batches
 
 
 def _opened(ground: Ground) -> tuple[TrainingSet, TrainConfig]:

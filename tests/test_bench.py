@@ -111,22 +111,24 @@ def _contest(seconds: dict[str, list[float]], budget: float = 0.0) -> Contest:
     return Contest("work", "things", contestants, budget, [Absent("gone", "not installed")])
 
 
-def test_the_first_run_counts_only_without_others() -> None:
-    result = measure(_contest({"own": [9.0], "peer": [4.0]}))
-    assert result.rate(result.contest.contestants[0]) == 10 / 9
-    result = Result(_contest({"own": [9.0, 1.0, 2.0, 6.0], "peer": [9.0, 4.0, 8.0, 5.0], "other": [9.0] * 4}))
+def test_first_runs_warm_up_but_for_peers_without_time() -> None:
+    result = measure(_contest({"own": [9.0, 1.0], "peer": [4.0]}))
+    assert [row["rate"] for row in result.rows()] == [10, 2.5]
+    runs = {"own": [9.0, 1.0, 2.0, 6.0], "peer": [9.0, 4.0, 8.0], "other": [9.0, 9.0, 9.0]}
+    result = Result(_contest(runs))
     result.first_round()
-    for _ in range(3):
-        result.run(result.contest.contestants)
+    result.run(result.contest.contestants)
+    assert [result.rate(peer) for peer in result.taking_part] == [10 / 1.5, 10 / 6.5, 10 / 9]
+    result.run(result.contest.contestants)
     rows = {row["who"]: row for row in result.rows()}
     assert (rows["own"]["rate"], rows["own"]["slowest"], rows["own"]["fastest"]) == (5, 10 / 6, 10)
-    assert (rows["own"]["ratio"], rows["peer"]["ratio"], rows["other"]["ratio"]) == (2.5, 1, 5 / 9)
-    assert result.as_dict()["ratios"] == {"own": {"peer": 2.5, "other": 4.5}}
+    assert (rows["own"]["ratio"], rows["peer"]["ratio"], rows["other"]["ratio"]) == (3, 1, 6 / 9)
+    assert result.as_dict()["ratios"] == {"own": {"peer": 3, "other": 4.5}}
     assert result.as_dict()["absent"] == [{"name": "gone", "why": "not installed"}]
 
 
 def test_a_peer_that_fails_is_told_and_left_out() -> None:
-    contest = _contest({"own": [1.0, 2.0], "peer": []})
+    contest = _contest({"own": [1.0, 2.0, 3.0], "peer": []})
     result = Result(contest)
     result.first_round()
     result.run(contest.contestants)
@@ -141,7 +143,7 @@ def test_a_fast_one_runs_several_times_a_round() -> None:
     result = Result(contest)
     result.first_round()
     result.run(contest.contestants)
-    assert {name: len(runs) for name, runs in result.rounds.items()} == {"own": 1 + 5, "peer": 2}
+    assert {name: len(runs) for name, runs in result.rounds.items()} == {"own": 2 + 5, "peer": 2}
 
 
 def test_training_on_fewer_images_than_a_batch_goes_round() -> None:
@@ -172,7 +174,7 @@ def test_a_plan_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture
     chosen = ["--plan", "1000000", "--quick", "--device", "cpu", "--out", str(out)]
     assert main(["bench", *folders, *listed, *chosen]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("Plan for 1,000,000 images like")
+    assert told.startswith("Plan for 1,000,000 images of 0.003 megapixels")
     assert "2 images" in told
     assert [path.name for path in out.iterdir()] == ["plan.json"]
     account = json.loads((out / "plan.json").read_text())

@@ -148,7 +148,7 @@ def test_every_imported_package_is_declared() -> None:
     declared = sum(project["optional-dependencies"].values(), project["dependencies"])
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in declared}
     distribution = {"PIL": "pillow", "skimage": "scikit-image", "llvmlite": "numba"}
-    distribution |= {"cv2": "opencv-python-headless"}
+    distribution |= {"cv2": "opencv-contrib-python-headless"}
     trees = [ast.parse((ROOT / path).read_text()) for path in SOURCES]
     tops = {name.split(".")[0] for tree in trees for name, _ in imports(tree)}
     third_party = {distribution.get(top, top) for top in tops - sys.stdlib_module_names - {"mclc_gpu"}}
