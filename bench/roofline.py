@@ -1,4 +1,4 @@
-"""Distance of the kernels to what the machine can do: operations and bytes by formula, peaks measured here."""
+"""Distance of the kernels to what the machine can do: operations, bytes, measured peaks."""
 
 import torch
 
