@@ -80,9 +80,7 @@ def _assign(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             centre = [v.splat(v.load(centres, at, v.scalar)) for at in row[:5]]
             first, extent, index = (v.splat(v.load(centres, at, v.integer)) for at in row[5:])
             for i in range(_TOGETHER):
-                dy, dx, d0, d1, d2 = (
-                    builder.fsub(c, x) for c, x in zip(centre, features[i], strict=True)
-                )
+                dy, dx, d0, d1, d2 = (builder.fsub(c, x) for c, x in zip(centre, features[i], strict=True))
                 space = builder.fmul(builder.fadd(builder.fmul(dy, dy), builder.fmul(dx, dx)), weights)
                 colour = builder.fadd(
                     builder.fadd(builder.fmul(d0, d0), builder.fmul(d1, d1)), builder.fmul(d2, d2)
