@@ -76,7 +76,8 @@ def _place(y, x):
 
 
 @compiled()
-def _allocate(h, w, number):
+def allocate(h, w, number):
+    """Scratch for a window of h x w pixels and some centres."""
     stride = (h * w + BLOCK - 1) // BLOCK * BLOCK
     pixels = np.zeros((6, stride), np.float32)
     pixels[5] = _place(0xFFFF, 0xFFFF)  # no window reaches the padding
@@ -98,7 +99,7 @@ def _allocate(h, w, number):
 
 
 @compiled()
-def _assign(s, height, width, reach_y, reach_x, weight):
+def assign(s, height, width, reach_y, reach_x, weight):
     """Give every pixel the nearest centre whose window reaches it (eq. 2, 3). Did a label change?"""
     living = 0
     table = s.table
@@ -141,7 +142,7 @@ def _sum_many(s, size):
 
 
 @compiled()
-def _update(s, size):
+def update(s, size):
     """Move every centre to the mean of its pixels (eq. 4). Returns the largest squared move in pixels."""
     sums, centres = s.sums, s.centres
     # Rows and columns add up exactly: to less than 2^24.
@@ -165,20 +166,23 @@ def _update(s, size):
 
 
 @compiled()
-def _cluster(s, h, w, start, reach_y, reach_x, weight, iterations, tolerance):
-    """All iterations of one trial. Labels that did not change are a fixed point: stopping there is exact."""
-    for k in range(start.shape[0]):
-        s.centres[k, 0] = start[k, 0]
-        s.centres[k, 1] = start[k, 1]
-        for c in range(2, 5):
-            s.centres[k, c] = 0
+def restart(s, start):
+    """Begin a trial: centres on the grid [N, 2], without colour; every pixel in the first cluster."""
+    s.centres[:, :2] = start
+    s.centres[:, 2:] = 0
     s.alive[:] = True
     s.labels[:] = 0
+
+
+@compiled()
+def _cluster(s, h, w, start, reach_y, reach_x, weight, iterations, tolerance):
+    """All iterations of one trial. Labels that did not change are a fixed point: stopping there is exact."""
+    restart(s, start)
     for i in range(iterations):
-        changed = _assign(s, h, w, reach_y, reach_x, weight)
+        changed = assign(s, h, w, reach_y, reach_x, weight)
         if i > 0 and not changed:
             return
-        if i + 1 < iterations and _update(s, h * w) < tolerance * tolerance:
+        if i + 1 < iterations and update(s, h * w) < tolerance * tolerance:
             return
 
 
@@ -231,7 +235,7 @@ def _item(batch, i, first_trial, settings):
     p = palette(batch.data[offset:], height, width, channels, top, left, h, w, settings.noise)
     counts = batch.partial[batch.partial_offsets[i] : batch.partial_offsets[i + 1]]
     start = batch.centres[centre : centre + number]
-    s = _allocate(h, w, number)
+    s = allocate(h, w, number)
     far_y = F(reach_y) if settings.windowed else _FAR
     far_x = F(reach_x) if settings.windowed else _FAR
     weight = F(1.0 / (interval * interval))
