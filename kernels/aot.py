@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,40 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-def resources(
+
+@dataclass(frozen=True)
+class Machine:
+    """A kernel in machine code.
+
+    Attributes
+    ----------
+    registers : int
+        Per thread.
+    spills : int
+        Bytes of stack per thread.
+    shared : int
+        Bytes per program.
+    assembly : str
+        NVIDIA: what ``nvdisasm`` prints; AMD: what LLVM prints.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    assembly: str
+
+
+def machine_code(
     kernel: Any,
     signature: dict[str, str],
     constexprs: dict[str, Any],
-    arch: int,
+    architecture: str,
     num_warps: int = 4,
     enable_fp_fusion: bool = False,
-) -> dict[str, int]:
-    """Compile a kernel for an NVIDIA architecture and read its resource usage from the machine code.
+) -> Machine:
+    """Compile a kernel for one architecture.
 
     Parameters
     ----------
@@ -30,15 +55,10 @@ def resources(
         the kernel has, and leave out those in `constexprs`.
     constexprs : dict
         Value of each ``tl.constexpr`` argument by name.
-    arch : int
-        Compute capability times ten: 80 (A100), 90 (H100, H200).
+    architecture : str
+        "sm_80" (A100), "sm_90" (H100, H200), or of AMD for example "gfx942" (MI300).
     num_warps, enable_fp_fusion
         Launch options.
-
-    Returns
-    -------
-    dict
-        ``registers`` per thread, ``spills`` (bytes of stack per thread), ``shared`` (bytes per program).
 
     Raises
     ------
@@ -52,13 +72,27 @@ def resources(
     types = {name: "constexpr" if name in constexprs else signature[name] for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=types, constexprs=constexprs)
     options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    nvidia = architecture.startswith("sm_")
+    target = GPUTarget("cuda", int(architecture[3:]), 32) if nvidia else GPUTarget("hip", architecture, 64)
+    compiled = triton.compile(source, target=target, options=options)
+    shared = compiled.metadata.shared
+    if not nvidia:
+        text = compiled.asm["amdgcn"]
+        registers, stack = _number(r"; NumVgprs: (\d+)", text), _number(r"; ScratchSize: (\d+)", text)
+        return Machine(registers, stack, shared, text)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        report = subprocess.run(
-            [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-        ).stdout
-    registers, stack = (int(re.search(rf"\b{name}:(\d+)", report)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    return {"registers": registers, "spills": stack, "shared": compiled.metadata.shared}
+        usage = _output("cuobjdump", "--dump-resource-usage", cubin)
+        text = _output("nvdisasm", "-c", cubin)
+    return Machine(_number(r"\bREG:(\d+)", usage), _number(r"\bSTACK:(\d+)", usage), shared, text)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"no {pattern} in the compiler's report"
+    return int(found[1])
+
+
+def _output(tool: str, *arguments: str | Path) -> str:
+    return subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout

@@ -203,8 +203,22 @@ def _check_seeds(windows: torch.Tensor, seeds: Seeds) -> None:
         raise ValueError("a seed lies outside its window")
 
 
-def _grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start centres of all window shapes [centres, 2]; per target: first, number, reach in y and x, step."""
+def trial_grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the clusters of all windows start, on the CPU.
+
+    Parameters
+    ----------
+    windows : Tensor [targets, 8], int64
+        Columns `WINDOW_COLUMNS`.
+    clusters : int
+
+    Returns
+    -------
+    centres : Tensor [centres, 2], float32
+        Row and column, for all shapes of windows one after another.
+    grids : Tensor [targets, 5], int64
+        First centre, number of centres, reach in y and in x (pixels), step (pixels).
+    """
     shapes, index = torch.unique(windows[:, 3:5], dim=0, return_inverse=True)
     centres, rows, first = [], [], 0
     for height, width in shapes.tolist():
@@ -282,7 +296,7 @@ def run_trials(
     counts = torch.zeros(total, dtype=torch.int32, device=device)
     masks = torch.zeros((trials if keep_masks else 0, total), dtype=torch.uint8, device=device)
     if len(windows):
-        centres, grids = _grids(windows, config.clusters)
+        centres, grids = trial_grids(windows, config.clusters)
         if backend == "triton":
             from mclc_gpu.kernels import trials_triton as triton_backend
 
