@@ -1,6 +1,7 @@
 """What `mclc-gpu bench` does: suites of contests run one after another, their table, files and plot."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mclc_gpu.bench.contest import Contest, Result, measure
 from mclc_gpu.bench.ground import open_ground
 from mclc_gpu.bench.suites import SUITES
 from mclc_gpu.bench.tables import Row, circumstances, machine, markdown, rounded, write_csv
+from mclc_gpu.errors import InputError
 from mclc_gpu.journal import Layout, write_json
 
 LIMITS = "limits"
@@ -21,9 +23,10 @@ CSV, COST_CSV, PLOT, PLAN = "bench.csv", "cost.csv", "cost.png", "plan.json"
 LAYOUT = Layout("bench", (), (CSV, COST_CSV, PLOT, PLAN, "roofline.csv", "resources.csv"))
 _HEADER = ("work", "who", "rate", "unit", "slowest", "fastest", "runs", "ratio")
 _LEGEND = (
-    "rate: of the median run, after a warm-up; slowest, fastest: of single runs; ratio: to the fastest peer\n"
+    "rate: of the median run, after a warm-up; slowest, fastest: of single runs; ratio: to the fastest peer "
     "of the same work, in turns with it and on all cores of this processor. Below 1 a peer is faster."
 )
+_WIDTH = 110  # of the text below a table
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,12 @@ def run_bench(job: BenchJob) -> dict[str, Any]:
         tables[CSV] = [
             {"suite": suite, **row} for suite, own in results.items() for r in own for row in r.rows()
         ]
-        remarks = [
-            _LEGEND,
-            *_remarks(results),
-            *(["--quick: rates of so little work mean nothing."] if job.quick else []),
-        ]
-        print(f"{source}. {machine(job.device)}.\n\n{_table(results)}\n")
-        print("\n".join(remarks))
+        print(f"{source}. {machine(job.device)}.\n\n{_table(results)}\n\n{_remarks(results, job.quick)}")
     if costs:
         tables[COST_CSV] = cost.cost_rows(costs)
-        cost.plot_cost(tables[COST_CSV], f"Noise and SLIC; {machine(job.device)}", job.out / PLOT)
+        cost.plot_cost(tables[COST_CSV], machine(job.device), job.out / PLOT)
     for name, rows in limits.items():
-        header = list(rows[0])
-        print(
-            f"\n{name}\n\n{markdown(header, [[rounded(row[column]) for column in header] for row in rows])}"
-        )
+        print(f"\n{name}\n\n{_plain_table(rows)}")
     for name, rows in tables.items():
         write_csv(job.out / name, rows)
     written = [LAYOUT.summary(job.out).name, *tables, *([PLOT] if costs else [])]
@@ -123,7 +117,10 @@ def _limits(job: BenchJob) -> dict[str, list[Row]]:
     print("limits: roofline", file=sys.stderr, flush=True)
     tables = {"roofline": roofline(job.device)}
     print("limits: resources, compiling ahead of time", file=sys.stderr, flush=True)
-    return tables | {"resources": resources()}
+    try:
+        return tables | {"resources": resources()}
+    except RuntimeError as error:
+        raise InputError(str(error)) from error
 
 
 def _table(results: Mapping[str, Sequence[Result]]) -> str:
@@ -140,16 +137,29 @@ def _table(results: Mapping[str, Sequence[Result]]) -> str:
     return markdown(_HEADER, lines, left=2)
 
 
-def _remarks(results: Mapping[str, Sequence[Result]]) -> list[str]:
-    """What the table leaves to be said: where a peer is faster, and which could not take part."""
+def _remarks(results: Mapping[str, Sequence[Result]], quick: bool) -> str:
+    """What the table leaves to be said: how to read it, where a peer is faster, and which are not there."""
     every = [result for own in results.values() for result in own]
-    remarks = [*dict.fromkeys(result.contest.remark for result in every if result.contest.remark)]
-    lines = [
-        f"Slower than {result.fastest_peer.name}: {row['who']}, {result.contest.work}: {rounded(ratio)}."
-        for result in every
-        if result.fastest_peer
-        for row in result.rows()
-        if row["own"] and isinstance(ratio := row["ratio"], float) and ratio < 1
-    ]
+    lines = [_LEGEND, *dict.fromkeys(result.contest.remark for result in every if result.contest.remark)]
+    if quick:
+        lines.append("--quick: rates of so little work mean nothing.")
+    lost: dict[str, list[str]] = {}
+    for result in every:
+        peer = result.fastest_peer
+        for row in result.rows():
+            if peer and row["own"] and isinstance(row["ratio"], float) and row["ratio"] < 1:
+                text = f"{row['work']}, {row['who']} ({rounded(row['ratio'])})"
+                lost.setdefault(peer.name, []).append(text)
+    lines += [f"Slower than {name}: {'; '.join(works)}." for name, works in lost.items()]
+    wrapped = [textwrap.fill(line, _WIDTH, break_on_hyphens=False) for line in lines]
     absent = {(item.name, item.why): None for result in every for item in result.absent}
-    return remarks + lines + [f"Not measured: {name}: {why}." for name, why in absent]
+    return "\n".join([*wrapped, *(f"Not measured: {name}: {why}" for name, why in absent)])
+
+
+def _plain_table(rows: Sequence[Row]) -> str:
+    """All rows and those columns that hold anything; text comes first."""
+    header = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    left = next(
+        (place for place, name in enumerate(header) if not isinstance(rows[0][name], str)), len(header)
+    )
+    return markdown(header, [[rounded(row[name]) for name in header] for row in rows], left)

@@ -20,7 +20,7 @@ from mclc_gpu.kernels.crf import dense_crf_images
 SIZES = {"16": (16, 512), "32": (32, 256), "64": (64, 64), "128": (128, 8), "256": (256, 2)}
 
 _REMARK = (
-    "Dense CRF: mclc-gpu sums over all pairs of a window's pixels, pydensecrf approximates these sums.\n"
+    "Dense CRF: mclc-gpu sums over all pairs of a window's pixels, pydensecrf approximates these sums. "
     "The windows are synthetic."
 )
 

@@ -33,8 +33,8 @@ HOW_TO_GET = {
     "cuda-slic": "pip install cuda-slic cupy",
 }
 _REMARK = (
-    "SLIC: scikit-image gives the same segments as mclc-gpu; OpenCV and fast-slic compute others, with\n"
-    "colours in 8 bits, and fast-slic in 16-bit integers from every third row at a time. The images are\n"
+    "SLIC: scikit-image gives the same segments as mclc-gpu; OpenCV and fast-slic compute others, with "
+    "colours in 8 bits, and fast-slic in 16-bit integers from every third row at a time. The images are "
     "synthetic. Of several the peers take one at a time in a process per core."
 )
 _DRAWN = 1024  # larger images repeat one of this size, which is drawn in a tenth of the time

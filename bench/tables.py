@@ -57,11 +57,11 @@ def shown(cell: Cell, digits: int) -> str:
 
 
 def rounded(cell: Cell) -> str:
-    """A cell to read with three digits, or all those before the point; text and whole numbers as they are."""
+    """A cell to read: a number with three digits, or all those before the point; text as it is."""
     if not isinstance(cell, float) or _is_empty(cell):
         return shown(cell, 0)
     size = abs(cell)
-    if 0 < size < 0.001:
+    if 0 < size < 0.001 or size >= 1e7:
         return f"{cell:.2e}"
     return shown(cell, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3)
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclc_gpu.bench import cost, ground, slic_peers, train_suite
+from mclc_gpu.bench import cost, ground, plan, slic_peers, train_suite
 from mclc_gpu.bench.contest import Absent, Contest, Contestant, Result, measure
-from mclc_gpu.bench.plan import Rates, make_plan
 from mclc_gpu.bench.suites import SUITES
 from mclc_gpu.bench.tables import rounded
 from mclc_gpu.cli.main import main
@@ -101,6 +100,29 @@ def test_missing_peers_are_told_with_the_way_to_get_them(
     assert not (tmp_path / "cost.png").exists()
 
 
+def test_limits_are_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = {"kernel": "peak", "operations": 2.5e11, "bound": None}
+    monkeypatch.setattr("mclc_gpu.bench.roofline.roofline", lambda device: [peak])
+    chosen = ["bench", "--suite", "limits", "--device", "cpu", "--out", str(tmp_path)]
+    registers = {"kernel": "trials", "shape": "64 pixels", "registers": 62, "failure": None}
+    monkeypatch.setattr("mclc_gpu.bench.resources.resources", lambda: [registers])
+    assert main(chosen) == 0
+    told = capsys.readouterr().out
+    assert "| peak   |   2.50e+11 |" in told
+    assert "| kernel | shape     | registers |\n" in told
+    assert (tmp_path / "roofline.csv").read_text() == "kernel,operations,bound\npeak,250000000000.0,\n"
+    assert json.loads((tmp_path / "bench.json").read_text())["limits"]["resources"] == [registers]
+
+    def interpreted() -> None:
+        raise RuntimeError("decorated for the interpreter")
+
+    monkeypatch.setattr("mclc_gpu.bench.resources.resources", interpreted)
+    assert main(chosen) == 2
+    assert capsys.readouterr().err.endswith("mclc-gpu: error: decorated for the interpreter\n")
+
+
 def _contest(seconds: dict[str, list[float]], budget: float = 0.0) -> Contest:
     """Contestants that claim these times, one after another; the first is this package's."""
     runs = {name: iter(values) for name, values in seconds.items()}
@@ -155,18 +177,21 @@ def test_training_on_fewer_images_than_a_batch_goes_round() -> None:
 
 def test_a_plan_scales_the_measured_rates() -> None:
     seconds = {"read": 2.0, "cluster": 6.0, "refine": 3.0, "write": 1.0, "total": 10.0}
-    plan = make_plan(Rates(100, 150, seconds, 5_000, 400, 8_192, None), 360_000)
-    assert plan.hours == pytest.approx(
+    made = plan.make_plan(plan.Rates(100, 150, seconds, 5_000, 400, 8_192, None), 360_000)
+    assert made.hours == pytest.approx(
         {"read": 2, "cluster": 6, "refine": 3, "write": 1, "sum": 12, "overlapped": 9, "measured": 10}
     )
-    assert (plan.bound, plan.devices, plan.files) == ("device", 4.5, 720_000)
-    assert (plan.read_bytes, plan.written_bytes, plan.written_blocks) == (18e6, 1.44e6, 29_491_200)
-    slow_disk = make_plan(Rates(100, 150, seconds | {"write": 20.0}, 0, 0, 0, None), 100)
+    assert (made.bound, made.devices, made.files) == ("device", 4.5, 720_000)
+    assert (made.read_bytes, made.written_bytes, made.written_blocks) == (18e6, 1.44e6, 29_491_200)
+    slow_disk = plan.make_plan(plan.Rates(100, 150, seconds | {"write": 20.0}, 0, 0, 0, None), 100)
     assert (slow_disk.bound, slow_disk.devices) == ("write", 9 / 20)
     assert slow_disk.hours["overlapped"] == pytest.approx(20 / 3600)
 
 
-def test_a_plan_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_of_ones_own_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PRESETS", ("default",))  # the other one would only take time
     write_dataset(tmp_path, 4, 0, size=(48, 64))
     folders = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
     listed = ["--list", str(tmp_path / "splits" / "train.txt")]
@@ -178,13 +203,12 @@ def test_a_plan_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "2 images" in told
     assert [path.name for path in out.iterdir()] == ["plan.json"]
     account = json.loads((out / "plan.json").read_text())
-    for name in ("default", "paper"):
-        rates, plan = account["rates"][name], account["plans"][name]
-        assert rates["images"] == 2
-        assert plan["hours"]["measured"] == pytest.approx(rates["seconds"]["total"] * 500_000 / 3600)
-        assert plan["written_bytes"] == 500_000 * rates["written_bytes"] > 0
-        assert f"{plan['files']:,} PNG files" in told
-        assert rounded(plan["hours"]["measured"]) in told
+    rates, made = account["rates"]["default"], account["plans"]["default"]
+    assert rates["images"] == 2
+    assert made["hours"]["measured"] == pytest.approx(rates["seconds"]["total"] * 500_000 / 3600)
+    assert made["written_bytes"] == 500_000 * rates["written_bytes"] > 0
+    assert "2,000,000 PNG files" in told
+    assert rounded(made["hours"]["measured"]) in told
 
 
 @pytest.mark.parametrize(
@@ -231,7 +255,7 @@ def test_images_without_targets_are_bad_input(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_numbers_are_shown_with_three_digits() -> None:
-    cells = [1234.5, 12.345, 1.2345, 0.12345, 0.00012345, 0.0, math.nan, None, 12345, "text"]
+    cells = [2e7, 1234.5, 12.345, 1.2345, 0.12345, 0.00012345, 0.0, math.nan, None, 12345, "text"]
     assert [rounded(cell) for cell in cells] == [
-        *("1,234", "12.3", "1.23", "0.123", "1.23e-04", "0.000", "", "", "12,345", "text")
+        *("2.00e+07", "1,234", "12.3", "1.23", "0.123", "1.23e-04", "0.000", "", "", "12,345", "text")
     ]
