@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,11 @@ class Result:
             for _ in range(min(max(int(share), 1), _MOST_REPEATS) if repeats else 1):
                 runs.append(contestant.run())
 
+    def release(self) -> None:
+        """Let go of images, networks and processes that the work holds: no more runs."""
+        done = [replace(contestant, run=_released) for contestant in self.contest.contestants]
+        self.contest = replace(self.contest, contestants=done)
+
     def seconds(self, contestant: Contestant) -> list[float]:
         """The runs that count."""
         runs = self.rounds[contestant.name]
@@ -183,6 +188,10 @@ class Result:
         }
 
 
+def _released() -> float:
+    raise RuntimeError("the contest is over")
+
+
 def measure(contest: Contest) -> Result:
     """Rounds of all contestants in turn, so that a machine's drift meets all alike, as time allows."""
     result = Result(contest)
@@ -194,4 +203,5 @@ def measure(contest: Contest) -> Result:
             break
         before = now
         result.run(contest.contestants)
+    result.release()
     return result

@@ -11,13 +11,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mclc_gpu.bench.contest import Contest, Contestant, clocked
 from mclc_gpu.bench.ground import Ground
+from mclc_gpu.bench.plain_crops import PlainCrops
 from mclc_gpu.data.crops import plan_epoch
 from mclc_gpu.data.training_set import Sample, TrainingSet, open_training_set
 from mclc_gpu.distributed import Ranks
@@ -29,44 +28,18 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 PEER = "DataLoader loop"
 
 
-class PlainCrops(Dataset[Batch]):
-    """Random crops and flips of files, one by one: what a detector's repository usually holds."""
-
-    def __init__(self, data: TrainingSet, size: int, least: int) -> None:
-        """`least`: crops of an epoch at least, however few the images."""
-        self.data, self.size = data, size
-        self.count = max(len(data.samples), least)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Batch:
-        sample, size = self.data.samples[index % len(self.data.samples)], self.size
-        image = np.asarray(Image.open(sample.image).convert("L"), np.float32)
-        mask = np.asarray(Image.open(sample.mask).convert("L"), np.float32) / 255
-        planes = np.stack([(image - self.data.mean) / self.data.std, mask])
-        missing = [(0, max(0, size - length)) for length in image.shape]
-        planes = np.pad(planes, [(0, 0), *missing])
-        top, left = (np.random.randint(length - size + 1) for length in planes.shape[1:])  # noqa: NPY002
-        planes = planes[:, top : top + size, left : left + size]
-        for axis in (1, 2):
-            if np.random.random() < 0.5:  # noqa: NPY002
-                planes = np.flip(planes, axis)
-        if np.random.random() < 0.5:  # noqa: NPY002
-            planes = planes.transpose(0, 2, 1)
-        planes = np.ascontiguousarray(planes)
-        return torch.from_numpy(planes[:1]), torch.from_numpy(planes[1:])
-
-
 def peer_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
     """Batches of the peer, on the device, without end."""
+    files = [(sample.image, sample.mask) for sample in data.samples]
     loader = DataLoader(
-        PlainCrops(data, config.size, config.batch_size),
+        PlainCrops(files, data.mean, data.std, config.size, config.batch_size),
         config.batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=min(os.cpu_count() or 1, 8),
         persistent_workers=True,
+        # Forked from a process with threads, as this one is, workers may hang when they are to end.
+        multiprocessing_context="spawn",
         pin_memory=data.device.type == "cuda",
     )
     while True:

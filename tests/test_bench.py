@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclc_gpu.bench import cost, ground, plan, slic_peers, train_suite
+from mclc_gpu.bench import cost, ground, plan, slic_peers
 from mclc_gpu.bench.contest import Absent, Contest, Contestant, Result, measure
+from mclc_gpu.bench.plain_crops import PlainCrops
 from mclc_gpu.bench.suites import SUITES
 from mclc_gpu.bench.tables import rounded
 from mclc_gpu.cli.main import main
@@ -169,10 +170,7 @@ def test_a_fast_one_runs_several_times_a_round() -> None:
 
 
 def test_training_on_fewer_images_than_a_batch_goes_round() -> None:
-    class Data:
-        samples = [0, 1, 2]  # noqa: RUF012
-
-    assert len(train_suite.PlainCrops(Data(), 32, 16)) == 16
+    assert len(PlainCrops([(Path("image"), Path("mask"))] * 3, 0.0, 1.0, 32, 16)) == 16
 
 
 def test_a_plan_scales_the_measured_rates() -> None:
