@@ -114,8 +114,8 @@ def predict_folder(job: PredictJob) -> dict[str, Any]:
     fingerprint = fingerprint_of([job.settings(), digest, sorted(job.images)])
     if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)):
         return complete
-    before = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
-    records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
+    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
+        records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
     todo = [stem for stem in job.images if stem not in records]
     begin = time.perf_counter()
     predictor = Predictor(trained.network, trained.normalisation, job.tile, job.overlap, job.amp)

@@ -98,13 +98,14 @@ def tune_labels(job: TuneJob) -> dict[str, Any]:
     fingerprint = fingerprint_of([job.settings(), whole.names, [int(mask.sum()) for mask in whole.truth]])
     if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)) is not None:
         return complete
-    known = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
+    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
+        known = {key: entry["pixels"] for key, entry in before.items()}
     with Journal(LAYOUT, job.out, fingerprint) as journal:
         parts = [members for members in whole.halves(job.seed) if members]
         evaluator = Evaluator(
             [whole.part(members) for members in parts],
             job.device,
-            {key: entry["pixels"] for key, entry in known.items()},
+            known,
             # A journal names its records' subject "image"; here it is one config on one half.
             lambda key, pixels: journal.append({"image": key, "pixels": pixels}),
         )
