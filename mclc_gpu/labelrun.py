@@ -260,6 +260,7 @@ class _Work:
     Attributes:
         stages: Seconds of each stage.
         targets, trials: Done here.
+        overlap: Whether a chunk is written, and the next one read, while another is labelled.
     """
 
     def __init__(self, job: LabelJob, ranks: Ranks, ends: Mapping[str, int]) -> None:
@@ -267,6 +268,7 @@ class _Work:
         self.job, self.ranks, self.ends = job, ranks, ends
         self.stages = Stages(STAGES)
         self.targets = self.trials = 0
+        self.overlap = ranks.device.type == "cuda"
         self.block: list[tuple[Record, Encoded | None]] = []
 
     def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:
@@ -274,13 +276,13 @@ class _Work:
         behind: deque[list[_Behind]] = deque()
         with ExitStack() as stack:
             progress = stack.enter_context(self._progress(len(stems), before))
-            reader = stack.enter_context(Reader(((s, self.job.images[s]) for s in stems), self.stages))
+            files = ((stem, self.job.images[stem]) for stem in stems)
+            reader = stack.enter_context(Reader(files, self.stages, self.overlap))
             pool = ThreadPoolExecutor(WORKERS, "write")
             stack.callback(pool.shutdown, cancel_futures=True)
             for chunk in reader.chunks():
                 behind.append(self._label(chunk, pool))
-                # The chunk before is written while this one was labelled and the next one is.
-                while len(behind) > 1:
+                while len(behind) > self.overlap:
                     self._finish(behind.popleft(), journal, progress)
             while behind:
                 self._finish(behind.popleft(), journal, progress)

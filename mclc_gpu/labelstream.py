@@ -1,8 +1,9 @@
 """The stream of a bulk labelling run: files are read ahead, labelled in chunks, and written behind.
 
-Three things go on at once: threads read and decode the next images, this thread and the device label a
-chunk, and threads encode and write what was labelled before. What is in memory is bounded by the chunk and by
-how far the readers may run ahead, whatever the size of the data set.
+With a GPU three things go on at once: threads read and decode the next chunk of images, the device labels
+one, and threads encode and write the one before. On the CPU each of the three has all cores in turn: together
+they would only take the cores from each other. What is in memory is bounded by the chunks, whatever the size
+of the data set.
 """
 
 import os
@@ -61,11 +62,11 @@ class Stages:
 
 
 class Reader:
-    """Reads images by threads, a chunk ahead of whoever iterates; a context manager."""
+    """Reads images by threads, for whoever iterates over the chunks; a context manager."""
 
-    def __init__(self, files: Iterable[tuple[str, Path]], stages: Stages) -> None:
-        """`files`: stem and path of each image, in order."""
-        self.files, self.stages = iter(files), stages
+    def __init__(self, files: Iterable[tuple[str, Path]], stages: Stages, ahead: bool) -> None:
+        """`files`: stem and path of each image, in order. `ahead`: read on while a chunk is used."""
+        self.files, self.stages, self.ahead = iter(files), stages, ahead
         self.pool = ThreadPoolExecutor(WORKERS, "read")
         self.waiting: deque[Future[tuple[Loaded, float]]] = deque()
         self.mean = 0.0  # bytes of an image, of those read lately
@@ -75,7 +76,7 @@ class Reader:
         chunk: list[Loaded] = []
         size = 0
         while True:
-            self._fill()
+            self._fill(0 if self.ahead else len(chunk))
             if not self.waiting:
                 break
             loaded, busy = self.waiting.popleft().result()
@@ -89,10 +90,10 @@ class Reader:
         if chunk:
             yield chunk
 
-    def _fill(self) -> None:
-        """Ask for as many images as may wait: a chunk of them, by what the last ones took."""
-        most = min(_CHUNK_IMAGES, int(_CHUNK_BYTES / self.mean) if self.mean else WORKERS)
-        while len(self.waiting) < max(most, WORKERS):
+    def _fill(self, read: int) -> None:
+        """Ask for a chunk of images, by what the last ones took, less those that were `read` already."""
+        chunk = min(_CHUNK_IMAGES, int(_CHUNK_BYTES / self.mean)) if self.mean else WORKERS
+        while len(self.waiting) < max(chunk - read, 1):
             following = next(self.files, None)
             if following is None:
                 return
