@@ -1,4 +1,4 @@
-"""A large synthetic set labelled twice, once undisturbed and once killed on the way: equal files, flat memory.
+"""A large synthetic set labelled twice, undisturbed and killed on the way: equal files, flat memory.
 
     python -m mclc_gpu.bench.scale --count 100000 --out DIR [--shards 1000] [--kills 2] [--processes 1]
 

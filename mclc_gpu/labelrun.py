@@ -98,8 +98,7 @@ def label_folder(job: LabelJob, ranks: Ranks | None = None) -> dict[str, Any]:
     ranks = ranks or Ranks(_device(job.device))
     if job.shards < 0:
         raise InputError(f"{job.shards} images an archive: give 1 or more, or 0 for files of their own")
-    with ExitStack() as stack:
-        ranks.on_main(lambda: stack.enter_context(locked(job.out, LAYOUT.kind)))
+    with locked(job.out, LAYOUT.kind, ranks):
         return _label_folder(job, ranks)
 
 

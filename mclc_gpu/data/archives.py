@@ -32,10 +32,7 @@ def read_file(path: Path) -> bytes:
     offset, size = members[path.name]
     with path.parent.open("rb") as file:
         file.seek(offset)
-        content = file.read(size)
-    if len(content) < size:
-        raise InputError("the archive ends within this file; copy it again")
-    return content
+        return file.read(size)
 
 
 def in_archive(path: Path) -> bool:
@@ -72,7 +69,7 @@ def _members(archive: Path, changed: int, size: int) -> dict[str, tuple[int, int
                     raise InputError(f"{archive}: holds {name} twice; keep one")
                 found[name] = member.offset_data, member.size
     except tarfile.TarError as error:
-        raise InputError(f"{archive}: no uncompressed tar archive ({error}); make it again") from error
+        raise InputError(f"{archive}: no whole uncompressed tar archive ({error}); make it again") from error
     return found
 
 
