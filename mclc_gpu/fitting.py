@@ -18,6 +18,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.evaluation import score_network
 from mclc_gpu.inference import Predictor
 from mclc_gpu.journal import fingerprint_of
+from mclc_gpu.lock import locked
 from mclc_gpu.metrics import Result, Scores
 from mclc_gpu.provenance import provenance
 from mclc_gpu.runfolder import BEST, LAST, Row, RunLog, check_folder, make_row, same_settings, start_folder
@@ -90,7 +91,21 @@ def fit(
     """
     if ranks is None:
         ranks = join(device)
-    check_run(config, out, ranks, resume, overwrite)
+    with locked(out, "train", ranks):
+        check_run(config, out, ranks, resume, overwrite)
+        return _fit(train, config, out, validation, ranks, resume, overwrite, about or {})
+
+
+def _fit(
+    train: Sequence[Sample],
+    config: TrainConfig,
+    out: Path,
+    validation: Sequence[Sample],
+    ranks: Ranks,
+    resume: bool,
+    overwrite: bool,
+    about: Mapping[str, Any],
+) -> Fitted:
     data = open_training_set(train, config.channels, ranks.device)
     held = HeldOut(ranks.share(validation))
     names = [sample.name for sample in validation]
@@ -107,7 +122,7 @@ def fit(
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         trainer = Trainer(config, data, ranks)
-        notes = {**_about(trainer, usable), "skipped": skipped, **(about or {})}
+        notes = {**_about(trainer, usable), "skipped": skipped, **about}
         ranks.on_main(lambda: start_folder(out, settings, notes, overwrite))
         run = _Run(trainer, held if validation else None, out, settings)
         if resume and (out / LAST).exists():

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
+from mclc_gpu.data.archives import ARCHIVE_SUFFIX
 from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.errors import InputError
+from mclc_gpu.lock import unwritable
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Layout:
 
     Attributes:
         kind: Name of the command; `kind`.json is the run's account.
-        folders: Folders of PNG files, one per image.
+        folders: Folders of PNG files, one per image, or of archives.
         files: Other files.
     """
 
@@ -66,9 +68,74 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def fingerprint_of(content: Any) -> str:
-    """A digest of what a run's output depends on, but for the images' content; any JSON."""
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+def fingerprint_of(*content: Any) -> str:
+    """A digest of what a run's output depends on, but for the images' content; any JSON, in parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in content:
+        digest.update(json.dumps(part).encode() + b"\n")
+    return digest.hexdigest()
+
+
+class Noted(Mapping[str, dict[str, Any]]):
+    """What journals noted of each finished image, by its stem, the last word on each.
+
+    Only the places in the files are in memory. The files must stay as they were when this was made.
+    """
+
+    def __init__(self, paths: Iterable[Path], fingerprint: str) -> None:
+        """Raises InputError for journals of another run, and for damaged ones."""
+        self._files: list[BinaryIO] = []
+        self._places: dict[str, tuple[int, int]] = {}
+        for path in paths:
+            if path.exists():
+                self._take(path, fingerprint)
+
+    def __enter__(self) -> "Noted":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+    def _take(self, path: Path, fingerprint: str) -> None:
+        file = path.open("rb")
+        self._files.append(file)
+        offset = 0
+        torn = False  # a torn last line belongs to an image that was not finished
+        for number, line in enumerate(file):
+            if torn:
+                raise InputError(f"{path}: line {number} is damaged; use --overwrite or another --out")
+            entry = _entry(line)
+            torn = entry is None
+            if number == 0 and entry is not None and entry.get("fingerprint") != fingerprint:
+                raise InputError(
+                    f"{path.parent}: was begun with other settings or inputs; "
+                    "use --overwrite or another --out"
+                )
+            if number and entry is not None:
+                self._places[entry["image"]] = len(self._files) - 1, offset
+            offset += len(line)
+
+    def line(self, stem: str) -> bytes:
+        """What was noted, as it stands in the journal."""
+        number, offset = self._places[stem]
+        self._files[number].seek(offset)
+        return self._files[number].readline()
+
+    def __getitem__(self, stem: str) -> dict[str, Any]:
+        noted: dict[str, Any] = json.loads(self.line(stem))
+        return noted
+
+    def __contains__(self, stem: object) -> bool:
+        return stem in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Journal:
@@ -78,16 +145,14 @@ class Journal:
         """The journal of a process of a run that was opened."""
         self.path = layout.journal(out, rank)
         self.fingerprint = fingerprint
-        self.file: TextIO | None = None
+        self.file: BinaryIO | None = None
 
     @staticmethod
-    def open(
-        layout: Layout, out: Path, fingerprint: str, resume: bool, overwrite: bool
-    ) -> dict[str, dict[str, Any]]:
+    def open(layout: Layout, out: Path, fingerprint: str, resume: bool, overwrite: bool) -> Noted:
         """Start or take up a run in a folder; what all its processes noted goes into the first one's journal.
 
         Returns:
-            What was noted of each finished image, by its stem; a record is a dict with the key "image".
+            What was noted of each finished image; a record is a dict with the key "image". To be closed.
 
         Raises:
             InputError: The folder cannot be written, or holds another run or files that no run wrote.
@@ -101,22 +166,22 @@ class Journal:
                 raise InputError(
                     f"{out}: holds an earlier {layout.kind} run; use --resume, --overwrite or another --out"
                 )
-            records: dict[str, dict[str, Any]] = {}
-            for noted in layout.journals(out) if resume else ():
-                records |= _read(noted, fingerprint, out) if noted.exists() else {}
-            with atomic_path(path) as temporary:
-                lines = [json.dumps({"fingerprint": fingerprint}), *map(json.dumps, records.values())]
-                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            for noted in layout.journals(out)[1:]:
-                noted.unlink()
+            with (
+                Noted(layout.journals(out) if resume else (), fingerprint) as noted,
+                atomic_path(path) as temporary,
+                temporary.open("wb") as file,
+            ):
+                file.write(_line({"fingerprint": fingerprint}))
+                file.writelines(map(noted.line, noted))
+            for merged in layout.journals(out)[1:]:
+                merged.unlink()
             if overwrite:
                 _clear(layout, out)
             for folder in (out, *(out / name for name in layout.folders)):
-                folder.mkdir(exist_ok=True)
                 remove_leftovers(folder)
         except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-        return records
+            raise unwritable(out, error) from error
+        return Noted([path], fingerprint)
 
     @staticmethod
     def completed(layout: Layout, out: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -140,11 +205,11 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         assert self.file is not None
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(_line(record))
         self.file.flush()
 
     def __enter__(self) -> "Journal":
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("ab")
         if not self.file.tell():
             self.append({"fingerprint": self.fingerprint})
         return self
@@ -162,27 +227,18 @@ def close_run(layout: Layout, out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path, fingerprint: str, out: Path) -> dict[str, dict[str, Any]]:
-    """Records of a journal; a torn last line belongs to an image that was not finished."""
-    records: dict[str, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            if number + 1 < len(lines):
-                raise InputError(
-                    f"{path}: line {number + 1} is damaged; use --overwrite or another --out"
-                ) from None
-            break
-        if number == 0:
-            if entry.get("fingerprint") != fingerprint:
-                raise InputError(
-                    f"{out}: was begun with other settings or inputs; use --overwrite or another --out"
-                )
-            continue
-        records[entry["image"]] = entry
-    return records
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of a journal says; None when it is damaged."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(entry, dict) and ("image" in entry or "fingerprint" in entry)
+    return entry if whole else None
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
 
 
 def _refuse_foreign(layout: Layout, out: Path) -> None:
@@ -198,7 +254,8 @@ def _refuse_foreign(layout: Layout, out: Path) -> None:
 def _clear(layout: Layout, out: Path) -> None:
     """Remove an earlier run's files, but for its journal."""
     for folder in layout.folders:
-        for path in (out / folder).glob("*.png"):
-            path.unlink()
+        for pattern in ("*.png", f"*{ARCHIVE_SUFFIX}"):
+            for path in (out / folder).glob(pattern):
+                path.unlink()
     for path in (*(out / name for name in layout.files), layout.summary(out)):
         path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from scipy import ndimage
 from mclc_gpu.data.points import Point
 from mclc_gpu.data.simulate import POINT_AREA, SPOT_AREA, category_of
 from mclc_gpu.labelfiles import LabelFiles, Row
-from mclc_gpu.labelrun import LOW_CONFIDENCE
+from mclc_gpu.labelrecord import LOW_CONFIDENCE
 from mclc_gpu.metrics import Components, components_of
 from mclc_gpu.windows import Window, box_pixels, nearest_pixel
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
 from mclc_gpu.labelrun import LAYOUT
+from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.windows import Window, around, place_window
 
 
@@ -29,12 +30,14 @@ class LabelFiles:
         summary: Its label.json.
         points: Targets of every image.
         rows: Facts of the same targets; empty for a run without targets.csv.
+        store: Its masks and TPMs.
     """
 
     folder: Path
     summary: dict[str, Any]
     points: dict[str, list[Point]]
     rows: dict[str, list[Row]]
+    store: LabelStore
 
     def window(self, stem: str, index: int, shape: tuple[int, int]) -> Window:
         """Where a target was labelled in its image of this (height, width)."""
@@ -57,7 +60,8 @@ def open_labels(folder: Path) -> LabelFiles:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: does not hold a label run's settings; label again") from error
     points = load_points(folder / "points.csv")
-    return LabelFiles(folder, summary, points, _read_rows(folder / "targets.csv", points))
+    rows = _read_rows(folder / "targets.csv", points)
+    return LabelFiles(folder, summary, points, rows, LabelStore.open(folder))
 
 
 def _read_rows(path: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Row]]:

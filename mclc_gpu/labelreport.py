@@ -11,6 +11,7 @@ from PIL import Image
 
 from mclc_gpu import html
 from mclc_gpu.data.ahead import ahead
+from mclc_gpu.data.archives import is_file
 from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.skipped import Skipped
@@ -19,7 +20,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.html import Dot
 from mclc_gpu.labelcheck import CLICK_DOUBTS, DOUBTS, TRUTH_DOUBTS, Checked, LabelCheck, Looked, look
 from mclc_gpu.labelfiles import LabelFiles, open_labels
-from mclc_gpu.labelrun import mask_path, read_tpm, tpm_path
+from mclc_gpu.labelstore import read_tpm
 from mclc_gpu.metrics import ImageScore, Result, Scores, score_image
 from mclc_gpu.progress import Progress
 from mclc_gpu.roc import read_probability
@@ -74,8 +75,10 @@ class LabelReport:
 
         Raises InputError for a file that is no TPM of this (height, width).
         """
-        path = None if self.labels is None else tpm_path(self.labels.folder, stem)
-        if path is None or not path.exists():
+        if self.labels is None:
+            return None
+        path = self.labels.store.tpm(stem)
+        if not is_file(path):
             return None
         tpm = read_tpm(path)
         if tpm.shape != shape:
@@ -130,7 +133,7 @@ def report_labels(
         InputError: The folder holds no finished label run.
     """
     labels = open_labels(out)
-    masks = {stem: mask_path(out, stem) for stem in labels.points}
+    masks = {stem: labels.store.mask(stem) for stem in labels.points}
     report, scores = LabelReport(masks, truths or {}, images, labels), Scores()
     skipped = []
 

@@ -1,90 +1,47 @@
 """Labelling a whole folder: streamed in chunks of bounded memory, resumable, files written atomically."""
 
-import csv
-import io
-import math
-import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from mclc_gpu.data.atomic import atomic_path
-from mclc_gpu.data.images import read_image, stem_of
+from mclc_gpu.data.images import stem_of
 from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
+from mclc_gpu.journal import Journal, Layout, Noted, close_run, fingerprint_of, write_json
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labelconfig import LabelConfig
-from mclc_gpu.labeling import TargetMask, cluster_targets, compose, refine_targets, warm_up
+from mclc_gpu.labeling import TargetMask, cluster_targets, refine_targets, warm_up
+from mclc_gpu.labelrecord import Facts, Record, Records, Totals, UsedPoints, write_targets
+from mclc_gpu.labelstore import (
+    MASKS,
+    SHARDS,
+    TPMS,
+    Encoded,
+    encode,
+    mask_path,
+    shard_path,
+    tpm_path,
+    write_files,
+    write_shard,
+)
+from mclc_gpu.labelstream import WORKERS, Loaded, Reader, Stages
+from mclc_gpu.lock import locked
 from mclc_gpu.placing import place_targets
 from mclc_gpu.progress import Progress
 from mclc_gpu.provenance import provenance
 
-TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
-_CHUNK_BYTES = 64 << 20
-_CHUNK_IMAGES = 256
-_BATCH = 16  # images read at once
-_COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
-TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
-LOW_CONFIDENCE = 0.6
 STAGES = ("read", "cluster", "refine", "write")
-LAYOUT = Layout("label", ("masks", "tpm"), ("points.csv", "targets.csv", "overview.png", "report.html"))
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run knows of one target beside its point: see `TargetMask`; the area is that of its own mask."""
-
-    estimated: bool
-    area: int
-    confidence: float | None
-    trials: int
-
-    @staticmethod
-    def of(target: TargetMask) -> "Facts":
-        """Facts of a labelled target."""
-        confidence = None if math.isnan(target.confidence) else round(target.confidence, 6)
-        return Facts(target.estimated, int(np.count_nonzero(target.mask)), confidence, target.trials)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One finished image: the points that were used (None: the image could not be), and what was left out.
-
-    `targets` has the facts of every point.
-    """
-
-    image: str
-    points: list[Point] | None
-    skipped: list[str]
-    targets: list[Facts] = field(default_factory=list)
-
-    @property
-    def trials(self) -> int:
-        """Of all targets."""
-        return sum(target.trials for target in self.targets)
-
-    @property
-    def estimated(self) -> int:
-        """Targets whose category was estimated."""
-        return sum(target.estimated for target in self.targets)
-
-    @staticmethod
-    def of(noted: Mapping[str, Any]) -> "Record":
-        """The record that a journal noted."""
-        points = None if noted["points"] is None else [Point(**point) for point in noted["points"]]
-        return Record(**{**noted, "points": points, "targets": [Facts(**own) for own in noted["targets"]]})
+LAYOUT = Layout("label", (MASKS, TPMS, SHARDS), ("points.csv", "targets.csv", "overview.png", "report.html"))
 
 
 @dataclass
@@ -100,6 +57,7 @@ class LabelJob:
         device: "auto", "cpu", "cuda" or "cuda:N".
         resume: Go on where an interrupted run with the same settings stopped.
         overwrite: Replace an earlier run's output.
+        shards: Write archives of the labels of so many images each; 0: a mask and a TPM file for each image.
         source: How the points came about, for label.json.
         skipped: Inputs already found unusable.
         started: `time.perf_counter()` when the work began, for the start-up time.
@@ -113,6 +71,7 @@ class LabelJob:
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
+    shards: int = 0
     source: str = "points"
     skipped: list[Skipped] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -120,24 +79,6 @@ class LabelJob:
     def settings(self) -> dict[str, Any]:
         """What a run's output depends on, besides the images and points."""
         return {"seed": self.seed, "points": self.source, **asdict(self.config)}
-
-
-def mask_path(out: Path, stem: str) -> Path:
-    """Where a label run keeps an image's mask (8 bit, 0 or 255)."""
-    return out / "masks" / f"{stem}.png"
-
-
-def tpm_path(out: Path, stem: str) -> Path:
-    """Where a label run keeps an image's TPM (16 bit, 65535 is probability 1)."""
-    return out / "tpm" / f"{stem}.png"
-
-
-def read_tpm(path: Path) -> np.ndarray:
-    """A TPM file as float32 [H, W] in 0..1. Raises InputError for a file that is not one."""
-    tpm = read_image(path)
-    if tpm.ndim != 2 or tpm.dtype != np.uint16:
-        raise InputError(f"{path}: not a TPM; expected a 16-bit gray PNG")
-    return tpm.astype(np.float32) / TPM_ONE
 
 
 def label_folder(job: LabelJob, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -155,26 +96,39 @@ def label_folder(job: LabelJob, ranks: Ranks | None = None) -> dict[str, Any]:
         InputError: The output folder cannot be used, or there is nothing to label.
     """
     ranks = ranks or Ranks(_device(job.device))
+    if job.shards < 0:
+        raise InputError(f"{job.shards} images an archive: give 1 or more, or 0 for files of their own")
+    with locked(job.out, LAYOUT.kind, ranks):
+        return _label_folder(job, ranks)
+
+
+def _label_folder(job: LabelJob, ranks: Ranks) -> dict[str, Any]:
     stems = [stem for stem in job.images if stem in job.points]
     skipped = [*job.skipped, *_without_points(job)]
     if not stems:
         raise InputError(
             f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label"
         )
-    clicks = {stem: [astuple(point) for point in job.points[stem]] for stem in stems}
-    fingerprint = fingerprint_of([job.settings(), clicks])
+    clicks = ([stem, *map(astuple, job.points[stem])] for stem in stems)
+    fingerprint = fingerprint_of(job.settings(), job.shards, *clicks)
     complete = ranks.on_main(lambda: _completed(job, fingerprint))
     if complete is not None:
         return complete
-    before = ranks.on_main(lambda: _finished(job, fingerprint))
-    mine = ranks.share([stem for stem in stems if stem not in before])
+    finished = ranks.on_main(lambda: _finished(job, fingerprint, stems))
+    todo = ranks.share([block for block in _blocks(job, stems) if not finished[block.places].all()])
+    mine = [stem for block in todo for stem in stems[block.places]]
     if mine:
         warm_up(job.config, ranks.device)
-    work = _Work(job, ranks, {"startup": time.perf_counter() - job.started})
+    startup = time.perf_counter() - job.started
+    work = _Work(job, ranks, {block.stem: block.number for block in todo})
+    before = int(finished.sum())
     with Journal(LAYOUT, job.out, fingerprint, ranks.rank) as journal:
-        work.run(mine, journal, len(before))
-    parts = ranks.gather((work.finished, work.seconds))
-    return ranks.on_main(lambda: _close(job, fingerprint, ranks, stems, before, parts, skipped))
+        begin = time.perf_counter()
+        work.run(mine, journal, before)
+        total = time.perf_counter() - begin
+    seconds = {"startup": startup, **work.stages.seconds, "total": total}
+    parts = ranks.gather(_Part(len(mine), work.targets, work.trials, seconds))
+    return ranks.on_main(lambda: _close(job, fingerprint, ranks, stems, parts, skipped))
 
 
 def _device(name: str) -> torch.device:
@@ -184,19 +138,59 @@ def _device(name: str) -> torch.device:
         raise InputError(str(error)) from error
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Images whose labels are written together.
+
+    Attributes:
+        number: Of the archive that holds them.
+        places: Their places in the job's list.
+        stem: Of the last of them.
+    """
+
+    number: int
+    places: slice
+    stem: str
+
+
+def _blocks(job: LabelJob, stems: Sequence[str]) -> Iterator[_Block]:
+    size = job.shards or 1
+    for number, first in enumerate(range(0, len(stems), size)):
+        places = slice(first, min(first + size, len(stems)))
+        yield _Block(number, places, stems[places.stop - 1])
+
+
 def _completed(job: LabelJob, fingerprint: str) -> dict[str, Any] | None:
     return Journal.completed(LAYOUT, job.out, fingerprint) if job.resume else None
 
 
-def _finished(job: LabelJob, fingerprint: str) -> dict[str, Record]:
-    """Records of the images that need no more work: unusable ones, and those whose files are complete."""
-    noted = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
-    records = {stem: Record.of(entry) for stem, entry in noted.items()}
-    return {
-        stem: record
-        for stem, record in records.items()
-        if record.points is None or (mask_path(job.out, stem).exists() and tpm_path(job.out, stem).exists())
-    }
+def _finished(job: LabelJob, fingerprint: str, stems: Sequence[str]) -> np.ndarray:
+    """bool [images], those that need no more work: unusable ones, and those whose files are complete."""
+    done = np.zeros(len(stems), bool)
+    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as noted:
+        for block in _blocks(job, stems):
+            own = stems[block.places]
+            if all(stem in noted for stem in own):
+                labelled = any(noted[stem]["points"] is not None for stem in own)
+                done[block.places] = not labelled or _written(job, block)
+    return done
+
+
+def _written(job: LabelJob, block: _Block) -> bool:
+    """Whether the files of a block that has labels are there."""
+    if job.shards:
+        return shard_path(job.out, block.number).exists()
+    return mask_path(job.out, block.stem).exists() and tpm_path(job.out, block.stem).exists()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one process did: images, targets, trials, and the seconds of each stage."""
+
+    images: int
+    targets: int
+    trials: int
+    seconds: dict[str, float]
 
 
 def _close(
@@ -204,66 +198,42 @@ def _close(
     fingerprint: str,
     ranks: Ranks,
     stems: Sequence[str],
-    before: Mapping[str, Record],
-    parts: Sequence[tuple[dict[str, Record], dict[str, float]]],
+    parts: Sequence[_Part],
     skipped: Sequence[Skipped],
 ) -> dict[str, Any]:
-    """Write points.csv and label.json from every process's part and what was finished before."""
-    now = {stem: record for finished, _ in parts for stem, record in finished.items()}
-    records = [now[stem] if stem in now else before[stem] for stem in stems]
-    unusable = [Skipped(str(job.images[r.image]), why) for r in records for why in r.skipped]
-    labelled = [r for r in records if r.points is not None]
-    if not labelled:
-        raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
-    write_points(job.out / "points.csv", {r.image: list(r.points or ()) for r in labelled})
-    _write_targets(job.out / "targets.csv", labelled)
+    """Write points.csv, targets.csv and label.json from what all processes noted, now and before."""
+    with Noted(LAYOUT.journals(job.out), fingerprint) as noted:
+        records = Records(stems, noted)
+        totals = Totals.of(records.values())
+        unusable = [Skipped(str(job.images[stem]), why) for stem, why in totals.skipped]
+        if not totals.labelled:
+            raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
+        write_points(job.out / "points.csv", UsedPoints(records, totals.labelled))
+        write_targets(job.out / "targets.csv", (records[stem] for stem in totals.labelled))
     # Of processes side by side the slowest is what one waits for.
-    seconds = {stage: max(own[stage] for _, own in parts) for stage in parts[0][1]}
-    trials_now = sum(record.trials for record in now.values())
-    targets_now = sum(len(record.targets) for record in now.values())
+    seconds = {stage: max(part.seconds[stage] for part in parts) for stage in parts[0].seconds}
     work = seconds["cluster"] + seconds["refine"]
+    targets, trials = (sum(getattr(part, name) for part in parts) for name in ("targets", "trials"))
     summary = {
         "settings": job.settings(),
         "fingerprint": fingerprint,
         **provenance(ranks.device),
         "processes": ranks.world,
-        "images": len(labelled),
-        "resumed_images": len(stems) - len(now),
-        "targets": sum(len(r.points or ()) for r in labelled),
-        "estimated_categories": sum(r.estimated for r in labelled),
-        "trials": sum(r.trials for r in labelled),
+        "shards": job.shards,
+        "images": len(totals.labelled),
+        "resumed_images": len(stems) - sum(part.images for part in parts),
+        "targets": totals.targets,
+        "estimated_categories": totals.estimated,
+        "trials": totals.trials,
         "seconds": seconds,
-        "confidence": _confidence(labelled),
-        "targets_per_s": targets_now / work if work > 0 else None,
-        "trials_per_s": trials_now / seconds["cluster"] if seconds["cluster"] > 0 else None,
+        "confidence": totals.confidence(),
+        "targets_per_s": targets / work if work > 0 else None,
+        "trials_per_s": trials / seconds["cluster"] if seconds["cluster"] > 0 else None,
         "skipped": [asdict(item) for item in (*skipped, *unusable)],
     }
     write_json(LAYOUT.summary(job.out), summary)
     close_run(LAYOUT, job.out)
     return summary
-
-
-def _write_targets(path: Path, records: Sequence[Record]) -> None:
-    """A row of facts for every target, in the order of points.csv."""
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(TARGET_COLUMNS)
-    for record in records:
-        for number, (point, own) in enumerate(zip(record.points or (), record.targets, strict=True)):
-            confidence = "" if own.confidence is None else own.confidence
-            place = record.image, number, float(point.x), float(point.y), point.category
-            rows.writerow([*place, int(own.estimated), own.area, confidence, own.trials])
-    with atomic_path(path) as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def _confidence(records: Sequence[Record]) -> dict[str, float] | None:
-    """The targets' confidence in brief; None from makers that have none."""
-    known = [own.confidence for r in records for own in r.targets if own.confidence is not None]
-    if not known:
-        return None
-    low = sum(confidence < LOW_CONFIDENCE for confidence in known)
-    return {"mean": float(np.mean(known)), f"below_{LOW_CONFIDENCE:g}": low}
 
 
 def _without_points(job: LabelJob) -> list[Skipped]:
@@ -276,104 +246,117 @@ def _without_points(job: LabelJob) -> list[Skipped]:
     ]
 
 
-@dataclass
-class _Loaded:
-    stem: str
-    image: np.ndarray | None
-    problem: str = ""
+class _Behind(NamedTuple):
+    """An image that is labelled, and its files in the making; None without any."""
 
-
-def _load(job: LabelJob, stem: str) -> _Loaded:
-    try:
-        return _Loaded(stem, read_image(job.images[stem]))
-    except InputError as error:
-        return _Loaded(stem, None, Skipped.because(job.images[stem], error).why)
+    record: Record
+    files: "Future[tuple[Encoded, float]] | None"
 
 
 class _Work:
-    """A process's share of a job: read, label and write, chunk by chunk.
+    """A process's share of a job.
 
     Attributes:
-        finished: Record of every image done here.
-        seconds: Wall clock of each stage.
+        stages: Seconds of each stage.
+        targets, trials: Done here.
+        overlap: Whether a chunk is written, and the next one read, while another is labelled.
     """
 
-    def __init__(self, job: LabelJob, ranks: Ranks, seconds: dict[str, float]) -> None:
-        self.job = job
-        self.ranks = ranks
-        self.finished: dict[str, Record] = {}
-        self.seconds = {**seconds, **dict.fromkeys((*STAGES, "total"), 0.0)}
+    def __init__(self, job: LabelJob, ranks: Ranks, ends: Mapping[str, int]) -> None:
+        """`ends`: number of each block that is this process's, by the stem of the block's last image."""
+        self.job, self.ranks, self.ends = job, ranks, ends
+        self.stages = Stages(STAGES)
+        self.targets = self.trials = 0
+        self.overlap = ranks.device.type == "cuda"
+        self.block: list[tuple[Record, Encoded | None]] = []
 
     def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:
         """Label these images; `before` of the job's were finished at the start."""
-        begin = time.perf_counter()
-        with ThreadPoolExecutor(os.cpu_count()) as pool, self._progress(len(stems), before) as progress:
-            for chunk in self._chunks(stems, pool):
-                for record in self._label(chunk, pool):
-                    journal.append(asdict(record))
-                    self.finished[record.image] = record
-                progress.advance(len(chunk) * self.ranks.world)
-        self.seconds["total"] = time.perf_counter() - begin
+        behind: deque[list[_Behind]] = deque()
+        with ExitStack() as stack:
+            progress = stack.enter_context(self._progress(len(stems), before))
+            files = ((stem, self.job.images[stem]) for stem in stems)
+            reader = stack.enter_context(Reader(files, self.stages, self.overlap))
+            pool = ThreadPoolExecutor(WORKERS, "write")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            for chunk in reader.chunks():
+                behind.append(self._label(chunk, pool))
+                while len(behind) > self.overlap:
+                    self._finish(behind.popleft(), journal, progress)
+            while behind:
+                self._finish(behind.popleft(), journal, progress)
 
     def _progress(self, share: int, before: int) -> Progress:
         """Rank 0 tells how far all are, by its own share."""
         return Progress("label", before + share * self.ranks.world, done=before, silent=not self.ranks.main)
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - start
-
-    def _chunks(self, stems: Sequence[str], pool: ThreadPoolExecutor) -> Iterator[list[_Loaded]]:
-        """Images in chunks of bounded size; only a few more than a chunk are ever in memory."""
-        waiting = iter(stems)
-        chunk: list[_Loaded] = []
-        size = 0
-        while batch := list(islice(waiting, _BATCH)):
-            with self._timed("read"):
-                loaded = list(pool.map(lambda stem: _load(self.job, stem), batch))
-            chunk += loaded
-            size += sum(item.image.nbytes for item in loaded if item.image is not None)
-            if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_IMAGES:
-                yield chunk
-                chunk, size = [], 0
-        if chunk:
-            yield chunk
-
-    def _label(self, chunk: Sequence[_Loaded], pool: ThreadPoolExecutor) -> list[Record]:
-        """Label and write one chunk; a record of every image of it."""
+    def _label(self, chunk: Sequence[Loaded], pool: ThreadPoolExecutor) -> list[_Behind]:
+        """Label one chunk and have its files made."""
         job = self.job
-        records = {item.stem: Record(item.stem, None, [item.problem]) for item in chunk if item.image is None}
         good = [(item.stem, item.image) for item in chunk if item.image is not None]
         stems, images = [stem for stem, _ in good], [image for _, image in good]
-        with self._timed("cluster"):
+        with self.stages.timed("cluster"):
             points = [job.points[stem] for stem in stems]
             placed, problems = place_targets(images, points, stems, job.config, job.seed, self.ranks.device)
             groups = cluster_targets(images, placed, job.config, self.ranks.device)
             synchronize(self.ranks.device)
-        with self._timed("refine"):
+        with self.stages.timed("refine"):
             targets = refine_targets(placed, groups, job.config)
-        of_image: list[list[TargetMask]] = [[] for _ in images]
+        of_image: dict[str, list[TargetMask]] = {stem: [] for stem in stems}
         for target in targets:
-            of_image[target.image].append(target)
-        usable = [bool(own) or not job.points[stem] for stem, own in zip(stems, of_image, strict=True)]
-        with self._timed("write"):
-            written = np.flatnonzero(usable).tolist()
-            list(pool.map(lambda i: _write(job.out, stems[i], images[i].shape[:2], of_image[i]), written))
+            of_image[stems[target.image]].append(target)
         reasons: dict[str, list[str]] = {stem: [] for stem in stems}
         for problem in problems:
             reasons[problem.file].append(problem.why)
-        for stem, own, well in zip(stems, of_image, usable, strict=True):
-            used = [t.point for t in own] if well else None
-            facts = [Facts.of(t) for t in own] if well else []
-            records[stem] = Record(stem, used, reasons[stem], facts)
-        return [records[item.stem] for item in chunk]
+        make = self._encode if job.shards else self._write
+        labelled = []
+        for item in chunk:
+            if item.image is None:
+                labelled.append(_Behind(Record(item.stem, None, [item.problem]), None))
+                continue
+            own, why = of_image[item.stem], reasons[item.stem]
+            if not own and job.points[item.stem]:
+                labelled.append(_Behind(Record(item.stem, None, why), None))
+                continue
+            record = Record(item.stem, [t.point for t in own], why, [Facts.of(t) for t in own])
+            labelled.append(_Behind(record, pool.submit(make, item.stem, item.image.shape[:2], own)))
+        return labelled
 
+    def _encode(
+        self, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]
+    ) -> tuple[Encoded, float]:
+        start = time.perf_counter()
+        files = encode(stem, shape, targets)
+        return files, time.perf_counter() - start
 
-def _write(out: Path, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]) -> None:
-    mask, tpm = compose(shape, targets)
-    with atomic_path(tpm_path(out, stem)) as path:
-        Image.fromarray(np.round(tpm * TPM_ONE).astype(np.uint16)).save(path, compress_level=_COMPRESSION)
-    with atomic_path(mask_path(out, stem)) as path:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=_COMPRESSION)
+    def _write(
+        self, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]
+    ) -> tuple[Encoded, float]:
+        start = time.perf_counter()
+        files = encode(stem, shape, targets)
+        write_files(self.job.out, files)
+        return files, time.perf_counter() - start
+
+    def _finish(self, chunk: Sequence[_Behind], journal: Journal, progress: Progress) -> None:
+        """Note the images of a chunk whose files are all there."""
+        for record, future in chunk:
+            files = None
+            if future is not None:
+                files, busy = future.result()
+                self.stages.add("write", busy)
+            self.block.append((record, files))
+            self.targets += len(record.targets)
+            self.trials += record.trials
+            if record.image in self.ends:
+                self._end_block(self.ends[record.image], journal)
+        progress.advance(len(chunk) * self.ranks.world)
+
+    def _end_block(self, number: int, journal: Journal) -> None:
+        """Write the archive of a block, if it is to have one, and note its images."""
+        files = [files for _, files in self.block if files is not None]
+        if self.job.shards and files:
+            with self.stages.timed("write"):
+                write_shard(self.job.out, number, files)
+        for record, _ in self.block:
+            journal.append(record.noted())
+        self.block.clear()

@@ -9,7 +9,7 @@ from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
-from mclc_gpu.labelrun import mask_path, read_tpm, tpm_path
+from mclc_gpu.labelstore import LabelStore, read_tpm
 from mclc_gpu.overview import Tile, contact_sheet
 from mclc_gpu.windows import place_window
 
@@ -28,9 +28,10 @@ def write_overview(
     """Write OUT/overview.png: targets spread evenly over the run, each with window, TPM, mask and truth."""
     points = load_points(out / "points.csv")
     targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
+    store = LabelStore.open(out)
     tiles = []
     for stem, index, point in (targets[t] for t in spread(len(targets), _TILES)):
-        tiles.append(_tile(out, images[stem], stem, index, point, seed, truth))
+        tiles.append(_tile(store, images[stem], stem, index, point, seed, truth))
     path = out / "overview.png"
     with atomic_path(path) as temporary:
         contact_sheet(tiles, title=title).save(temporary)
@@ -38,7 +39,7 @@ def write_overview(
 
 
 def _tile(
-    out: Path,
+    store: LabelStore,
     image_path: Path,
     stem: str,
     index: int,
@@ -60,8 +61,8 @@ def _tile(
     return Tile(
         name=stem,
         image=image[area],
-        tpm=read_tpm(tpm_path(out, stem))[area],
-        mask=read_mask(mask_path(out, stem))[area],
+        tpm=read_tpm(store.tpm(stem))[area],
+        mask=read_mask(store.mask(stem))[area],
         click=(point.x - left, point.y - top),
         truth=true,
         category=point.category,

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
-from mclc_gpu.checkpoint import load_checkpoint
+from mclc_gpu.checkpoint import Trained, load_checkpoint
 from mclc_gpu.data.ahead import ahead
 from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.images import read_image
@@ -23,6 +24,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.inference import OVERLAP, TILE, Predictor
 from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
 from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.lock import locked
 from mclc_gpu.metrics import components_of
 from mclc_gpu.progress import Progress
 from mclc_gpu.provenance import provenance
@@ -112,10 +114,17 @@ def predict_folder(job: PredictJob) -> dict[str, Any]:
     with job.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     fingerprint = fingerprint_of([job.settings(), digest, sorted(job.images)])
+    with locked(job.out, LAYOUT.kind):
+        return _predict_folder(job, device, trained, digest, fingerprint)
+
+
+def _predict_folder(
+    job: PredictJob, device: torch.device, trained: Trained, digest: str, fingerprint: str
+) -> dict[str, Any]:
     if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)):
         return complete
-    before = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
-    records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
+    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
+        records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
     todo = [stem for stem in job.images if stem not in records]
     begin = time.perf_counter()
     predictor = Predictor(trained.network, trained.normalisation, job.tile, job.overlap, job.amp)

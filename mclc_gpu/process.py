@@ -25,7 +25,8 @@ from mclc_gpu.labeling import (
     compose,
     refine_targets,
 )
-from mclc_gpu.labelrun import LAYOUT, mask_path
+from mclc_gpu.labelrun import LAYOUT
+from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.makers import marked_mask
 from mclc_gpu.metrics import mask_iou
 from mclc_gpu.placing import place_targets
@@ -57,6 +58,7 @@ class Run:
     config: LabelConfig
     seed: int
     points: dict[str, list[Point]]
+    store: LabelStore
 
     @property
     def targets(self) -> list[Target]:
@@ -126,7 +128,8 @@ def open_run(folder: Path) -> Run:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: does not hold a label run's settings; label again") from error
     points = load_points(folder / "points.csv")
-    return Run(folder, config, seed, _told(folder, points) if config.maker == "components" else points)
+    told = _told(folder, points) if config.maker == "components" else points
+    return Run(folder, config, seed, told, LabelStore.open(folder))
 
 
 def _told(folder: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
@@ -183,7 +186,7 @@ def rank_targets(run: Run, truths: Mapping[str, Path], stems: Iterable[str]) -> 
     compared = [stem for stem in stems if stem in truths and run.points[stem]]
     with Progress("show", len(compared), "mask") as progress:
         for stem in compared:
-            mask = read_mask(mask_path(run.folder, stem))
+            mask = read_mask(run.store.mask(stem))
             shape = mask.shape[0], mask.shape[1]
             truth = read_mask(truths[stem], shape)
             for target in (Target(stem, index) for index in range(len(run.points[stem]))):
@@ -225,7 +228,7 @@ def make_processes(
         raise InputError(f"{missing[0]}: labelled in {run.folder}, but no such image is in the folder given")
     arrays = [read_image(images[stem]) for stem in stems]
     shapes = [(array.shape[0], array.shape[1]) for array in arrays]
-    written = [read_mask(mask_path(run.folder, s), shape) for s, shape in zip(stems, shapes, strict=True)]
+    written = [read_mask(run.store.mask(s), shape) for s, shape in zip(stems, shapes, strict=True)]
     true = {s: read_mask(truths[s], shape) for s, shape in zip(stems, shapes, strict=True) if s in truths}
     # The categories in points.csv are those that were used, estimated or not.
     config = replace(run.config, category="given")

@@ -20,6 +20,7 @@ from mclc_gpu.data.training_set import Sample, pair_samples
 from mclc_gpu.errors import InputError
 from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
 from mclc_gpu.labelconfig import LabelConfig
+from mclc_gpu.lock import locked
 from mclc_gpu.plots import plot_search
 from mclc_gpu.progress import Progress
 from mclc_gpu.provenance import provenance
@@ -95,16 +96,22 @@ def tune_labels(job: TuneJob) -> dict[str, Any]:
     started = time.perf_counter()
     space_of(job.config)
     whole, skipped = _read_set(job)
+    with locked(job.out, LAYOUT.kind):
+        return _tune_labels(job, whole, skipped, started)
+
+
+def _tune_labels(job: TuneJob, whole: TuneSet, skipped: Sequence[Skipped], started: float) -> dict[str, Any]:
     fingerprint = fingerprint_of([job.settings(), whole.names, [int(mask.sum()) for mask in whole.truth]])
     if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)) is not None:
         return complete
-    known = Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite)
+    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
+        known = {key: entry["pixels"] for key, entry in before.items()}
     with Journal(LAYOUT, job.out, fingerprint) as journal:
         parts = [members for members in whole.halves(job.seed) if members]
         evaluator = Evaluator(
             [whole.part(members) for members in parts],
             job.device,
-            {key: entry["pixels"] for key, entry in known.items()},
+            known,
             # A journal names its records' subject "image"; here it is one config on one half.
             lambda key, pixels: journal.append({"image": key, "pixels": pixels}),
         )

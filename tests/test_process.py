@@ -18,7 +18,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.trials import PackedImages, TrialConfig, run_trials
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.labeling import place_targets
-from mclc_gpu.labelrun import mask_path, read_tpm, tpm_path
+from mclc_gpu.labelstore import mask_path, read_tpm, tpm_path
 from mclc_gpu.process import Target, find_targets, make_processes, noisy_window, open_run, rank_targets
 from mclc_gpu.processview import process_sheet
 

@@ -54,6 +54,7 @@ def label_set(
         device=arguments.device,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
+        shards=arguments.shards,
         source=_source(arguments, truth is not None),
         skipped=[*skipped, *problems],
         started=started,

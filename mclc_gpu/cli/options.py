@@ -124,6 +124,13 @@ def _add_label_settings(parser: "argparse._ActionsContainer") -> None:
         help="default preset: targets are brighter or darker than what is around them (bright)",
     )
     parser.add_argument(
+        "--shards",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write the labels of N images each into tar archives, instead of two files an image",
+    )
+    parser.add_argument(
         "--stop-change",
         type=float,
         metavar="T_F",

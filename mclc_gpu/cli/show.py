@@ -10,7 +10,7 @@ from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
 from mclc_gpu.drawing import mask_facts
 from mclc_gpu.errors import InputError
-from mclc_gpu.labelrun import LAYOUT, mask_path
+from mclc_gpu.labelrun import LAYOUT
 from mclc_gpu.labelview import spread
 from mclc_gpu.process import Run, Target, find_targets, make_processes, open_run, rank_targets
 from mclc_gpu.processview import process_sheet
@@ -35,7 +35,7 @@ def show(arguments: argparse.Namespace, started: float) -> int:
         if process.changed:
             print(
                 f"{process.target}: {process.changed} px of the mask are not as in "
-                f"{mask_path(run.folder, process.target.stem)}: the image, the code or the device is another",
+                f"{run.store.mask(process.target.stem)}: the image, the code or the device is another",
                 file=sys.stderr,
             )
     print(f"{len(processes)} targets -> {arguments.out}")

@@ -16,6 +16,7 @@ from mclc_gpu.data.training_set import Sample, pair_samples
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.fitting import Fitted, check_run, fit
+from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.runfolder import EVENTS, LABELS, REPORT
 from mclc_gpu.training import TrainConfig
 from mclc_gpu.trainreport import report_run
@@ -109,7 +110,7 @@ def _samples(
     one.out = arguments.out / LABELS / prefix
     images, summary = label_set(one, started, ranks)
     # What got no label was reported by the labelling.
-    samples, _ = pair_samples(images, find_files(one.out / "masks"), prefix)
+    samples, _ = pair_samples(images, LabelStore.open(one.out).masks(), prefix)
     about = {name: summary[name] for name in ("settings", "fingerprint", "images", "targets")}
     return samples, [], {**account, "labels": about, "skipped": len(summary["skipped"])}
 

@@ -25,12 +25,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     final = Path(path)
     temporary = final.with_name(f".{secrets.token_hex(_RANDOM)}{_MARK}{final.suffix}")
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        if not final.parent.is_dir():
+            final.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             os.replace(temporary, final)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         # Image writers raise it without a number.
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(final)) from error

@@ -11,6 +11,14 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from mclc_gpu.data.archives import (
+    ARCHIVE_SUFFIX,
+    MASK_PART,
+    in_archive,
+    members_of,
+    read_file,
+    stem_of_mask,
+)
 from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.gray import LUMA
@@ -36,7 +44,7 @@ def read_image(path: Path | str) -> np.ndarray:
     """
     path = Path(path)
     with _named_errors(path):
-        data = path.read_bytes()
+        data = read_file(path)
         if _magic(data) in _TIFF_MAGIC:
             pixels = _decode_tiff(data)
         elif is_deep_colour_png(data[:26]):
@@ -71,7 +79,7 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndar
 def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) from a file's header, without decoding its pixels; InputError as for `read_image`."""
     path = Path(path)
-    with _named_errors(path), path.open("rb") as file:
+    with _named_errors(path), io.BytesIO(read_file(path)) if in_archive(path) else path.open("rb") as file:
         magic = _magic(file.read(4))
         file.seek(0)
         if magic in _TIFF_MAGIC:
@@ -98,8 +106,10 @@ def stem_of(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
 def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Files of one folder by stem (see `stem_of`), sorted by stem; the case of `suffixes` does not matter.
 
-    Sub-folders, hidden files and files of other suffixes (XML beside masks) are passed over. Raises
-    InputError when the folder is missing, holds no such file, or holds two files of the same stem.
+    Sub-folders, hidden files and files of other suffixes (XML beside masks) are passed over. A folder without
+    such files that holds tar archives stands for the files in these (`mclc_gpu.data.archives`); archives that
+    `label` wrote stand for their masks. Raises InputError when the folder is missing, holds no such file, or
+    holds two files of the same stem.
     """
     directory = Path(directory)
     wanted = tuple(suffix.lower() for suffix in suffixes)
@@ -108,19 +118,34 @@ def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) 
             names = sorted(
                 entry.name
                 for entry in entries
-                if entry.name.lower().endswith(wanted) and not entry.name.startswith(".") and entry.is_file()
+                if entry.name.lower().endswith((*wanted, ARCHIVE_SUFFIX))
+                and not entry.name.startswith(".")
+                and entry.is_file()
             )
     except OSError as error:
         raise InputError(f"{directory}: cannot be read as a folder ({error.strerror})") from error
+    paths = [directory / name for name in names if not name.lower().endswith(ARCHIVE_SUFFIX)]
+    if not paths:
+        paths = [path for name in names for path in _archived(directory / name, wanted)]
     found: dict[str, Path] = {}
-    for name in names:
-        stem = stem_of(name, wanted)
+    for path in paths:
+        labels = path.name.endswith(MASK_PART) and in_archive(path)
+        stem = stem_of_mask(path.name) if labels else stem_of(path.name, wanted)
         if stem in found:
-            raise InputError(f"{directory}: {found[stem].name} and {name} are both named {stem!r}; keep one")
-        found[stem] = directory / name
+            raise InputError(
+                f"{directory}: {found[stem].name} and {path.name} are both named {stem!r}; keep one"
+            )
+        found[stem] = path
     if not found:
         raise InputError(f"{directory}: the folder holds no {', '.join(wanted)} file; check the path")
     return dict(sorted(found.items()))
+
+
+def _archived(archive: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The images in an archive, or the masks in one of labels."""
+    names = [name for name in members_of(archive) if name.lower().endswith(suffixes)]
+    masks = [name for name in names if name.endswith(MASK_PART)]
+    return (archive / name for name in masks or names)
 
 
 @contextmanager
