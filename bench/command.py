@@ -80,7 +80,8 @@ def run_bench(job: BenchJob) -> dict[str, Any]:
         print(f"{source}. {machine(job.device)}.\n\n{_table(results)}\n\n{_remarks(results, job.quick)}")
     if costs:
         tables[COST_CSV] = cost.cost_rows(costs)
-        cost.plot_cost(tables[COST_CSV], machine(job.device), job.out / PLOT)
+        title = f"{costs['base'].contest.work}; a line varies one of the three\n{machine(job.device)}"
+        cost.plot_cost(tables[COST_CSV], title, job.out / PLOT)
     for name, rows in limits.items():
         print(f"\n{name}\n\n{_plain_table(rows)}")
     for name, rows in tables.items():

@@ -22,7 +22,7 @@ GROWING = {"targets": (4, 16, 64, 256), "K": (1, 5, 100, 500), "side": (6, 11, 4
 _PEER_SIZE = 1_500_000  # trials x pixels that the peer clusters in about a second
 _SECONDS = 1.0
 _COLOURS = {True: "#0072b2", False: "#d55e00"}
-_MARKERS = {"targets": ("o", "targets"), "K": ("s", "trials"), "side": ("^", "size of the windows")}
+_MARKERS = {"targets": ("o", "targets"), "K": ("s", "trials"), "side": ("^", "side of the windows")}
 
 
 def cost(ground: Ground, grows: str | None, value: int) -> Contest:
@@ -74,10 +74,8 @@ def cost_rows(results: Mapping[str, Result]) -> list[Row]:
     return rows
 
 
-def plot_cost(rows: Sequence[Row], machine: str, path: Path) -> None:
+def plot_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     """Write the rows as PNG, log-log: seconds over trials x pixels; colours tell who, marks what grows."""
-    base = "{targets} targets, {K} trials each, windows of {side}x{side}".format(**_BASE)
-    title = f"Noise and SLIC: {base}, and more or less of one of the three\n{machine}"
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for who in dict.fromkeys(row["who"] for row in rows):
