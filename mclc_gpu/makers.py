@@ -77,5 +77,5 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise InputError("GrabCut needs OpenCV: pip install opencv-python-headless") from error
+        raise InputError("GrabCut needs OpenCV: pip install 'mclc-gpu[grabcut]'") from error
     return cv2
