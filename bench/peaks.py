@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from typing import Any
 
 import numba
@@ -23,7 +22,7 @@ from mclc_gpu.kernels.jit_cpu import compiled
 _CHAINS = 8  # of each kind: enough to hide the latency of an addition or a product
 _ROUNDS = 1 << 18
 _COPIED = 1 << 25  # bytes per thread: past the caches
-_REPEATS = 9
+_REPEATS = 15
 _UNROLLED = tl.constexpr(16)
 _BLOCK = 1024  # eight chains in each of 128 threads
 
@@ -68,7 +67,10 @@ def fma_kernel(p_out, rounds, factor, addend, UNROLLED: tl.constexpr, BLOCK: tl.
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = _REPEATS) -> float:
-    """Median wall-clock time of some work on a device, after one call to warm up."""
+    """Least wall-clock time of some work on a device, after one call to warm up.
+
+    The least, because peak and work are compared: others on the machine only ever add to either.
+    """
     taken = []
     for _ in range(repeats + 1):
         if device.type == "cuda":
@@ -78,7 +80,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
-    return median(taken[1:])
+    return min(taken[1:])
 
 
 def operations_peak(device: torch.device) -> float:

@@ -128,6 +128,13 @@ def _chosen(kernels: Sequence[str] | None) -> list[Launch]:
     return [launch for launch in launches() if kernels is None or launch.kernel in kernels]
 
 
+def _cause(error: BaseException) -> str:
+    """What an error comes from: Triton wraps it once for every function that was being compiled."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
 def _row(launch: Launch, architecture: str) -> Row:
     row: Row = {
         "kernel": launch.kernel, "shape": launch.shape, "architecture": architecture, "warps": launch.warps
@@ -136,7 +143,7 @@ def _row(launch: Launch, architecture: str) -> Row:
     try:
         made = launch.compile(architecture)
     except (TritonError, RuntimeError) as error:
-        return row | dict.fromkeys(numbers) | {"failure": f"{type(error).__name__}: {error}"}
+        return row | dict.fromkeys(numbers) | {"failure": _cause(error)}
     found = resident(architecture, made.registers, made.shared, launch.warps)
     used = made.registers, made.spills, made.shared, *found
     return row | dict(zip(numbers, used, strict=True)) | {"failure": None}

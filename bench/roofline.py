@@ -45,7 +45,7 @@ def roofline(device: torch.device) -> list[Row]:
         kernel, work (str): the stage and what it was run on.
         operations, bytes (float): least operations (32-bit, see `counts`) and least bytes moved.
         operations_s, bytes_s (float): their floors in seconds, at the peaks of the last two rows.
-        seconds (float or None): median measured time, with the launch; None for stages of a kernel.
+        seconds (float or None): least measured time, with the launch; None for stages of a kernel.
         share (float or None): the larger floor over the measured time, 0..1.
         bound (str): "operations" or "bytes", whichever floor is larger.
         The last two rows are the measured peaks: their operations or bytes are per second.

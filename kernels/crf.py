@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 MAX_PIXELS = 1 << 22
+_PIECE = 1 << 13  # pixels: with a few classes less than torch shares between threads
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,7 @@ def dense_crf(
     config = config or CrfConfig()
     chosen = resolve(backend, potential, colours)
     _check(potential, colours, windows)
-    unary = _unary(potential, config.floor) if potential.ndim == 1 else potential
-    energy = (unary[:1] - unary[1:]).contiguous()
+    energy = in_pieces(lambda piece: _energy(piece, config.floor), potential)
     logits = energy
     if config.iterations and potential.numel():
         heights_widths = windows.cpu().contiguous()
@@ -127,7 +128,7 @@ def dense_crf(
             from mclc_gpu.kernels import crf_cpu
 
             logits = crf_cpu.run(energy, colours, heights_widths, config)
-    probabilities = class_probabilities(logits)
+    probabilities = in_pieces(class_probabilities, logits)
     return probabilities[1] if potential.ndim == 1 else probabilities
 
 
@@ -195,6 +196,11 @@ def window_colours(images: "PackedImages", windows: torch.Tensor) -> torch.Tenso
     """
     image, top, left, height, width = windows[:, :5].cpu().unbind(1)
     offset, _, pitch, channels = images.table.cpu()[image].unbind(1)
+    number = 3 if bool((channels == 3).any()) else 1
+    if images.data.device.type == "cpu":
+        from mclc_gpu.kernels import crf_cpu
+
+        return crf_cpu.window_colours(images.data, images.table, windows, number)
     image_pixels = images.table.cpu()[image, 1] * pitch
     channel_pitch = torch.where(channels == 3, image_pixels, 0)
     first = torch.cumsum(height * width, 0) - height * width
@@ -205,8 +211,19 @@ def window_colours(images: "PackedImages", windows: torch.Tensor) -> torch.Tenso
     place = torch.arange(len(start), device=device) - first
     row = place // width
     address = start + row * pitch + place - row * width
-    number = 3 if bool((channels == 3).any()) else 1
     return torch.stack([images.data[address + c * channel_pitch] for c in range(number)], 1)
+
+
+def in_pieces(function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+    """`function` of tensors [..., pixels], which it works on pixel by pixel.
+
+    On the CPU in pieces too small for torch to share them between its threads: on a busy machine these wait
+    for one another many times longer than they work.
+    """
+    if values[0].device.type != "cpu":
+        return function(*values)
+    pieces = zip(*(value.split(_PIECE, -1) for value in values), strict=True)
+    return torch.cat([function(*piece) for piece in pieces], -1)
 
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -224,12 +241,20 @@ def differences(logits: torch.Tensor) -> torch.Tensor:
     """
     if len(logits) == 1:
         return torch.tanh(logits / 2)
-    probabilities = class_probabilities(logits)
+    probabilities = in_pieces(class_probabilities, logits)
     return probabilities[1:] - probabilities[:1]
 
 
-def _unary(probability: torch.Tensor, floor: float) -> torch.Tensor:
-    return -torch.log(torch.stack([1 - probability, probability]).clamp(min=floor))
+def _energy(potential: torch.Tensor, floor: float) -> torch.Tensor:
+    """Unary potentials relative to the first class's, [classes - 1, pixels]."""
+    if potential.ndim == 1:
+        potential = -torch.log(torch.stack([1 - potential, potential]).clamp(min=floor))
+    return potential[:1] - potential[1:]
+
+
+def _usable(potential: torch.Tensor) -> torch.Tensor:
+    usable = torch.isfinite(potential)
+    return usable if potential.ndim == 2 else usable & (potential >= 0) & (potential <= 1)
 
 
 def _check(potential: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor) -> None:
@@ -254,10 +279,7 @@ def _check(potential: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor
         )
     if pixels and int(windows.prod(1).max()) > MAX_PIXELS:
         raise ValueError(f"a window holds at most {MAX_PIXELS} pixels, got {int(windows.prod(1).max())}")
-    usable = torch.isfinite(potential).all()
-    if potential.ndim == 1:
-        usable &= ((potential >= 0) & (potential <= 1)).all()
-    if not bool(usable):
+    if not bool(in_pieces(lambda piece: _usable(piece).all()[None], potential).all()):
         raise ValueError(
             "potential must be finite" + (" probabilities in 0..1" if potential.ndim == 1 else "")
         )

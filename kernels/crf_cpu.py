@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 
-from mclc_gpu.kernels.crf import NORMALIZATIONS, differences
+from mclc_gpu.kernels.crf import NORMALIZATIONS, differences, in_pieces
 from mclc_gpu.kernels.crf_vector_cpu import LANES, QUERIES, colour_rows, gray_rows, kept_rows
 from mclc_gpu.kernels.jit_cpu import compiled
 
@@ -308,6 +308,31 @@ def _taps(width: float, longest: int) -> np.ndarray:
     return np.exp(-0.5 * (np.arange(reach + 1) / width) ** 2).astype(F)
 
 
+@compiled()
+def _copy_colours(data, images, windows, out):
+    place = 0
+    channels = out.shape[1]
+    for b in range(windows.shape[0]):
+        image, top, left, height, width = windows[b, :5]
+        offset, rows, pitch, own = images[image]
+        plane = rows * pitch if own == 3 else 0
+        for y in range(height):
+            for x in range(width):
+                at = offset + (top + y) * pitch + left + x
+                for c in range(channels):
+                    out[place, c] = data[at + c * plane]
+                place += 1
+
+
+def window_colours(
+    data: torch.Tensor, images: torch.Tensor, windows: torch.Tensor, channels: int
+) -> torch.Tensor:
+    """Colours [pixels, channels] of windows [windows, 5 or more]; see `crf.window_colours`."""
+    out = torch.empty((int((windows[:, 3] * windows[:, 4]).sum()), channels), dtype=data.dtype)
+    _copy_colours(data.numpy(), images.numpy(), windows.numpy(), out.numpy())
+    return out
+
+
 def run(
     energy: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor, config: "CrfConfig"
 ) -> torch.Tensor:
@@ -325,8 +350,9 @@ def run(
     sizes = windows.prod(1).numpy()
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     f = Field(
-        energy.numpy(), differences(energy).numpy(), logits.numpy(), colours.float().contiguous().numpy(),
-        windows.numpy(), offsets, _taps(config.gaussian_sxy, int(windows.max())),
+        energy.numpy(), in_pieces(differences, energy).numpy(), logits.numpy(),
+        np.ascontiguousarray(colours.numpy(), F), windows.numpy(), offsets,
+        _taps(config.gaussian_sxy, int(windows.max())),
     )  # fmt: skip
     threads = numba.get_num_threads()
     # Runs of neighbouring windows of like work, none with a large one inside.

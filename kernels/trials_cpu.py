@@ -21,6 +21,7 @@ F = np.float32
 U = np.uint64
 _FAR = F(np.inf)
 ENFORCE, COMPONENT, CLUSTER = range(3)
+_LEAST = 8  # trials in a block: each block makes its window's palette, which takes as long as five trials
 
 
 class Settings(NamedTuple):
@@ -282,7 +283,7 @@ def run(
 ) -> None:
     """Fill counts int32 [pixels of all windows] (and masks uint8 [trials, same] unless it has no rows)."""
     threads = numba.get_num_threads()
-    blocks = min(trials, max(1, 8 * threads // len(windows)))
+    blocks = max(1, min(trials // _LEAST, 8 * threads // len(windows)))
     bounds = first_trial + np.arange(blocks + 1) * trials // blocks
     sizes = windows[:, 3].astype(np.int64) * windows[:, 4]
     # The largest windows first: the threads then end together.

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
+from mclc_gpu.kernels.centres_triton import CENTRE, assign, update
 from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import KINDS, threshold
@@ -31,7 +32,6 @@ _ITEM = tl.constexpr(3)
     _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTRE,
     _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_SEED, _SEEDS, _GEOMETRY,
 ) = (tl.constexpr(column) for column in range(19))  # fmt: skip
-_CENTRE = tl.constexpr(5)
 _PIXELS_PER_THREAD = tl.constexpr(16)
 _PROGRAMS_PER_PROCESSOR = 16
 
@@ -92,58 +92,6 @@ def trial_features(
 
 
 @triton.jit
-def assign(p_centres, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight):
-    """The nearest centre whose window reaches a pixel (eq. 2, 3); lowest index on exact ties."""
-    best = tl.full(y.shape, float("inf"), tl.float32)
-    for k in range(number):
-        p_centre = p_centres + k * _CENTRE
-        dy = tl.load(p_centre) - y
-        dx = tl.load(p_centre + 1) - x
-        d0 = f0 - tl.load(p_centre + 2)
-        d1 = f1 - tl.load(p_centre + 3)
-        d2 = f2 - tl.load(p_centre + 4)
-        colour = tl.fma(d2, d2, tl.fma(d1, d1, d0 * d0))
-        distance = tl.fma(tl.fma(dy, dy, dx * dx), weight, colour)
-        # -reach <= d < reach + 1 is scikit-image's truncated window, for pixels at integers.
-        nearer = (
-            (distance < best) & (dy >= -reach_y) & (dy < reach_y + 1) & (dx >= -reach_x) & (dx < reach_x + 1)
-        )
-        best = tl.where(nearer, distance, best)
-        label = tl.where(nearer, k, label)
-    return label
-
-
-@triton.jit
-def update(p_centres, number, y, x, f0, f1, f2, label):
-    """Move every centre to the mean of its pixels (eq. 4); an empty cluster moves out of every pixel's reach.
-
-    Pixels outside the window hold label -1. Returns the largest squared move in pixels.
-    """
-    moved = 0.0
-    for k in range(number):
-        p_centre = p_centres + k * _CENTRE
-        member = label == k
-        count = tl.sum(member.to(tl.float32), 0)
-        some = tl.maximum(count, 1.0)
-        cy = tl.div_rn(tl.sum(tl.where(member, y, 0.0), 0), some)
-        cx = tl.div_rn(tl.sum(tl.where(member, x, 0.0), 0), some)
-        c0 = tl.div_rn(tl.sum(tl.where(member, f0, 0.0), 0), some)
-        c1 = tl.div_rn(tl.sum(tl.where(member, f1, 0.0), 0), some)
-        c2 = tl.div_rn(tl.sum(tl.where(member, f2, 0.0), 0), some)
-        old_y = tl.load(p_centre)
-        old_x = tl.load(p_centre + 1)
-        move = (cy - old_y) * (cy - old_y) + (cx - old_x) * (cx - old_x)
-        moved = tl.maximum(moved, tl.where(count > 0.0, move, 0.0))
-        tl.debug_barrier()
-        tl.store(p_centre, tl.where(count > 0.0, cy, float("inf")))
-        tl.store(p_centre + 1, cx)
-        tl.store(p_centre + 2, c0)
-        tl.store(p_centre + 3, c1)
-        tl.store(p_centre + 4, c2)
-    return moved
-
-
-@triton.jit
 def cluster(
     p_grid,
     p_centres,
@@ -166,13 +114,13 @@ def cluster(
     p_grid += tl.load(g + _FIRST_CENTRE) * 2
     k = tl.arange(0, CENTRES) + zero_of(g + _WIDTH)
     tl.debug_barrier()  # other warps may still be reading the centres of the trial before
-    for column in tl.static_range(_CENTRE):
+    for column in tl.static_range(CENTRE):
         start = (
             tl.load(p_grid + k * 2 + column, k < number, 0.0)
             if column < 2
             else tl.zeros([CENTRES], tl.float32)
         )
-        tl.store(p_centres + k * _CENTRE + column, start, k < number)
+        tl.store(p_centres + k * CENTRE + column, start, k < number)
     tl.debug_barrier()
     pixel, y, x = window_pixels(g, f0.shape[0])
     inside = pixel < size
@@ -248,7 +196,7 @@ def trials_kernel(
     program = tl.program_id(0)
     p_state += program.to(tl.int64) * state_size
     p_queue += program.to(tl.int64) * queue_size
-    p_centres += program * CENTRES * _CENTRE
+    p_centres += program * CENTRES * CENTRE
     for item in range(program, items, tl.num_programs(0)):
         # Numbers of the target are loaded where they are used: held throughout, they would cost registers.
         g = p_geometry + tl.load(p_items + item * _ITEM) * _GEOMETRY
@@ -388,7 +336,7 @@ def run(
             images.data, geometry_device, grid_device, items.to(device), seed_pixels,
             torch.empty(programs * state_size, dtype=torch.int16, device=device),
             torch.empty(programs * queue_size, dtype=torch.int16, device=device),
-            torch.empty(programs * centres * 5, dtype=torch.float32, device=device),
+            torch.empty(programs * centres * CENTRE.value, dtype=torch.float32, device=device),
             counts, masks, len(items), state_size, queue_size, first_trial, counts.numel(),
             config.intensity, threshold(config.intensity), 1.0 / config.compactness, config.max_iterations,
             config.tolerance,

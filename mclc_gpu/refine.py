@@ -1,8 +1,9 @@
 """From target probability maps to masks, for a batch of windows on their device."""
 
+import numpy as np
 import torch
 
-from mclc_gpu.kernels.crf import CrfConfig, dense_crf, window_colours
+from mclc_gpu.kernels.crf import CrfConfig, dense_crf, in_pieces, window_colours
 from mclc_gpu.kernels.trials import PackedImages
 
 _ROUNDING = (
@@ -18,6 +19,11 @@ def _of_window(values: torch.Tensor, sizes: torch.Tensor, reduce: str) -> torch.
         sizes: int64 [windows], pixels of each window, on the CPU.
         reduce: "amax" or "amin".
     """
+    if values.device.type == "cpu":
+        # In one thread: see `in_pieces`.
+        extreme = np.maximum if reduce == "amax" else np.minimum
+        found = extreme.reduceat(values.numpy(), (torch.cumsum(sizes, 0) - sizes).numpy())
+        return torch.from_numpy(np.repeat(found, sizes.numpy()))
     owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(values.device)
     empty = torch.zeros(len(sizes), device=values.device)
     return empty.scatter_reduce(0, owner, values, reduce, include_self=False)[owner]
@@ -53,8 +59,9 @@ def crf_masks(
     if colours.dtype != torch.uint8:
         colours = _stretched(colours, sizes)
     top = _of_window(tpm, sizes, "amax")
-    probability = dense_crf(_relative(tpm, top), colours, windows[:, 3:5].contiguous(), config)
-    return (probability > 0.5) & (top > 0)
+    relative = in_pieces(_relative, tpm, top)
+    probability = dense_crf(relative, colours, windows[:, 3:5].contiguous(), config)
+    return in_pieces(lambda p, t: (p > 0.5) & (t > 0), probability, top)
 
 
 def _stretched(colours: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

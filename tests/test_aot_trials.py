@@ -7,11 +7,11 @@ def test_trials_compile_without_spills() -> None:
     rows, loops = compiled_rows("trials")
     assert len(rows) == 10
     for row in rows:
-        # Fewer registers mean more programs at a time: see the kernel's window_pixels.
-        limit = {"64": 80, "256": 144, "512": 224}.get(row["shape"].split()[0], 240)
-        assert row["registers"] <= limit, row
+        # Registers allow so many programs at a time: see the kernel's window_pixels.
+        least = {"64": 32, "256": 16, "512": 8, "1024": 4, "4096": 1}[row["shape"].split()[0]]
+        assert row["programs"] >= least, row
     assert len(loops) == 30
     for loop in loops:
-        # Five differences, six products and sums, six comparisons, two choices: 19, and the loop's own.
-        if loop["loop"] == "assign" and loop["shape"] == "512 pixels":
-            assert 17 <= loop["instructions"] < 20, loop
+        # Assignment: 5 differences, 6 products and sums, 5 comparisons, 2 choices. Update: 1 and 6 twice.
+        if loop["shape"] == "512 pixels" and loop["loop"] != "connectivity":
+            assert 12 <= loop["instructions"] < 20, loop
