@@ -4,9 +4,6 @@ Many images are spread over the threads; of a few, each thread takes strips of r
 a range of clusters when it sums them up.
 """
 
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +11,7 @@ import numpy as np
 from numba import get_num_threads
 
 from mclc_gpu.kernels.color_cpu import bits_float, float_bits
-from mclc_gpu.kernels.jit_cpu import compiled
+from mclc_gpu.kernels.jit_cpu import compiled, spread
 from mclc_gpu.kernels.tile_cpu import (
     COLOURS,
     FIRST_X,
@@ -36,7 +33,6 @@ U = np.uintp
 BLOCK_Y, BLOCK_X = 32, 128  # A block's tiles share a list of centres.
 # Bounds on distances are rounded up by more than rounding can move them.
 SLACK = F(1.0001)
-_MIN_PIXELS = 1 << 14  # less is done before the threads have started
 
 
 class Settings(NamedTuple):
@@ -297,22 +293,15 @@ def _cluster_images(features, centres, settings, labels, first, last):
                 break
 
 
-def _cluster_image(
-    features: np.ndarray, centres: np.ndarray, settings: Settings, labels: np.ndarray, pool: Executor, parts: int
-) -> None:
+def _cluster_image(features: np.ndarray, centres: np.ndarray, settings: Settings, labels: np.ndarray) -> None:
     """One image: a thread labels strips of rows, and sums up a range of clusters."""
     s = _allocate(features, centres, settings.zero)
-
-    def spread(function: Callable[..., bool | None], number: int, *arguments: object) -> list[bool | None]:
-        bounds = [number * i // parts for i in range(parts + 1)]
-        return list(pool.map(lambda i: function(s, features, *arguments, bounds[i], bounds[i + 1]), range(parts)))
-
-    spread(_boxes, len(s.boxes))
+    spread(partial(_boxes, s, features), len(s.boxes), labels.size)
     for _ in range(settings.iterations):
         _reach(s, settings)
-        if not any(spread(_assign, len(s.extremes), labels, settings)):
+        if not any(spread(partial(_assign, s, features, labels, settings), len(s.extremes), labels.size)):
             return
-        spread(_sum, len(centres), labels, settings)
+        spread(partial(_sum, s, features, labels, settings), len(centres), labels.size)
         if not _move(s, settings):
             return
 
@@ -347,16 +336,8 @@ def cluster(
         step_y, step_x, weight, F((2 * min(step_y, step_x)) ** 2 * float(weight) / SLACK), iterations,
         F(tolerance), kind(0), kind(2**53 if double_sums else 2**24),
     )  # fmt: skip
-    threads = get_num_threads()
-    if batch * height * width < _MIN_PIXELS or threads == 1:
-        _cluster_images(features, centres, settings, labels, 0, batch)
+    if batch >= get_num_threads():
+        spread(partial(_cluster_images, features, centres, settings, labels), batch, labels.size, shares=8)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        if batch >= threads:
-            parts = min(batch, 8 * threads)
-            bounds = [batch * i // parts for i in range(parts + 1)]
-            run = partial(_cluster_images, features, centres, settings, labels)
-            deque(pool.map(run, bounds[:-1], bounds[1:]), maxlen=0)
-            return
-        for image, start, out in zip(features, centres, labels, strict=True):
-            _cluster_image(image, start, settings, out, pool, threads)
+    for image, start, out in zip(features, centres, labels, strict=True):
+        _cluster_image(image, start, settings, out)
