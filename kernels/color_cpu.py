@@ -1,4 +1,4 @@
-"""sRGB to CIELAB in numba: scalar device functions, which the caller's loop vectorises, and a pass over images."""
+"""sRGB to CIELAB in numba: scalar functions, which the caller's loop vectorises, and a pass over images."""
 
 from functools import partial
 from typing import Any
@@ -97,7 +97,7 @@ def _scale(values, scale):
 
 @compiled()
 def _rows(images, low, span, scale, lab, out, first, last):
-    """The rows first..last of all images. Steps on one row, which stays in the cache: the compiler vectorises them."""
+    """The rows first..last of all images, in steps that the compiler vectorises."""
     for row in range(first, last):
         b, y = row // images.shape[2], row % images.shape[2]
         for c in range(images.shape[1]):
@@ -111,10 +111,11 @@ def _rows(images, low, span, scale, lab, out, first, last):
 
 
 def features(images: np.ndarray, low: np.ndarray, span: np.ndarray, scale: float, lab: bool) -> np.ndarray:
-    """(image - low) / span of [B, C, H, W] images of any type, to CIELAB if asked for, times `scale`: float32.
+    """(image - low) / span of [B, C, H, W] images, to CIELAB if asked for, times `scale`: float32.
 
     `low` and `span` are float32 [B]. The steps are rounded to float32 one by one.
     """
     out = np.empty(images.shape, F)
-    spread(partial(_rows, images, low, span, F(scale), lab, out), images.shape[0] * images.shape[2], images.size)
+    rows = images.shape[0] * images.shape[2]
+    spread(partial(_rows, images, low, span, F(scale), lab, out), rows, images.size)
     return out

@@ -189,7 +189,7 @@ def relabel(labels, height, width, min_size, max_size, out, scratch):
 
 @compiled()
 def _relabel_images(labels, min_size, max_size, out, first, last):
-    batch, height, width = labels.shape
+    height, width = labels.shape[1:]
     scratch = np.empty(scratch_size(height, width), np.int32)
     for b in range(first, last):
         relabel(labels[b].reshape(-1), height, width, min_size, max_size, out[b].reshape(-1), scratch)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads
 
-from mclc_gpu.kernels.color_cpu import bits_float, float_bits
+from mclc_gpu.kernels.color_cpu import bits_float
 from mclc_gpu.kernels.jit_cpu import compiled, spread
 from mclc_gpu.kernels.tile_cpu import (
     COLOURS,
@@ -25,12 +25,12 @@ from mclc_gpu.kernels.tile_cpu import (
     TILE_Y,
     assign_tile,
     near_centres,
-    tile_box,
+    tile_colours,
 )
 
 F = np.float32
 U = np.uintp
-BLOCK_Y, BLOCK_X = 32, 128  # A block's tiles share a list of centres.
+_BLOCK_Y, _BLOCK_X = 32, 128  # A block's tiles share a list of centres.
 # Bounds on distances are rounded up by more than rounding can move them.
 SLACK = F(1.0001)
 
@@ -56,18 +56,18 @@ class State(NamedTuple):
     sums: np.ndarray  # float32 or float64 [N, 2 + C or more]
     shifts: np.ndarray  # float32 [N]: distance (eq. 3) moved by the last update
     windows: np.ndarray  # float32 [N, 4]: first and last row and column in reach
-    boxes: np.ndarray  # float32 [tiles down, tiles across, 2, 2 + C]: least and largest row, column, colours
-    bounds: np.ndarray  # float32 [tiles down, tiles across]: upper bound of the distances to the nearest centre
-    owned: np.ndarray  # uint8 [tiles down, tiles across]: number of `owners`; OWNERS: they are not known
-    owners: np.ndarray  # int32 [tiles down, tiles across, 1 + OWNERS]: all centres that pixels have, and maybe more
-    extremes: np.ndarray  # int32 [strips, blocks across, 2]: lowest and highest label
+    boxes: np.ndarray  # float32 [tiles y, x, 2, 2 + C]: least and largest row, column and colours
+    bounds: np.ndarray  # float32 [tiles y, x]: upper bound of the pixels' distances to their centres
+    owned: np.ndarray  # uint8 [tiles y, x]: number of owners; OWNERS: they are not known
+    owners: np.ndarray  # int32 [tiles y, x, OWNERS + 1]: centres that pixels have, and perhaps others
+    extremes: np.ndarray  # int32 [blocks y, x, 2]: lowest and highest label
 
 
 @compiled()
 def _allocate(features, centres, zero):
     channels, height, width = features.shape
     down, across = (height + TILE_Y - 1) // TILE_Y, (width + TILE_X - 1) // TILE_X
-    strips, blocks = (height + BLOCK_Y - 1) // BLOCK_Y, (width + BLOCK_X - 1) // BLOCK_X
+    strips, blocks = (height + _BLOCK_Y - 1) // _BLOCK_Y, (width + _BLOCK_X - 1) // _BLOCK_X
     number = centres.shape[0]
     return State(
         centres,
@@ -78,7 +78,7 @@ def _allocate(features, centres, zero):
         np.empty((down, across, 2, 2 + channels), F),
         np.full((down, across), F(np.inf)),
         np.full((down, across), OWNERS, np.uint8),
-        np.empty((down, across, 1 + OWNERS), np.int32),
+        np.empty((down, across, OWNERS + 1), np.int32),
         np.zeros((strips, blocks, 2), np.int32),
     )
 
@@ -111,6 +111,16 @@ def _bound(s, ty, tx, limit):
     return bound if bound < limit else F(np.inf)
 
 
+@compiled(inline="always")
+def _slack(s, ty, tx):
+    """What rounding can do to a tile's distances where all centres have the same colour."""
+    total = F(0)
+    for c in range(2, s.centres.shape[1]):
+        low, high = s.boxes[ty, tx, 0, c] - s.centres[0, c], s.boxes[ty, tx, 1, c] - s.centres[0, c]
+        total += max(low * low, high * high)
+    return total * F(1e-5)
+
+
 @compiled()
 def _list_centres(s, rows, number, top, left, right, table):
     """Put the living centres, of those numbered in `rows`, whose windows reach the columns into the table."""
@@ -130,7 +140,7 @@ def _list_centres(s, rows, number, top, left, right, table):
 
 
 @compiled()
-def _assign_block(s, features, labels, settings, table, living, kept, top, left):
+def _assign_block(s, features, labels, settings, table, living, colours, kept, top, left):
     """Label the pixels of a block with the nearest of the centres in the table; did a label change?"""
     channels, height, width = features.shape
     p_features, p_labels, p_table = features.ctypes.data, labels.ctypes.data, table.ctypes.data
@@ -138,27 +148,36 @@ def _assign_block(s, features, labels, settings, table, living, kept, top, left)
     scratch = np.empty(channels * TILE_Y * TILE_X, F)
     changed = False
     lowest, highest = np.int32(2**31 - 1), np.int32(0)
-    for y in range(top, min(top + BLOCK_Y, height), TILE_Y):
-        for x in range(left, min(left + BLOCK_X, width), TILE_X):
+    for y in range(top, min(top + _BLOCK_Y, height), TILE_Y):
+        for x in range(left, min(left + _BLOCK_X, width), TILE_X):
             ty, tx = U(y // TILE_Y), U(x // TILE_X)
+            box = s.boxes[ty, tx].ctypes.data
             found = near_centres(
-                p_table, stride, living, channels, s.boxes[ty, tx].ctypes.data, _bound(s, ty, tx, settings.limit),
-                settings.weight, p_kept,
+                p_table, stride, living, channels, box, _bound(s, ty, tx, settings.limit), settings.weight,
+                p_kept, colours, _slack(s, ty, tx) if colours == 0 else F(0),
             )  # fmt: skip
             # The last tiles overlap those before them.
-            y0, x0 = min(y, height - TILE_Y), min(x, width - TILE_X)
-            offset = 4 * (y0 * width + x0)
+            offset = 4 * (min(y, height - TILE_Y) * width + min(x, width - TILE_X))
             owned, s.bounds[ty, tx], differs, low, high = assign_tile(
                 p_features + offset, height * width, width, channels, p_labels + offset, p_table, stride,
-                p_kept, found, s.owners[ty, tx].ctypes.data, F(y0), F(x0), settings.weight, scratch.ctypes.data,
+                p_kept, found, box, settings.weight, s.owners[ty, tx].ctypes.data, scratch.ctypes.data,
             )  # fmt: skip
+            s.owned[ty, tx] = owned
             changed |= differs
             lowest, highest = min(lowest, low), max(highest, high)
-            owners = s.owners[ty, tx]
-            s.owned[ty, tx] = owned
-    extremes = s.extremes[top // BLOCK_Y, left // BLOCK_X]
+    extremes = s.extremes[top // _BLOCK_Y, left // _BLOCK_X]
     extremes[0], extremes[1] = lowest, highest
     return changed
+
+
+@compiled()
+def _one_colour(colours):
+    """Do all centres have the same, as at the start?"""
+    for k in range(colours.shape[0]):
+        for c in range(colours.shape[1]):
+            if colours[k, c] != colours[0, c]:
+                return False
+    return True
 
 
 @compiled()
@@ -169,81 +188,82 @@ def _assign(s, features, labels, settings, first, last):
     rows = np.empty(number + 1, np.int64)
     table = np.empty((COLOURS + channels, (number + 15) // 16 * 16), F)
     kept = np.empty(number, np.int32)
+    colours = 0 if _one_colour(s.centres[:, 2:]) else channels
     changed = False
     for strip in range(first, last):
-        top = strip * BLOCK_Y
-        above, below = min(top, height - TILE_Y), min(top + BLOCK_Y, height)
+        top = strip * _BLOCK_Y
+        above, below = min(top, height - TILE_Y), min(top + _BLOCK_Y, height)
         reaching = 0
         for k in range(number):
             rows[reaching] = k
             reaching += (s.counts[k] > 0) & (s.windows[k, 0] < below) & (s.windows[k, 1] >= above)
-        for left in range(0, width, BLOCK_X):
+        for left in range(0, width, _BLOCK_X):
             living = _list_centres(
-                s, rows, reaching, top, min(left, width - TILE_X), min(left + BLOCK_X, width), table
+                s, rows, reaching, top, min(left, width - TILE_X), min(left + _BLOCK_X, width), table
             )
-            changed |= _assign_block(s, features, labels, settings, table, living, kept, top, left)
+            changed |= _assign_block(s, features, labels, settings, table, living, colours, kept, top, left)
     return changed
 
 
 @compiled(inline="always")
-def _sum_places(sums, y, start, end, exact):
+def _sum_places(sums, k, y, start, end, exact):
     """Add the row and the column of the pixels start..end of row y, one after the other."""
     n = end - start
-    rows, columns = sums[0] + y * n, sums[1] + (start + end - 1) * n // 2
+    rows, columns = sums[k, 0] + y * n, sums[k, 1] + (start + end - 1) * n // 2
     if max(rows, columns) <= exact:
         # Whole numbers up to here are added without rounding, so in one.
-        sums[0], sums[1] = rows, columns
-        return
-    for x in range(start, end):
-        sums[0] += y
-        sums[1] += x
+        sums[k, 0], sums[k, 1] = rows, columns
+    else:
+        for x in range(start, end):
+            sums[k, 0] += y
+            sums[k, 1] += x
 
 
 @compiled()
-def _sum_row(s, features, labels, y, group, first, last, exact):
-    """Add a row's pixels of the clusters first..last to their sums: three channels, with the first also places.
+def _sum_row(labels, f0, f1, f2, sums, counts, column, y, first, last, exact):
+    """Add a row's pixels of the clusters first..last to three sums, which do not wait for each other.
 
-    One pass over the pixels feeds three sums that do not wait for each other. Where fewer channels are left,
-    the last one is summed again, into columns that nothing reads.
+    With the first channels come the places and the number of pixels.
     """
-    row, rest, column = labels[y], features.shape[0] - 1, 2 + 3 * group
-    f0, f1 = features[3 * group, y], features[min(3 * group + 1, rest), y]
-    f2 = features[min(3 * group + 2, rest), y]
-    end, width = U(0), U(labels.shape[1])
+    end, width = U(0), U(labels.shape[0])
+    c0, c1, c2 = U(column), U(column + 1), U(column + 2)
     while end < width:
-        start, k = end, row[end]
-        if k < first or k >= last:
+        start, label = end, labels[end]
+        if label < first or label >= last:
             end += U(1)
-            while end < width and row[end] == k:
+            while end < width and labels[end] == label:
                 end += U(1)
             continue
-        sums = s.sums[U(k)]
-        a, b, c = sums[column], sums[column + 1], sums[column + 2]
+        k = U(label)
+        s0, s1, s2 = sums[k, c0], sums[k, c1], sums[k, c2]
         while True:
-            a += f0[end]
-            b += f1[end]
-            c += f2[end]
+            s0 += f0[end]
+            s1 += f1[end]
+            s2 += f2[end]
             end += U(1)
-            if end >= width or row[end] != k:
+            if end >= width or labels[end] != label:
                 break
-        sums[column], sums[column + 1], sums[column + 2] = a, b, c
-        if group == 0:
-            s.counts[U(k)] += np.int64(end - start)
-            _sum_places(sums, y, np.int64(start), np.int64(end), exact)
+        sums[k, c0], sums[k, c1], sums[k, c2] = s0, s1, s2
+        if column == 2:
+            counts[k] += np.int64(end - start)
+            _sum_places(sums, k, y, np.int64(start), np.int64(end), exact)
 
 
 @compiled()
 def _sum(s, features, labels, settings, first, last):
     """Count and sum the pixels of the clusters first..last, each cluster's in raster order."""
-    height, width = labels.shape
+    height = labels.shape[0]
     s.counts[first:last] = 0
     s.sums[first:last] = 0
     for strip in range(s.extremes.shape[0]):
         if s.extremes[strip, :, 0].min() >= last or s.extremes[strip, :, 1].max() < first:
             continue
-        for y in range(strip * BLOCK_Y, min((strip + 1) * BLOCK_Y, height)):
-            for group in range((features.shape[0] + 2) // 3):
-                _sum_row(s, features, labels, y, group, first, last, settings.exact)
+        for y in range(strip * _BLOCK_Y, min((strip + 1) * _BLOCK_Y, height)):
+            for c in range(0, features.shape[0], 3):
+                # Where fewer than three are left, the last one is summed again, into columns nobody reads.
+                f0, f1 = features[c, y], features[min(c + 1, features.shape[0] - 1), y]
+                f2 = features[min(c + 2, features.shape[0] - 1), y]
+                _sum_row(labels[y], f0, f1, f2, s.sums, s.counts, c + 2, y, first, last, settings.exact)
 
 
 @compiled()
@@ -275,7 +295,8 @@ def _boxes(s, features, first, last):
             y, x = min(ty * TILE_Y, height - TILE_Y), min(tx * TILE_X, width - TILE_X)
             box = s.boxes[ty, tx]
             box[0, 0], box[1, 0], box[0, 1], box[1, 1] = y, y + TILE_Y - 1, x, x + TILE_X - 1
-            tile_box(features.ctypes.data + 4 * (y * width + x), height * width, width, box.ctypes.data, features.shape[0])
+            first_pixel = features.ctypes.data + 4 * (y * width + x)
+            tile_colours(first_pixel, height * width, width, features.shape[0], box.ctypes.data)
 
 
 @compiled()
@@ -326,7 +347,8 @@ def cluster(
     if height < TILE_Y or width < TILE_X:
         # Around the image come pixels that no centre reaches, of a cluster that is none.
         size = max(height, TILE_Y), max(width, TILE_X)
-        wide, out = np.full((batch, channels, *size), np.inf, F), np.full((batch, *size), centres.shape[1], np.int32)
+        wide = np.full((batch, channels, *size), np.inf, F)
+        out = np.full((batch, *size), centres.shape[1], np.int32)
         wide[:, :, :height, :width], out[:, :height, :width] = features, labels
         cluster(wide, centres, step_y, step_x, weight, iterations, tolerance, out, double_sums)
         labels[:] = out[:, :height, :width]
