@@ -72,6 +72,33 @@ def test_equals_plain_numpy(shape: tuple[int, int], channels: int, contrast: flo
         check(scene(*shape, channels, contrast), n_segments)
 
 
+def check_start(
+    image: np.ndarray, start: np.ndarray, steps: tuple[int, int], weight: np.float32, iterations: int
+) -> None:
+    labels, centres = np.zeros((1, *image.shape[1:]), np.int32), start[None].copy()
+    slic_cpu.cluster(image[None], centres, *steps, weight, iterations, 0.0, labels)
+    expected, expected_centres = plain(image, start, steps, weight, iterations)
+    np.testing.assert_array_equal(labels[0], expected)
+    np.testing.assert_array_equal(centres[0], expected_centres)
+
+
+def test_centres_at_random() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        start = rng.uniform(0, (30, 40, 6, 6), (6, 4)).astype(F)
+        steps = int(rng.integers(2, 7)), int(rng.integers(2, 7))
+        image, weight = scene(30, 40, 2, float(rng.choice([1.0, 5.0]))), F(rng.choice([0.001, 0.05]))
+        check_start(image, start, steps, weight, int(rng.integers(1, 9)))
+
+
+def test_a_centre_that_moves_out_of_reach() -> None:
+    # The first centre owns the dark pixels at the left and is pulled to the right by those out of its reach:
+    # what it leaves behind goes to the second one, however little alike.
+    image = np.zeros((1, 16, 32), F)
+    image[0, 9, 2:5] = 100
+    check_start(image, np.array([[4, 8, 0], [9, 3, 100]], F), (4, 4), F(1 / 16), 2)
+
+
 def test_steps_of_colour_leave_ties() -> None:
     image = np.zeros((3, 48, 64), F)
     image[:, 16:32] = 1
