@@ -340,8 +340,8 @@ def cluster(
 ) -> None:
     """Cluster float32 [B, C, H, W] features around float32 [B, N, 2 + C] centres into int32 [B, H, W] labels.
 
-    All three are contiguous. The centres are moved in place. Sums over a cluster are scikit-image's, in single
-    precision, or in double, which clusters of more than some 10,000 pixels need.
+    All three are contiguous. The centres are moved in place. Sums over a cluster are scikit-image's, in
+    single precision, or in double, which clusters of more than some 10,000 pixels need.
     """
     batch, channels, height, width = features.shape
     if height < TILE_Y or width < TILE_X:
