@@ -1,13 +1,14 @@
-"""sRGB to CIELAB in numba: scalar device functions, which the caller's loop vectorises, and a batch loop."""
+"""sRGB to CIELAB in numba: scalar functions, which the caller's loop vectorises, and a pass over images."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from mclc_gpu.kernels.jit_cpu import compiled
+from mclc_gpu.kernels.jit_cpu import compiled, spread
 
 F = np.float32
 
@@ -70,15 +71,51 @@ def lab_of_linear(r, g, b):
     return F(116) * y - F(16), F(500) * (x - y), F(200) * (y - z)
 
 
-@compiled(parallel=True)
-def convert(image, out):
-    height = image.shape[2]
-    for row in prange(image.shape[0] * height):
-        b = row // height
-        y = row % height
-        for x in range(image.shape[3]):
-            out[b, 0, y, x], out[b, 1, y, x], out[b, 2, y, x] = lab_of_linear(
-                linear_light(image[b, 0, y, x]),
-                linear_light(image[b, 1, y, x]),
-                linear_light(image[b, 2, y, x]),
-            )
+@compiled()
+def _rescale(values, low, span, out):
+    for x in range(out.shape[0]):
+        out[x] = (F(values[x]) - low) / span
+
+
+@compiled()
+def _linear(values):
+    for x in range(values.shape[0]):
+        values[x] = linear_light(values[x])
+
+
+@compiled()
+def _lab(r, g, b):
+    for x in range(r.shape[0]):
+        r[x], g[x], b[x] = lab_of_linear(r[x], g[x], b[x])
+
+
+@compiled()
+def _scale(values, scale):
+    for x in range(values.shape[0]):
+        values[x] *= scale
+
+
+@compiled()
+def _rows(images, low, span, scale, lab, out, first, last):
+    """The rows first..last of all images, in steps that the compiler vectorises."""
+    for row in range(first, last):
+        b, y = row // images.shape[2], row % images.shape[2]
+        for c in range(images.shape[1]):
+            _rescale(images[b, c, y], low[b], span[b], out[b, c, y])
+            if lab:
+                _linear(out[b, c, y])
+        if lab:
+            _lab(out[b, 0, y], out[b, 1, y], out[b, 2, y])
+        for c in range(images.shape[1]):
+            _scale(out[b, c, y], scale)
+
+
+def features(images: np.ndarray, low: np.ndarray, span: np.ndarray, scale: float, lab: bool) -> np.ndarray:
+    """(image - low) / span of [B, C, H, W] images, to CIELAB if asked for, times `scale`: float32.
+
+    `low` and `span` are float32 [B]. The steps are rounded to float32 one by one.
+    """
+    out = np.empty(images.shape, F)
+    rows = images.shape[0] * images.shape[2]
+    spread(partial(_rows, images, low, span, F(scale), lab, out), rows, images.size)
+    return out

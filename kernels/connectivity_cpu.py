@@ -6,10 +6,12 @@ A pixel holds `-(label + 1)` until it is reached and its final label afterwards;
 which equals neither.
 """
 
-import numpy as np
-from numba import prange
+from functools import partial
 
-from mclc_gpu.kernels.jit_cpu import compiled
+import numpy as np
+from numba import get_num_threads
+
+from mclc_gpu.kernels.jit_cpu import compiled, spread
 
 U = np.uintp  # Signed indices would be checked for wrap-around, at half as many instructions again.
 OUTSIDE = np.int32(-(2**31))
@@ -138,6 +140,32 @@ def relabel_state(state, queue, height, width, min_size, max_size):
 
 
 @compiled()
+def _enter(labels, width, state, first, last):
+    """Put the rows first..last of flat labels into the padded state."""
+    for y in range(first, last):
+        row, source = U((y + 1) * (width + 1)), U(y * width)
+        for x in range(U(width)):
+            state[row + x] = ~labels[source + x]
+        state[row + U(width)] = OUTSIDE
+
+
+@compiled()
+def _leave(state, width, out, first, last):
+    """Take the rows first..last out of the padded state."""
+    for y in range(first, last):
+        row, target = U((y + 1) * (width + 1)), U(y * width)
+        for x in range(U(width)):
+            out[target + x] = state[row + x]
+
+
+@compiled()
+def _close(state, width):
+    """Set the border rows of the padded state."""
+    state[: width + 1] = OUTSIDE
+    state[state.shape[0] - width - 1 :] = OUTSIDE
+
+
+@compiled()
 def relabel(labels, height, width, min_size, max_size, out, scratch):
     """Enforce connectivity on one flat label image; `out` may be `labels`.
 
@@ -150,30 +178,34 @@ def relabel(labels, height, width, min_size, max_size, out, scratch):
     Returns:
         Number of final labels.
     """
-    stride = width + 1
-    padded = (height + 2) * stride
-    state = scratch[:padded]
-    queue = scratch[padded:]
-    for i in range(stride):
-        state[i] = OUTSIDE
-        state[padded - stride + i] = OUTSIDE
-    for y in range(height):
-        row = U((y + 1) * stride)
-        for x in range(width):
-            state[row + U(x)] = ~labels[U(y * width + x)]
-        state[row + U(width)] = OUTSIDE
+    padded = (height + 2) * (width + 1)
+    state, queue = scratch[:padded], scratch[padded:]
+    _close(state, width)
+    _enter(labels, width, state, 0, height)
     number = relabel_state(state, queue, height, width, min_size, max_size)
-    for y in range(height):
-        row = U((y + 1) * stride)
-        for x in range(width):
-            out[U(y * width + x)] = state[row + U(x)]
+    _leave(state, width, out, 0, height)
     return number
 
 
-@compiled(parallel=True)
-def relabel_batch(labels, min_size, max_size, out):
+@compiled()
+def _relabel_images(labels, min_size, max_size, out, first, last):
+    height, width = labels.shape[1:]
+    scratch = np.empty(scratch_size(height, width), np.int32)
+    for b in range(first, last):
+        relabel(labels[b].reshape(-1), height, width, min_size, max_size, out[b].reshape(-1), scratch)
+
+
+def relabel_batch(labels: np.ndarray, min_size: int, max_size: int, out: np.ndarray) -> None:
     """Enforce connectivity on int32 [B, H, W] labels into `out`, images spread over the threads."""
     batch, height, width = labels.shape
-    for b in prange(batch):
-        scratch = np.empty(scratch_size(height, width), np.int32)
-        relabel(labels[b].reshape(-1), height, width, min_size, max_size, out[b].reshape(-1), scratch)
+    if batch >= get_num_threads():
+        spread(partial(_relabel_images, labels, min_size, max_size, out), batch, labels.size, shares=8)
+        return
+    scratch = np.empty(scratch_size(height, width), np.int32)
+    padded = (height + 2) * (width + 1)
+    state, queue = scratch[:padded], scratch[padded:]
+    for image, result in zip(labels.reshape(batch, -1), out.reshape(batch, -1), strict=True):
+        _close(state, width)
+        spread(partial(_enter, image, width, state), height, image.size)
+        relabel_state(state, queue, height, width, min_size, max_size)
+        spread(partial(_leave, state, width, result), height, image.size)

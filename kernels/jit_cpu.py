@@ -1,4 +1,4 @@
-"""How the CPU backends are compiled, and where the machine code is kept between runs.
+"""How the CPU backends are compiled and spread over threads, and where the machine code is kept between runs.
 
 Numba's cache on disk notices a change in a function's own file, but not in the files of the functions it
 calls: after an update it would run machine code of the older ones. So every state of the sources has a folder
@@ -11,12 +11,16 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 
+Result = TypeVar("Result")
 _lock = threading.Lock()
+_WORTH_A_THREAD = 1 << 14  # elements: fewer are done before another thread has started
 
 
 def _cache_folder() -> str | None:
@@ -55,3 +59,28 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
                 numba.config.CACHE_DIR = before
 
     return decorate
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, thread_name_prefix="mclc-gpu")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay behind in the parent
+
+
+def spread(
+    function: Callable[[int, int], Result], number: int, elements: int, shares: int = 1
+) -> list[Result]:
+    """Call ``function(first, last)`` on ranges that make up 0..number, over as many threads as numba uses.
+
+    The function is compiled (it lets go of Python's lock) and calls nothing that spreads itself. `elements`
+    says how much work there is in all, and `shares` in how many ranges a thread's part is cut, so that the
+    threads end together where the ranges differ. Results are in the order of the ranges.
+    """
+    threads = min(numba.get_num_threads(), max(1, elements // _WORTH_A_THREAD))
+    if threads == 1:
+        return [function(0, number)]
+    parts = min(number, threads * shares)
+    bounds = [number * i // parts for i in range(parts + 1)]
+    return list(_pool().map(function, bounds[:-1], bounds[1:]))

@@ -162,14 +162,23 @@ def _check(
 def _features(images: torch.Tensor, compactness: float, lab: bool, backend: str) -> torch.Tensor:
     """Rescaled colours divided by the compactness, float32 [B, C, H, W]."""
     # Every floating-point step is scikit-image's: subtract, divide, convert, multiply by the reciprocal.
-    low, high = images.to(torch.float32).flatten(1).aminmax(dim=1)
+    if backend == "triton":
+        low, high = images.to(torch.float32).flatten(1).aminmax(dim=1)
+    else:
+        flat = images.numpy().reshape(len(images), -1)
+        low, high = (torch.from_numpy(values.astype(np.float32)) for values in (flat.min(1), flat.max(1)))
     if not bool(torch.isfinite(low + high).all()):
         raise ValueError("images must be finite, got NaN or infinite values: replace them first")
-    spread = torch.where(high == low, 1.0, high - low)
-    features = (images.to(torch.float32) - low[:, None, None, None]) / spread[:, None, None, None]
+    span = torch.where(high == low, 1.0, high - low)
+    scale = 1.0 / compactness
+    if backend == "cpu":
+        from mclc_gpu.kernels import color_cpu
+
+        return torch.from_numpy(color_cpu.features(images.numpy(), low.numpy(), span.numpy(), scale, lab))
+    features = (images.to(torch.float32) - low[:, None, None, None]) / span[:, None, None, None]
     if lab:
         features = rgb_to_lab(features, backend)
-    return (features * (1.0 / compactness)).contiguous()
+    return (features * scale).contiguous()
 
 
 def _start_centres(features: torch.Tensor, ys: np.ndarray, xs: np.ndarray, start: str) -> torch.Tensor:

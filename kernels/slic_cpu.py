@@ -1,186 +1,330 @@
 """SLIC in numba: the float32 operations of scikit-image's loop in the same order, so the same bits.
 
-Rows of one cluster's window are worked on at a time, so that the inner loops over x vectorise. Many images
-are spread over the threads; a few large ones are cut into bands of rows, which visit the clusters in the same
-ascending order.
+Many images are spread over the threads; of a few, each thread takes strips of rows when it labels pixels, and
+a range of clusters when it sums them up.
 """
 
-import numpy as np
-from numba import get_num_threads, prange
+from functools import partial
+from typing import NamedTuple
 
-from mclc_gpu.kernels.jit_cpu import compiled
+import numpy as np
+from numba import get_num_threads
+
+from mclc_gpu.kernels.color_cpu import bits_float
+from mclc_gpu.kernels.jit_cpu import compiled, spread
+from mclc_gpu.kernels.tile_cpu import (
+    COLOURS,
+    FIRST_X,
+    FIRST_Y,
+    INDEX,
+    LAST_X,
+    LAST_Y,
+    OWNERS,
+    PLACE,
+    TILE_X,
+    TILE_Y,
+    assign_tile,
+    near_centres,
+    tile_colours,
+)
 
 F = np.float32
 U = np.uintp
-_MIN_BAND_ROWS = 8
+_BLOCK_Y, _BLOCK_X = 32, 128  # A block's tiles share a list of centres.
+# Bounds on distances are rounded up by more than rounding can move them.
+SLACK = F(1.0001)
+
+
+class Settings(NamedTuple):
+    """What all images share."""
+
+    step_y: int
+    step_x: int
+    weight: np.float32  # of a squared pixel against a squared colour
+    limit: np.float32  # pixels of less distance are in reach of a centre's window, whatever their colour
+    iterations: int
+    tolerance: np.float32
+    zero: np.float32 | np.float64  # the type of the sums
+    exact: np.float32 | np.float64  # whole numbers up to here are added without rounding
+
+
+class State(NamedTuple):
+    """What the iterations of one image keep; N centres, C channels."""
+
+    centres: np.ndarray  # float32 [N, 2 + C]
+    counts: np.ndarray  # int64 [N]: pixels; 0: the cluster takes no further part
+    sums: np.ndarray  # float32 or float64 [N, 2 + C or more]
+    shifts: np.ndarray  # float32 [N]: distance (eq. 3) moved by the last update
+    windows: np.ndarray  # float32 [N, 4]: first and last row and column in reach
+    boxes: np.ndarray  # float32 [tiles y, x, 2, 2 + C]: least and largest row, column and colours
+    bounds: np.ndarray  # float32 [tiles y, x]: upper bound of the pixels' distances to their centres
+    owned: np.ndarray  # uint8 [tiles y, x]: number of owners; OWNERS: they are not known
+    owners: np.ndarray  # int32 [tiles y, x, OWNERS + 1]: centres that pixels have, and perhaps others
+    extremes: np.ndarray  # int32 [blocks y, x, 2]: lowest and highest label
+
+
+@compiled()
+def _allocate(features, centres, zero):
+    channels, height, width = features.shape
+    down, across = (height + TILE_Y - 1) // TILE_Y, (width + TILE_X - 1) // TILE_X
+    strips, blocks = (height + _BLOCK_Y - 1) // _BLOCK_Y, (width + _BLOCK_X - 1) // _BLOCK_X
+    number = centres.shape[0]
+    return State(
+        centres,
+        np.ones(number, np.int64),
+        np.full((number, 8 * ((channels + 12) // 8)), zero),
+        np.zeros(number, F),
+        np.empty((number, 4), F),
+        np.empty((down, across, 2, 2 + channels), F),
+        np.full((down, across), F(np.inf)),
+        np.full((down, across), OWNERS, np.uint8),
+        np.empty((down, across, OWNERS + 1), np.int32),
+        np.zeros((strips, blocks, 2), np.int32),
+    )
+
+
+@compiled()
+def _reach(s, settings):
+    """First and last row and column in the window of 2 steps around each centre, beyond the image too."""
+    step_y, step_x = settings.step_y, settings.step_x
+    for k in range(s.centres.shape[0]):
+        cy, cx = s.centres[k, 0], s.centres[k, 1]
+        s.windows[k, 0] = np.int64(max(cy - F(2 * step_y), F(0)))
+        s.windows[k, 1] = np.int64(cy + F(2 * step_y) + F(1)) - 1
+        s.windows[k, 2] = np.int64(max(cx - F(2 * step_x), F(0)))
+        s.windows[k, 3] = np.int64(cx + F(2 * step_x) + F(1)) - 1
 
 
 @compiled(inline="always")
-def _reach(centre, step, size):
-    """Half-open range of the rows (or columns) in the window of 2 steps around a centre."""
-    low = max(centre - F(2 * step), F(0))
-    high = min(centre + F(2 * step) + F(1), F(size))
-    return np.int64(low), np.int64(high)
+def _bound(s, ty, tx, limit):
+    """Upper bound of the distances of a tile's pixels to their nearest centre; infinite: none is known.
+
+    A pixel is no farther from the centre it had than before plus that centre's shift, and up to `limit` the
+    centre's window still reaches it.
+    """
+    owned = s.owned[ty, tx]
+    shift = F(0) if owned < OWNERS else F(np.inf)
+    for i in range(owned % OWNERS):
+        shift = max(shift, s.shifts[U(s.owners[ty, tx, i])])
+    root = np.sqrt(s.bounds[ty, tx]) + shift
+    bound = root * root * SLACK
+    return bound if bound < limit else F(np.inf)
+
+
+@compiled(inline="always")
+def _slack(s, ty, tx):
+    """What rounding can do to a tile's distances where all centres have the same colour."""
+    total = F(0)
+    for c in range(2, s.centres.shape[1]):
+        low, high = s.boxes[ty, tx, 0, c] - s.centres[0, c], s.boxes[ty, tx, 1, c] - s.centres[0, c]
+        total += max(low * low, high * high)
+    return total * F(1e-5)
 
 
 @compiled()
-def _distances(features, centre, y, x_min, x_max, weight, coordinates, out):
-    """Squared distances D^2 of the pixels x_min..x_max of row y to a centre [y, x, colours]."""
-    channels = features.shape[0]
-    dy = centre[0] - coordinates[y]
-    dy *= dy
-    cx = centre[1]
-    if channels == 3:
-        c0, c1, c2 = centre[2], centre[3], centre[4]
-        for x in range(U(x_min), U(x_max)):
-            dx = cx - coordinates[x]
-            t0 = features[0, y, x] - c0
-            t1 = features[1, y, x] - c1
-            t2 = features[2, y, x] - c2
-            out[x] = (dy + dx * dx) * weight + (t0 * t0 + t1 * t1 + t2 * t2)
-        return
-    for x in range(U(x_min), U(x_max)):
-        out[x] = F(0)
-    for c in range(channels):
-        colour = centre[2 + c]
-        for x in range(U(x_min), U(x_max)):
-            t = features[c, y, x] - colour
-            out[x] += t * t
-    for x in range(U(x_min), U(x_max)):
-        dx = cx - coordinates[x]
-        out[x] = (dy + dx * dx) * weight + out[x]
-
-
-@compiled()
-def _assign(
-    features, centres, counts, step_y, step_x, weight, coordinates, y_first, y_last, labels, best, row
-):
-    """Give the rows y_first..y_last of one image their nearest centre; tell whether a label changed."""
-    height, width = labels.shape
-    before = labels[y_first:y_last].copy()
-    best[y_first:y_last] = np.inf
-    for k in range(centres.shape[0]):
-        if counts[k] == 0:
+def _list_centres(s, rows, number, top, left, right, table):
+    """Put the living centres, of those numbered in `rows`, whose windows reach the columns into the table."""
+    living = 0
+    for i in range(number):
+        k = rows[i]
+        if s.windows[k, 2] >= right or s.windows[k, 3] < left:
             continue
-        y_min, y_max = _reach(centres[k, 0], step_y, height)
-        x_min, x_max = _reach(centres[k, 1], step_x, width)
-        for y in range(max(y_min, y_first), min(y_max, y_last)):
-            _distances(features, centres[k], y, x_min, x_max, weight, coordinates, row)
-            for x in range(U(x_min), U(x_max)):
-                nearer = row[x] < best[y, x]
-                best[y, x] = row[x] if nearer else best[y, x]
-                labels[y, x] = k if nearer else labels[y, x]
-    changed = 0
-    for y in range(y_first, y_last):
-        for x in range(width):
-            changed |= before[y - y_first, x] ^ labels[y, x]
-    return changed != 0
+        table[PLACE, living], table[PLACE + 1, living] = s.centres[k, 0], s.centres[k, 1]
+        table[FIRST_Y, living], table[LAST_Y, living] = s.windows[k, 0], s.windows[k, 1]
+        table[FIRST_X, living], table[LAST_X, living] = s.windows[k, 2], s.windows[k, 3]
+        table[INDEX, living] = bits_float(np.int32(k))
+        for c in range(2, s.centres.shape[1]):
+            table[COLOURS + c - 2, living] = s.centres[k, c]
+        living += 1
+    return living
 
 
 @compiled()
-def _sum_feature(features, labels, feature, coordinates, sums):
-    """Sum one feature (0: y, 1: x, 2 + c: channel c) over the pixels of each cluster, in raster order."""
-    height, width = labels.shape
-    sums[:, feature] = 0
-    for y in range(height):
-        for x in range(width):
-            if feature == 0:
-                value = coordinates[y]
-            elif feature == 1:
-                value = coordinates[x]
-            else:
-                value = features[feature - 2, y, x]
-            sums[labels[y, x], feature] += value
+def _assign_block(s, features, labels, settings, table, living, colours, kept, top, left):
+    """Label the pixels of a block with the nearest of the centres in the table; did a label change?"""
+    channels, height, width = features.shape
+    p_features, p_labels, p_table = features.ctypes.data, labels.ctypes.data, table.ctypes.data
+    p_kept, stride = kept.ctypes.data, table.shape[1]
+    scratch = np.empty(channels * TILE_Y * TILE_X, F)
+    changed = False
+    lowest, highest = np.int32(2**31 - 1), np.int32(0)
+    for y in range(top, min(top + _BLOCK_Y, height), TILE_Y):
+        for x in range(left, min(left + _BLOCK_X, width), TILE_X):
+            ty, tx = U(y // TILE_Y), U(x // TILE_X)
+            box = s.boxes[ty, tx].ctypes.data
+            found = near_centres(
+                p_table, stride, living, channels, box, _bound(s, ty, tx, settings.limit), settings.weight,
+                p_kept, colours, _slack(s, ty, tx) if colours == 0 else F(0),
+            )  # fmt: skip
+            # The last tiles overlap those before them.
+            offset = 4 * (min(y, height - TILE_Y) * width + min(x, width - TILE_X))
+            owned, s.bounds[ty, tx], differs, low, high = assign_tile(
+                p_features + offset, height * width, width, channels, p_labels + offset, p_table, stride,
+                p_kept, found, box, settings.weight, s.owners[ty, tx].ctypes.data, scratch.ctypes.data,
+            )  # fmt: skip
+            s.owned[ty, tx] = owned
+            changed |= differs
+            lowest, highest = min(lowest, low), max(highest, high)
+    extremes = s.extremes[top // _BLOCK_Y, left // _BLOCK_X]
+    extremes[0], extremes[1] = lowest, highest
+    return changed
 
 
 @compiled()
-def _count(labels, counts):
-    counts[:] = 0
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            counts[labels[y, x]] += 1
+def _one_colour(colours):
+    """Do all centres have the same, as at the start?"""
+    for k in range(colours.shape[0]):
+        for c in range(colours.shape[1]):
+            if colours[k, c] != colours[0, c]:
+                return False
+    return True
 
 
 @compiled()
-def _move(centres, sums, counts, tolerance):
+def _assign(s, features, labels, settings, first, last):
+    """Label the pixels of the strips first..last; did a label change?"""
+    channels, height, width = features.shape
+    number = s.centres.shape[0]
+    rows = np.empty(number + 1, np.int64)
+    table = np.empty((COLOURS + channels, (number + 15) // 16 * 16), F)
+    kept = np.empty(number, np.int32)
+    colours = 0 if _one_colour(s.centres[:, 2:]) else channels
+    changed = False
+    for strip in range(first, last):
+        top = strip * _BLOCK_Y
+        above, below = min(top, height - TILE_Y), min(top + _BLOCK_Y, height)
+        reaching = 0
+        for k in range(number):
+            rows[reaching] = k
+            reaching += (s.counts[k] > 0) & (s.windows[k, 0] < below) & (s.windows[k, 1] >= above)
+        for left in range(0, width, _BLOCK_X):
+            living = _list_centres(
+                s, rows, reaching, top, min(left, width - TILE_X), min(left + _BLOCK_X, width), table
+            )
+            changed |= _assign_block(s, features, labels, settings, table, living, colours, kept, top, left)
+    return changed
+
+
+@compiled(inline="always")
+def _sum_places(sums, k, y, start, end, exact):
+    """Add the row and the column of the pixels start..end of row y, one after the other."""
+    n = end - start
+    rows, columns = sums[k, 0] + y * n, sums[k, 1] + (start + end - 1) * n // 2
+    if max(rows, columns) <= exact:
+        # Whole numbers up to here are added without rounding, so in one.
+        sums[k, 0], sums[k, 1] = rows, columns
+    else:
+        for x in range(start, end):
+            sums[k, 0] += y
+            sums[k, 1] += x
+
+
+@compiled()
+def _sum_row(labels, f0, f1, f2, sums, counts, column, y, first, last, exact):
+    """Add a row's pixels of the clusters first..last to three sums, which do not wait for each other.
+
+    With the first channels come the places and the number of pixels.
+    """
+    end, width = U(0), U(labels.shape[0])
+    c0, c1, c2 = U(column), U(column + 1), U(column + 2)
+    while end < width:
+        start, label = end, labels[end]
+        if label < first or label >= last:
+            end += U(1)
+            while end < width and labels[end] == label:
+                end += U(1)
+            continue
+        k = U(label)
+        s0, s1, s2 = sums[k, c0], sums[k, c1], sums[k, c2]
+        while True:
+            s0 += f0[end]
+            s1 += f1[end]
+            s2 += f2[end]
+            end += U(1)
+            if end >= width or labels[end] != label:
+                break
+        sums[k, c0], sums[k, c1], sums[k, c2] = s0, s1, s2
+        if column == 2:
+            counts[k] += np.int64(end - start)
+            _sum_places(sums, k, y, np.int64(start), np.int64(end), exact)
+
+
+@compiled()
+def _sum(s, features, labels, settings, first, last):
+    """Count and sum the pixels of the clusters first..last, each cluster's in raster order."""
+    height = labels.shape[0]
+    s.counts[first:last] = 0
+    s.sums[first:last] = 0
+    for strip in range(s.extremes.shape[0]):
+        if s.extremes[strip, :, 0].min() >= last or s.extremes[strip, :, 1].max() < first:
+            continue
+        for y in range(strip * _BLOCK_Y, min((strip + 1) * _BLOCK_Y, height)):
+            for c in range(0, features.shape[0], 3):
+                # Where fewer than three are left, the last one is summed again, into columns nobody reads.
+                f0, f1 = features[c, y], features[min(c + 1, features.shape[0] - 1), y]
+                f2 = features[min(c + 2, features.shape[0] - 1), y]
+                _sum_row(labels[y], f0, f1, f2, s.sums, s.counts, c + 2, y, first, last, settings.exact)
+
+
+@compiled()
+def _move(s, settings):
     """Set the centres to their clusters' means (eq. 4); tell whether one moved by `tolerance` or more."""
     moved = False
-    for k in range(centres.shape[0]):
-        if counts[k] == 0:
+    for k in range(s.centres.shape[0]):
+        if s.counts[k] == 0:
             continue
-        y, x = centres[k, 0], centres[k, 1]
-        for i in range(centres.shape[1]):
-            centres[k, i] = sums[k, i] / F(counts[k])
-        dy, dx = centres[k, 0] - y, centres[k, 1] - x
-        moved |= dy * dy + dx * dx >= tolerance * tolerance
+        y, x = s.centres[k, 0], s.centres[k, 1]
+        colours = 0.0
+        for i in range(s.centres.shape[1]):
+            before = s.centres[k, i]
+            s.centres[k, i] = s.sums[k, i] / F(s.counts[k])
+            if i > 1:
+                colours += (np.float64(s.centres[k, i]) - before) ** 2
+        dy, dx = s.centres[k, 0] - y, s.centres[k, 1] - x
+        moved |= dy * dy + dx * dx >= settings.tolerance * settings.tolerance
+        s.shifts[k] = np.sqrt(np.float64(dy * dy + dx * dx) * settings.weight + colours) * SLACK
     return moved
 
 
 @compiled()
-def _cluster(features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels):
-    height, width = labels.shape
-    n_features = centres.shape[1]
-    counts = np.ones(centres.shape[0], np.int64)
-    sums = np.full(centres.shape, zero)
-    best = np.empty((height, width), F)
-    row = np.empty(width, F)
-    for _ in range(iterations):
-        if not _assign(
-            features, centres, counts, step_y, step_x, weight, coordinates, 0, height, labels, best, row
-        ):
-            return
-        _count(labels, counts)
-        for i in range(n_features):
-            _sum_feature(features, labels, i, coordinates, sums)
-        if not _move(centres, sums, counts, F(tolerance)):
-            return
+def _boxes(s, features, first, last):
+    """The boxes of the rows first..last of tiles."""
+    height, width = features.shape[1:]
+    for ty in range(first, last):
+        for tx in range(s.boxes.shape[1]):
+            y, x = min(ty * TILE_Y, height - TILE_Y), min(tx * TILE_X, width - TILE_X)
+            box = s.boxes[ty, tx]
+            box[0, 0], box[1, 0], box[0, 1], box[1, 1] = y, y + TILE_Y - 1, x, x + TILE_X - 1
+            first_pixel = features.ctypes.data + 4 * (y * width + x)
+            tile_colours(first_pixel, height * width, width, features.shape[0], box.ctypes.data)
 
 
-@compiled(parallel=True)
-def _cluster_bands(
-    features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels, bands
-):
-    height, width = labels.shape
-    n_features = centres.shape[1]
-    counts = np.ones(centres.shape[0], np.int64)
-    sums = np.full(centres.shape, zero)
-    best = np.empty((height, width), F)
-    for _ in range(iterations):
-        changed = 0
-        for band in prange(bands):
-            row = np.empty(width, F)
-            first, last = height * band // bands, height * (band + 1) // bands
-            changed += _assign(
-                features, centres, counts, step_y, step_x, weight, coordinates, first, last, labels, best, row
-            )
-        if changed == 0:
-            return
-        for i in prange(n_features + 1):
-            if i == n_features:
-                _count(labels, counts)
-            else:
-                _sum_feature(features, labels, i, coordinates, sums)
-        if not _move(centres, sums, counts, F(tolerance)):
-            return
+@compiled()
+def _cluster_images(features, centres, settings, labels, first, last):
+    """All iterations of the images first..last, one after the other."""
+    for b in range(first, last):
+        s = _allocate(features[b], centres[b], settings.zero)
+        _boxes(s, features[b], 0, s.boxes.shape[0])
+        for _ in range(settings.iterations):
+            _reach(s, settings)
+            if not _assign(s, features[b], labels[b], settings, 0, s.extremes.shape[0]):
+                break
+            _sum(s, features[b], labels[b], settings, 0, centres.shape[1])
+            if not _move(s, settings):
+                break
 
 
-@compiled(parallel=True)
-def _cluster_images(
-    features, centres, step_y, step_x, weight, iterations, tolerance, coordinates, zero, labels
-):
-    for b in prange(features.shape[0]):
-        _cluster(
-            features[b],
-            centres[b],
-            step_y,
-            step_x,
-            weight,
-            iterations,
-            tolerance,
-            coordinates,
-            zero,
-            labels[b],
-        )
+def _cluster_image(features: np.ndarray, centres: np.ndarray, settings: Settings, labels: np.ndarray) -> None:
+    """One image: a thread labels strips of rows, and sums up a range of clusters."""
+    s = _allocate(features, centres, settings.zero)
+    spread(partial(_boxes, s, features), len(s.boxes), labels.size)
+    for _ in range(settings.iterations):
+        _reach(s, settings)
+        if not any(spread(partial(_assign, s, features, labels, settings), len(s.extremes), labels.size)):
+            return
+        spread(partial(_sum, s, features, labels, settings), len(centres), labels.size)
+        if not _move(s, settings):
+            return
 
 
 def cluster(
@@ -196,16 +340,26 @@ def cluster(
 ) -> None:
     """Cluster float32 [B, C, H, W] features around float32 [B, N, 2 + C] centres into int32 [B, H, W] labels.
 
-    The centres are moved in place. Sums over a cluster are scikit-image's, in single precision, or in double,
-    which clusters of more than some 10,000 pixels need.
+    All three are contiguous. The centres are moved in place. Sums over a cluster are scikit-image's, in
+    single precision, or in double, which clusters of more than some 10,000 pixels need.
     """
-    coordinates = np.arange(max(features.shape[2:]), dtype=F)
-    zero = np.float64(0) if double_sums else F(0)
-    settings = (step_y, step_x, weight, iterations, tolerance, coordinates, zero)
-    if len(features) >= get_num_threads():
-        _cluster_images(features, centres, *settings, labels)
+    batch, channels, height, width = features.shape
+    if height < TILE_Y or width < TILE_X:
+        # Around the image come pixels that no centre reaches, of a cluster that is none.
+        size = max(height, TILE_Y), max(width, TILE_X)
+        wide = np.full((batch, channels, *size), np.inf, F)
+        out = np.full((batch, *size), centres.shape[1], np.int32)
+        wide[:, :, :height, :width], out[:, :height, :width] = features, labels
+        cluster(wide, centres, step_y, step_x, weight, iterations, tolerance, out, double_sums)
+        labels[:] = out[:, :height, :width]
         return
-    # More bands than threads even out the centres' crowding; each costs a look at all centres.
-    bands = max(1, min(get_num_threads() * 4, features.shape[2] // _MIN_BAND_ROWS))
+    kind = np.float64 if double_sums else F
+    settings = Settings(
+        step_y, step_x, weight, F((2 * min(step_y, step_x)) ** 2 * float(weight) / SLACK), iterations,
+        F(tolerance), kind(0), kind(2**53 if double_sums else 2**24),
+    )  # fmt: skip
+    if batch >= get_num_threads():
+        spread(partial(_cluster_images, features, centres, settings, labels), batch, labels.size, shares=8)
+        return
     for image, start, out in zip(features, centres, labels, strict=True):
-        _cluster_bands(image, start, *settings, out, bands)
+        _cluster_image(image, start, settings, out)
