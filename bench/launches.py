@@ -111,13 +111,14 @@ def _crf() -> list[Launch]:
 
 def _slic() -> list[Launch]:
     tile_y, tile_x = slic_triton._TILE_Y, slic_triton._TILE_X
-    loops = (Loop("assign", "FSETP", "pixel and centre", tile_y * tile_x // 128),)
+    warps = slic_triton._ASSIGN_WARPS
+    loops = (Loop("assign", "FSETP", "pixel and centre", tile_y * tile_x // (32 * warps)),)
     made = []
     for channels, up in ((1, 1), (3, 4)):
         tile = {"CHANNELS": channels, "TILE_Y": tile_y, "TILE_X": tile_x}
         block = {"CHANNELS": channels, "CHANNELS_UP": up, "BLOCK": slic_triton._UPDATE_BLOCK}
         shape = f"{channels} channels"
-        made.append(Launch("slic assign", shape, slic_triton.assign_kernel, tile, 4, loops))
+        made.append(Launch("slic assign", shape, slic_triton.assign_kernel, tile, warps, loops))
         made.append(Launch("slic update", shape, slic_triton.update_kernel, block, 4))
     return made
 
