@@ -21,7 +21,17 @@ from mclc_gpu.journal import fingerprint_of
 from mclc_gpu.lock import locked
 from mclc_gpu.metrics import Result, Scores
 from mclc_gpu.provenance import provenance
-from mclc_gpu.runfolder import BEST, LAST, Row, RunLog, check_folder, make_row, same_settings, start_folder
+from mclc_gpu.runfolder import (
+    BEST,
+    KIND,
+    LAST,
+    Row,
+    RunLog,
+    check_folder,
+    make_row,
+    same_settings,
+    start_folder,
+)
 from mclc_gpu.training import TrainConfig, Trainer, share_of_batch
 
 
@@ -91,7 +101,7 @@ def fit(
     """
     if ranks is None:
         ranks = join(device)
-    with locked(out, "train", ranks):
+    with locked(out, KIND, ranks):
         check_run(config, out, ranks, resume, overwrite)
         return _fit(train, config, out, validation, ranks, resume, overwrite, about or {})
 

@@ -17,6 +17,7 @@ from mclc_gpu.progress import Progress
 
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
 LABELS, REPORT = "labels", "report"
+KIND = "train"  # of run, as `locked` tells them apart
 SCORES = ("iou", "niou", "pd", "fa", "precision", "recall", "f1")
 COLUMNS = ("epoch", "lr", "loss", "crop_iou", *SCORES)
 Row = dict[str, Any]  # of COLUMNS; None where there is no value

@@ -18,6 +18,7 @@ from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
 from mclc_gpu.labelreport import REPORT, report_labels
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
+from mclc_gpu.lock import locked
 
 
 def label(arguments: argparse.Namespace, started: float) -> int:
@@ -59,17 +60,25 @@ def label_set(
         skipped=[*skipped, *problems],
         started=started,
     )
-    summary = label_folder(job, ranks)
-    if ranks.main:
-        title = f"{summary['images']} images, {summary['targets']} targets, {config.maker}"
-        if config.trials:
-            title += f", {config.trials} trials"
-        write_overview(arguments.out, images, arguments.seed, title, truth)
-        _report(arguments.out, summary)
-        if report:
-            check = report_labels(arguments.out, images, truth)
-            print(f"{check.doubtful} targets to look at first, see {arguments.out / REPORT}")
+    with locked(arguments.out, LAYOUT.kind, ranks):
+        summary = label_folder(job, ranks)
+        if ranks.main:
+            _look(job, summary, truth, report)
     return images, summary
+
+
+def _look(
+    job: LabelJob, summary: Mapping[str, Any], truth: Mapping[str, Path] | None, report: bool
+) -> None:
+    """Draw the overview, say how it went, and write the report if it is wanted."""
+    title = f"{summary['images']} images, {summary['targets']} targets, {job.config.maker}"
+    if job.config.trials:
+        title += f", {job.config.trials} trials"
+    write_overview(job.out, job.images, job.seed, title, truth)
+    _report(job.out, summary)
+    if report:
+        check = report_labels(job.out, job.images, truth)
+        print(f"{check.doubtful} targets to look at first, see {job.out / REPORT}")
 
 
 def label_config(arguments: argparse.Namespace) -> LabelConfig:

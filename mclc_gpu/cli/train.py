@@ -17,7 +17,8 @@ from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.fitting import Fitted, check_run, fit
 from mclc_gpu.labelstore import LabelStore
-from mclc_gpu.runfolder import EVENTS, LABELS, REPORT
+from mclc_gpu.lock import locked
+from mclc_gpu.runfolder import EVENTS, KIND, LABELS, REPORT
 from mclc_gpu.training import TrainConfig
 from mclc_gpu.trainreport import report_run
 
@@ -43,6 +44,20 @@ def train(arguments: argparse.Namespace, started: float) -> int:
     inputs = [*arguments.images, *(path for _, path in arguments.sources)]
     _keep_apart(arguments.out, [*inputs, *arguments.val_images, *arguments.val_masks])
     ranks = join(arguments.device)
+    # From here on: another run must not label anew what this one trains on.
+    with locked(arguments.out, KIND, ranks):
+        return _train(arguments, sets, config, validation, skipped, started, ranks)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    sets: Sequence[argparse.Namespace],
+    config: TrainConfig,
+    validation: Sequence[Sample],
+    skipped: list[Skipped],
+    started: float,
+    ranks: Ranks,
+) -> int:
     check_run(config, arguments.out, ranks, arguments.resume, arguments.overwrite)
     samples: list[Sample] = []
     accounts = []

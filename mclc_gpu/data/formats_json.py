@@ -27,6 +27,7 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 
 _EDGE_TO_CENTRE = -0.5
+_LONGEST_SIDE = 1 << 31  # no image is longer, and larger numbers have no float
 _LABEL_STUDIO_KEYS = {"keypointlabels": "keypoint", "rectanglelabels": "rectangle"}
 _LABELME_CORNERS = {"point": 1, "line": 2, "rectangle": 2, "linestrip": None}  # how many; None: any, not none
 
@@ -198,7 +199,7 @@ def _label_studio_result(result: dict[str, Any], names: tuple[str, ...], where: 
         return f"a {result.get('type', 'result')}, not a keypoint or rectangle"
     kind = _LABEL_STUDIO_KEYS[key]
     height, width = result.get("original_height"), result.get("original_width")
-    if not (isinstance(height, int) and isinstance(width, int)):
+    if not all(isinstance(side, int) and 0 < side < _LONGEST_SIDE for side in (height, width)):
         return f"a {kind} without original_width and original_height"
     if kind == "rectangle" and value.get("rotation"):
         return "a rotated rectangle; a box lies along rows and columns"
