@@ -206,11 +206,16 @@ class _Run:
 
     def restore(self) -> None:
         """Go back to where last.pt was written."""
-        trained = load_checkpoint(self.out / LAST, self.trainer.ranks.device)
-        self.trainer.network.load_state_dict(trained.network.state_dict())
-        self.trainer.optimizer.load_state_dict(trained.state["optimizer"])
-        self.rows, self.best = trained.state["rows"], trained.state["best"]
-        self.collapsed = trained.state["collapsed"]
+        path = self.out / LAST
+        trained = load_checkpoint(path, self.trainer.ranks.device)
+        try:
+            self.trainer.network.load_state_dict(trained.network.state_dict())
+            self.trainer.optimizer.load_state_dict(trained.state["optimizer"])
+            self.rows, self.best = trained.state["rows"], trained.state["best"]
+            self.collapsed = trained.state["collapsed"]
+        # Of another network, or best.pt by the name of last.pt.
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: not of this run; use --overwrite or another --out") from error
 
     def finish(self) -> None:
         """Run the epochs that are left."""

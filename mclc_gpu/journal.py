@@ -18,6 +18,9 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.lock import unwritable
 
 
+_OTHERWISE = "use --overwrite or another --out"
+
+
 @dataclass(frozen=True)
 class Layout:
     """What one kind of run writes into its output folder.
@@ -69,6 +72,21 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises InputError when it holds none, which says `mend`, and OSError when it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    # RecursionError: brackets nested by the thousand.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({error}); {mend}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: no JSON object; {mend}")
+    return content
 
 
 def fingerprint_of(*content: Any) -> str:
@@ -197,13 +215,9 @@ class Journal:
         path = layout.summary(out)
         if layout.journal(out).exists() or not path.exists():
             return None
-        try:
-            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            whole = summary.get("digest") == _digest_of(summary)
-        except (ValueError, AttributeError, RecursionError):
-            whole = False
-        if not whole:
-            raise InputError(f"{path}: damaged, or of another version; use --overwrite or another --out")
+        summary = read_json(path, _OTHERWISE)
+        if summary.get("digest") != _digest_of(summary):
+            raise InputError(f"{path}: damaged, or of another version; {_OTHERWISE}")
         if summary.get("fingerprint") != fingerprint:
             raise InputError(
                 f"{out}: holds a {layout.kind} run with other settings or inputs; "

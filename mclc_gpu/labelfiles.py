@@ -1,7 +1,6 @@
 """A finished label run as it lies on disk, read for a look at all of its targets."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
+from mclc_gpu.journal import read_json
 from mclc_gpu.labelrun import LAYOUT
 from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.windows import Window, around, place_window
@@ -51,17 +51,24 @@ def open_labels(folder: Path) -> LabelFiles:
     """Open a finished label run. Raises InputError when the folder holds none, or files that do not fit."""
     path = LAYOUT.summary(folder)
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        int(summary["settings"]["seed"])
+        summary = read_json(path, "label again")
     except OSError as error:
         raise InputError(
             f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not hold a label run's settings; label again") from error
+    seed_of(summary, path)
     points = load_points(folder / "points.csv")
     rows = _read_rows(folder / "targets.csv", points)
     return LabelFiles(folder, summary, points, rows, LabelStore.open(folder))
+
+
+def seed_of(summary: Mapping[str, Any], path: Path) -> int:
+    """The seed of a run by its label.json. Raises InputError where that holds none."""
+    settings = summary.get("settings")
+    seed = settings.get("seed") if isinstance(settings, dict) else None
+    if not isinstance(seed, int):
+        raise InputError(f"{path}: does not hold a label run's settings; label again")
+    return seed
 
 
 def _read_rows(path: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Row]]:

@@ -1,7 +1,6 @@
 """The folder of a training run: its settings, its curve, and what it needs to go on."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import write_json
+from mclc_gpu.journal import read_json, write_json
 from mclc_gpu.progress import Progress
 
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
@@ -41,8 +40,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 def _is_run(path: Path) -> bool:
     """Whether a config.json is that of a training run: others use this name too."""
     try:
-        return "network" in json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return "network" in read_json(path, "")["settings"]
+    except (OSError, InputError, KeyError, TypeError):
         return False
 
 
@@ -55,10 +54,10 @@ def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
     path = out / CONFIG
     if not path.exists():
         return
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged; use --overwrite or another --out") from error
+    otherwise = "use --overwrite or another --out"
+    begun = read_json(path, otherwise).get("settings")
+    if not isinstance(begun, dict):
+        raise InputError(f"{path}: damaged; {otherwise}")
     for name, value in settings.items():
         if begun.get(name) != value:
             if name == "training_set":

@@ -1,7 +1,6 @@
 """mclc-gpu label."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
+from mclc_gpu.journal import read_json
 from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
 from mclc_gpu.labelreport import REPORT, report_labels
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
@@ -123,12 +123,10 @@ def read_config(path: Path) -> LabelConfig:
     Raises InputError for a file that cannot be read or holds none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "give what tune wrote, or a label.json")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path of --config") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON ({error}); give what tune wrote, or a label.json") from error
-    settings = content.get("settings", content) if isinstance(content, dict) else None
+    settings = content.get("settings", content)
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no label settings; give what tune wrote, or a label.json")
     try:
