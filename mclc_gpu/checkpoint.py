@@ -129,10 +129,9 @@ def _read(path: Path) -> dict[str, Any]:
     """A checkpoint's content, with every field of its type."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a checkpoint, such as RUN/best.pt")
+    data = io.BytesIO(path.read_bytes())
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        content = torch.load(data, map_location="cpu", weights_only=True)
     # torch raises nearly anything on bytes that are not its own, documented nowhere.
     except Exception as error:
         raise InputError(

@@ -107,9 +107,18 @@ class Noted(Mapping[str, dict[str, Any]]):
         """Raises InputError for journals of another run, and for damaged ones."""
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[int, int]] = {}
-        for path in paths:
-            if path.exists():
-                self._take(path, fingerprint)
+        try:
+            for path in paths:
+                if path.exists():
+                    self._take(path, fingerprint)
+        except InputError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> "Noted":
         return self
@@ -117,8 +126,7 @@ class Noted(Mapping[str, dict[str, Any]]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            file.close()
+        self.close()
 
     def _take(self, path: Path, fingerprint: str) -> None:
         file = path.open("rb")
