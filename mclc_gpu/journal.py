@@ -17,7 +17,6 @@ from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.errors import InputError
 from mclc_gpu.lock import unwritable
 
-
 _OTHERWISE = "use --overwrite or another --out"
 
 

@@ -107,7 +107,7 @@ def _rebuilt(kind: type[Any], values: Any) -> Any:
 
 
 def _rebuilt_value(name: str, kind: Any, value: Any) -> Any:
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _rebuilt(kind, value)
     allowed = (int, float) if kind is float else kind
     # True is an int to Python, and numbers beyond 2^63 are none to compiled code.

@@ -80,7 +80,9 @@ def _is_account(summary: Mapping[str, Any]) -> bool:
     ):
         return False
     return all(
-        isinstance(item, dict) and item.keys() == {"file", "why"} and all(isinstance(v, str) for v in item.values())
+        isinstance(item, dict)
+        and item.keys() == {"file", "why"}
+        and all(isinstance(text, str) for text in item.values())
         for item in skipped
     )
 

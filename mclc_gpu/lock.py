@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
+
+if TYPE_CHECKING:  # it imports PyTorch, which scores do without
+    from mclc_gpu.distributed import Ranks
 
 
 @contextmanager
-def locked(out: Path, kind: str, ranks: Ranks | None = None) -> Iterator[None]:
+def locked(out: Path, kind: str, ranks: "Ranks | None" = None) -> Iterator[None]:
     """Keep every other run of this kind out of a folder, which is made. The lock of a killed run is free.
 
     Whoever holds it may ask for it again. `ranks`: the processes of this run, for all of which the first

@@ -18,6 +18,7 @@ from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.kernels.trials import TrialConfig
 from mclc_gpu.labelconfig import LabelConfig
+from mclc_gpu.labelfiles import seed_of
 from mclc_gpu.labeling import (
     PlacedTarget,
     TargetMask,
@@ -25,7 +26,6 @@ from mclc_gpu.labeling import (
     compose,
     refine_targets,
 )
-from mclc_gpu.labelfiles import seed_of
 from mclc_gpu.labelrun import LAYOUT
 from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.makers import marked_mask

@@ -7,10 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.errors import InputError
+from mclc_gpu.events import Events
 from mclc_gpu.journal import read_json, write_json
 from mclc_gpu.progress import Progress
 
@@ -91,20 +90,17 @@ class RunLog:
     def __init__(self, out: Path, epochs: int, rows: Sequence[Row]) -> None:
         """`rows`: of the epochs already behind, of `epochs` in all."""
         self.path, self.rows = out / METRICS, list(rows)
-        # Events that an interrupted run wrote beyond its last checkpoint are taken back.
-        self.events = SummaryWriter(str(out / EVENTS), purge_step=len(rows) + 1)
-        self.progress = Progress("train", epochs, "epoch", done=len(rows))
         self._write()
+        # Events that an interrupted run wrote beyond its last checkpoint are taken back.
+        self.events = Events(out / EVENTS, behind=len(rows))
+        self.progress = Progress("train", epochs, "epoch", done=len(rows))
 
     def add(self, row: Row, seconds: float) -> None:
         """Note an epoch. `seconds`: how long it took, for TensorBoard."""
         self.rows.append(row)
         self._write()
-        for name in COLUMNS[1:]:
-            if row[name] is not None:
-                self.events.add_scalar(name, row[name], row["epoch"])
-        self.events.add_scalar("seconds", seconds, row["epoch"])
-        self.events.flush()
+        values = {name: row[name] for name in COLUMNS[1:] if row[name] is not None}
+        self.events.add(row["epoch"], {**values, "seconds": seconds})
         self.progress.advance(1, summary(row))
 
     def _write(self) -> None:

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from a server that has imported everything: they start at once."""
+"""Commands in processes of their own, which start at once: forked from one that has imported everything."""
 
 import multiprocessing
 import os
@@ -12,7 +12,9 @@ from pathlib import Path
 from training_data import Tiny
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["processes", "mclc_gpu.cli.label", "mclc_gpu.cli.train", "mclc_gpu.cli.predict"])
+_CONTEXT.set_forkserver_preload(
+    ["processes", "mclc_gpu.cli.label", "mclc_gpu.cli.train", "mclc_gpu.cli.predict"]
+)
 
 
 def command(

@@ -55,7 +55,9 @@ FILES = {
     "gray16.tif": tiff(GRAY.astype(np.uint16)),
     "float.tif": tiff(GRAY.astype(np.float32), compression="zlib"),
     "tiled.tif": tiff(np.tile(COLOUR.astype(np.uint16), (3, 3, 1)), tile=(16, 16), compression="zlib"),
-    "planes.tif": tiff(np.moveaxis(COLOUR.astype(np.uint16), 2, 0), planarconfig="separate", photometric="rgb"),
+    "planes.tif": tiff(
+        np.moveaxis(COLOUR.astype(np.uint16), 2, 0), planarconfig="separate", photometric="rgb"
+    ),
     "big.tif": tiff(GRAY.astype(np.int32), bigtiff=True),
     "lzw.tif": pillow(GRAY, "TIFF", compression="tiff_lzw"),
     "fax.tif": pillow(GRAY, "TIFF", "1", compression="group4"),
@@ -127,7 +129,9 @@ def claiming():
     yield "bomb.png", deep_png(20_000, 20_000, bytes(20_000 * 1000))
 
 
-@pytest.mark.parametrize(("name", "data"), list(claiming()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "data"), list(claiming()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_sizes_that_are_only_claimed_take_no_memory(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
@@ -154,7 +158,10 @@ def test_a_member_that_claims_more_than_the_archive_holds(tmp_path):
 
 
 def test_formats_that_run_programs_are_not_read(tmp_path):
-    for name, start in (("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), ("b.png", b"GIF89a")):
+    for name, start in (
+        ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        ("b.png", b"GIF89a"),
+    ):
         (tmp_path / name).write_bytes(start + bytes(200))
         with pytest.raises(InputError, match="not an image of a known format"):
             read_image(tmp_path / name)

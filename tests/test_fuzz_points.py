@@ -23,13 +23,26 @@ from mclc_gpu.errors import InputError
 
 NUMBERS = {"image_id": 1, "keypoints": [3, 4, 2, 5, 6, 1], "bbox": [2, 3, 4, 5], "category_id": 1}
 TREES = {
-    "records": [{"image": "a", "x": 3, "y": 4, "category": "spot", "target": "1"}, {"file": "b", "x": 1, "y": 2}],
+    "records": [
+        {"image": "a", "x": 3, "y": 4, "category": "spot", "target": "1"},
+        {"file": "b", "x": 1, "y": 2},
+    ],
     "by_image": {"a": [[1, 2], [3, 4, "spot"], {"x": 5, "y": 6}], "b.png": []},
     "coco": coco(NUMBERS, {"image_id": 1, "bbox": [1, 1, 3, 3]}),
-    "labelme": labelme(shape("point", (3, 4)), shape("line", (1, 1), (5, 6), group=1), shape("rectangle", (2, 2), (9, 8))),
-    "label_studio": label_studio("keypoint", x=20.0, y=30.0) + label_studio("rectangle", x=1, y=2, width=9, height=8),
-    "minimal": [{"image": "/data/a.png", "kp": [{"keypointlabels": ["t"], "x": 9, "y": 9, "original_width": WIDTH, "original_height": HEIGHT}]}],
-}  # fmt: skip
+    "labelme": labelme(
+        shape("point", (3, 4)), shape("line", (1, 1), (5, 6), group=1), shape("rectangle", (2, 2), (9, 8))
+    ),
+    "label_studio": label_studio("keypoint", x=20.0, y=30.0)
+    + label_studio("rectangle", x=1, y=2, width=9, height=8),
+    "minimal": [
+        {
+            "image": "/data/a.png",
+            "kp": [
+                {"keypointlabels": ["t"], "x": 9, "y": 9, "original_width": WIDTH, "original_height": HEIGHT}
+            ],
+        }
+    ],
+}
 TEXTS = {
     "clicks.csv": b"image,x,y,category,target\na.png,3,4,spot,1\nb,5.5,6,,2\nc,,,,\n",
     "boxes.csv": b"image;x;y;left;top;right;bottom\r\na;;;1;2,5;8;9\r\nb;3;4;;;;\r\n",
@@ -99,19 +112,24 @@ def nested(depth, middle="1", left="[", right="]"):
     return left * depth + middle + right * depth
 
 
+def record(image='"a"', x="1", y="1"):
+    """Plain JSON of one point, of values as they are to stand there."""
+    return f'[{{"image": {image}, "x": {x}, "y": {y}}}]'
+
+
 def hostile():
     """Small files that a careless reader would follow without end."""
     for depth in (200, 10_000, 1_000_000):
         yield f"deep{depth}.json", nested(depth)
-        yield f"record{depth}.json", '[{"image": "a", "x": %s, "y": 1}]' % nested(depth)
-        yield f"names{depth}.json", '[{"image": %s, "x": 1, "y": 1}]' % nested(depth, '"a"')
-        yield f"id{depth}.json", '{"images": [{"id": %s}], "annotations": []}' % nested(depth)
+        yield f"record{depth}.json", record(x=nested(depth))
+        yield f"names{depth}.json", record(image=nested(depth, '"a"'))
+        yield f"id{depth}.json", '{"images": [{"id": ' + nested(depth) + '}], "annotations": []}'
         yield f"deep{depth}.xml", nested(depth // 10, "", "<annotation>", "</annotation>")
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     yield "bomb.xml", f'<!DOCTYPE a [<!ENTITY e0 "x">{entities}]><annotation>&e11;</annotation>'
     yield "out.xml", '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>'
-    yield "numbers.json", '[{"image": "a", "x": %s, "y": 1e400}]' % ("9" * 4000)
-    yield "digits.json", '[{"image": "a", "x": %s, "y": 1}]' % ("9" * 5000)
+    yield "numbers.json", record(x="9" * 4000, y="1e400")
+    yield "digits.json", record(x="9" * 5000)
     yield "cell.csv", 'image,x,y\na,1,"' + "9" * 1_000_000
     yield "nul.csv", "image,x,y\na\0,1\0,2\n\0\0\0\n"
     yield "columns.csv", "image,x,y" + ",z" * 100_000 + "\na,1,2\n"
@@ -131,7 +149,7 @@ def test_values_nested_as_deep_as_json_may_be(tmp_path, images):
     """Somewhere between what is read and what is not, the text of a value is too deep for its message."""
     refused = 0
     for depth in range(700, 1000, 3):
-        path = saved(tmp_path / "p.json", '[{"image": "a", "x": %s, "y": 1}]' % nested(depth))
+        path = saved(tmp_path / "p.json", record(x=nested(depth)))
         refused += not only_input_errors(lambda path=path: read_points(path, images))
     assert 0 < refused < 100
 

@@ -20,6 +20,9 @@ from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
 from mclc_gpu.lock import locked
 
+_OF_TRIALS = ("--method", "--clusters", "--compactness", "--noise", "--intensity")
+_OF_CRF = ("--crf-iterations", "--crf-gaussian", "--crf-bilateral")
+
 
 def label(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
@@ -67,9 +70,7 @@ def label_set(
     return images, summary
 
 
-def _look(
-    job: LabelJob, summary: Mapping[str, Any], truth: Mapping[str, Path] | None, report: bool
-) -> None:
+def _look(job: LabelJob, summary: Mapping[str, Any], truth: Mapping[str, Path] | None, report: bool) -> None:
     """Draw the overview, say how it went, and write the report if it is wanted."""
     title = f"{summary['images']} images, {summary['targets']} targets, {job.config.maker}"
     if job.config.trials:
@@ -112,9 +113,32 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
             iterations=arguments.crf_iterations,
         ),
     )
-    if arguments.polarity is not None and config.maker != "components":
-        raise InputError(f"--polarity {arguments.polarity}: of the preset default only; leave it out")
+    _refuse_without_effect(arguments, config)
     return config
+
+
+def _refuse_without_effect(arguments: argparse.Namespace, config: LabelConfig) -> None:
+    """See that the chain has a use for every setting that was asked for."""
+    graded = config.maker in ("mclc", "components")  # others make TPMs of 0 and 1
+    trials = graded and config.trials > 0
+    idle = {
+        "--polarity": (config.maker == "components", "of the preset default only"),
+        "--threshold": (
+            graded and config.refine == "threshold",
+            "of --refine threshold and graded maps only",
+        ),
+        "--stop-change": (config.maker == "mclc", "of the trials of the preset paper"),
+        **dict.fromkeys(_OF_TRIALS, (trials, "of trials, of which there are none")),
+        **dict.fromkeys(_OF_CRF, (config.refine == "crf", "of --refine crf only")),
+    }
+    for option, (used, why) in idle.items():
+        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        if value is not None and not used:
+            raise InputError(f"{option} {_said(value)}: {why}; leave it out")
+
+
+def _said(value: Any) -> str:
+    return " ".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
 
 
 def read_config(path: Path) -> LabelConfig:

@@ -25,7 +25,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.gray import LUMA
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
-_MOST_NUMBERS = 1 << 29  # that an image may hold: a small file can claim, or unfold to, any size
+_MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -43,7 +43,7 @@ def read_image(path: Path | str) -> np.ndarray:
     masks do not have one.
 
     Raises InputError for a file that is missing, empty, truncated, not an image, of several pages, or larger
-    than 2^29 numbers or Pillow's limit (179 million pixels), and for NaN or infinite pixels.
+    than 2^28 numbers or Pillow's limit (179 million pixels), and for NaN or infinite pixels.
     """
     path = Path(path)
     with _named_errors(path):
@@ -191,6 +191,8 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         page = _single_page(tiff)
         if math.prod(page.shape) > _MOST_NUMBERS:
             raise InputError(f"the image has shape {page.shape}, too large to be read at once; cut it up")
+        if page.compression == tifffile.COMPRESSION.NONE and page.nbytes > len(data):
+            raise InputError("the image data is truncated")
         if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind != "i"):
             return _decode_pillow(data)
         try:
