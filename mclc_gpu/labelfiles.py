@@ -15,6 +15,9 @@ from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.windows import Window, around, place_window
 
 
+_LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits
+
+
 class Row(NamedTuple):
     """What targets.csv says of a target beside its point; the confidence is NaN where there is none."""
 
@@ -76,7 +79,7 @@ def _is_account(summary: Mapping[str, Any]) -> bool:
         return False
     seconds, skipped = summary.get("seconds"), summary.get("skipped", ())
     if seconds is not None and not all(
-        isinstance(seconds.get(name), int | float) for name in ("total", "startup")
+        isinstance(seconds.get(name), int | float) and abs(seconds[name]) < _LONGEST for name in ("total", "startup")
     ):
         return False
     return all(
