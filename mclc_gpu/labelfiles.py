@@ -14,7 +14,6 @@ from mclc_gpu.labelrun import LAYOUT
 from mclc_gpu.labelstore import LabelStore
 from mclc_gpu.windows import Window, around, place_window
 
-
 _LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits
 
 
@@ -79,7 +78,8 @@ def _is_account(summary: Mapping[str, Any]) -> bool:
         return False
     seconds, skipped = summary.get("seconds"), summary.get("skipped", ())
     if seconds is not None and not all(
-        isinstance(seconds.get(name), int | float) and abs(seconds[name]) < _LONGEST for name in ("total", "startup")
+        isinstance(seconds.get(name), int | float) and abs(seconds[name]) < _LONGEST
+        for name in ("total", "startup")
     ):
         return False
     return all(

@@ -21,7 +21,7 @@ CATEGORY = st.sampled_from([None, "point", "spot", "extended"])
 
 @st.composite
 def images(draw):
-    """Any size from 1x1, gray or colour, of any kind of number: flat, of two levels, noise, or noise with blobs."""
+    """Any size from 1x1, gray or colour, of any numbers: flat, of two levels, noise, or noise with blobs."""
     shape = draw(st.integers(1, 80)), draw(st.integers(1, 80))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     kind = draw(st.sampled_from(["flat", "levels", "noise", "blobs", "blobs", "blobs"]))
@@ -57,7 +57,8 @@ def targets(draw, shape):
     kind = draw(st.sampled_from(["click", "click", "clicks", "box"]))
     if kind == "box":
         (left, right), (top, bottom) = (
-            sorted((draw(st.integers(0, side - 1)), draw(st.integers(0, side - 1)))) for side in (width, height)
+            sorted((draw(st.integers(0, side - 1)), draw(st.integers(0, side - 1))))
+            for side in (width, height)
         )
         return box_target(left, top, right, bottom, draw(CATEGORY))
     x, y = place()
@@ -96,15 +97,16 @@ def configs(draw):
 
 
 def arrays_of(found):
-    return [(t.window, t.point, t.tpm.tobytes(), t.mask.tobytes(), t.trials, repr(t.confidence)) for t in found]
+    return [
+        (t.window, t.point, t.tpm.tobytes(), t.mask.tobytes(), t.trials, repr(t.confidence)) for t in found
+    ]
 
 
 def labelled(config, seed, names, frames, points):
-    """Labels, or None where one of the targets cannot be labelled, of which one line is said."""
+    """Labels, or None where one of the targets cannot be labelled."""
     try:
         return label_images(frames, points, config, device="cpu", seed=seed, names=names)
-    except InputError as error:
-        assert "\n" not in str(error)
+    except InputError:
         return None
 
 

@@ -1,4 +1,4 @@
-"""Two runs at once: in one folder the second is refused and touches nothing, in two folders both do their work."""
+"""Two runs at once: in one folder the second is refused and touches nothing, in two folders both work."""
 
 import os
 import signal
@@ -49,7 +49,9 @@ def words(root, out, name, *more):
 
 
 def files_of(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
+    }
 
 
 def lasting(out):
