@@ -51,7 +51,7 @@ class Ranks:
         if self.world == 1:
             return [item]
         items: list[Item | None] = [None] * self.world
-        with _all_there():
+        with all_there():
             dist.all_gather_object(items, item, group=self.group)
         return [received for received in items if received is not None]
 
@@ -68,7 +68,7 @@ class Ranks:
                 outcome = [(work(), None)]
             except (InputError, OSError) as error:
                 outcome = [(None, error)]
-        with _all_there():
+        with all_there():
             dist.broadcast_object_list(outcome, src=0, group=self.group)
         result, problem = outcome[0]
         if problem is not None:
@@ -98,11 +98,18 @@ class Ranks:
 
 
 @contextmanager
-def _all_there() -> Iterator[None]:
-    """Processes that end close their connections; those that wait for them learn of it at once."""
+def all_there() -> Iterator[None]:
+    """Processes that end close their connections; what those say that wait for them becomes one line.
+
+    Raises:
+        InputError: Another process of the run has ended.
+    """
     try:
         yield
     except RuntimeError as error:
+        # Gloo's errors have no type of their own.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
         raise InputError(
             "another process of this run has ended; mend what it says, then go on with --resume"
         ) from error

@@ -13,7 +13,7 @@ import torch
 from mclc_gpu.checkpoint import Normalisation, load_checkpoint, save_checkpoint
 from mclc_gpu.data.heldout import HeldOut
 from mclc_gpu.data.training_set import Sample, open_training_set
-from mclc_gpu.distributed import Ranks, join
+from mclc_gpu.distributed import Ranks, all_there, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.evaluation import score_network
 from mclc_gpu.inference import Predictor
@@ -137,7 +137,8 @@ def _fit(
         run = _Run(trainer, held if validation else None, out, settings)
         if resume and (out / LAST).exists():
             run.restore()
-        run.finish()
+        with all_there():
+            run.finish()
     return Fitted(
         best=out / BEST,
         last=out / LAST,

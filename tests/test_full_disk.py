@@ -109,7 +109,7 @@ def outputs():
     for name in ("config.json", "best.pt", "last.pt", "metrics.csv", "labels/masks/frame0.png"):
         yield "train", name
     yield "train", "events/*"
-    for name in ("report/report.md", "report/curves.png", "report/scores.json"):
+    for name in ("report/report.md", "report/scores.json"):
         yield "train", name
     for name in ("masks/frame0.png", "probability/frame1.png", "overlays/frame2.png", "detections.csv"):
         yield "predict", name

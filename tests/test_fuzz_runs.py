@@ -127,7 +127,7 @@ def test_damaged_training_runs(root, tmp_path, name):
     run = tmp_path / "run"
     shutil.copytree(root / "train", run)
     done = 0
-    for content in cases(root / "train" / name, 4):
+    for content in cases(root / "train" / name, 2):
         (run / name).write_bytes(content)
         done += ends_well(command("train", root, run, "--resume"))
         (run / "config.json").write_bytes((root / "train" / "config.json").read_bytes())

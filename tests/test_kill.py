@@ -20,7 +20,7 @@ from mclc_gpu.data.images import read_image
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.networks.zoo import NETWORKS
 
-KILLS = 100 if os.environ.get("MCLC_SLOW") == "1" else 4
+KILLS = 100 if os.environ.get("MCLC_SLOW") == "1" else 3
 TIMED = {"label.json", "report.html", "config.json", "scores.json"}  # they state the seconds
 
 
@@ -152,17 +152,15 @@ def free_port():
         return one.getsockname()[1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_killed_ends_the_others(frames, labels, tmp_path, victim):
-    """Also without torchrun, which ends them itself."""
-    out, told = tmp_path / "out", tmp_path / "told.txt"
+def kill_one_of_two(words, moment, victim, told):
+    """Kill one of two processes of a run once there is a file; the other ends by itself and says why."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     for rank in (0, 1):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(command(label(frames, out), environment, told if rank != victim else None))
+        ranks.append(command(words, environment, told if rank != victim else None))
     try:
-        wait_for(out / "label.partial.1.jsonl", ranks[1])
+        wait_for(moment, ranks[0])
         assert kill(ranks[victim])
         assert ended(ranks[1 - victim]) == 2
     finally:
@@ -170,5 +168,18 @@ def test_a_process_that_is_killed_ends_the_others(frames, labels, tmp_path, vict
             kill(process)
     (line,) = [line for line in told.read_text().splitlines() if "error" in line]
     assert "another process of this run has ended; mend what it says, then go on with --resume" in line
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_others(frames, labels, tmp_path, victim):
+    """Also without torchrun, which ends them itself."""
+    out, told = tmp_path / "out", tmp_path / "told.txt"
+    kill_one_of_two(label(frames, out), out / "label.partial.1.jsonl", victim, told)
     finish(label(frames, out, "--resume"))
     assert files_of(out) == files_of(labels)
+
+
+def test_a_process_that_is_killed_ends_the_training_of_the_others(tmp_path):
+    write_frames(tmp_path, 4, 32)
+    out, more = tmp_path / "out", ("--epochs", 2000, "--batch-size", 4)
+    kill_one_of_two(train(tmp_path, out, *more), out / "metrics.csv", 1, tmp_path / "told.txt")
