@@ -73,21 +73,14 @@ def read_points(
     if source.is_dir():
         for path, parse in _label_files(source, images, parsers):
             try:
-                _take(collector, path, parse)
+                collector.take(path, parse(path))
             except InputError as error:
                 collector.skipped.append(Skipped.because(path, error))
     else:
-        _take(collector, source, _parser_of(source, parsers))
+        collector.take(source, _parser_of(source, parsers)(source))
     if not collector.points and not collector.skipped:
         raise InputError(f"{source}: holds no points; it must name at least one image")
     return collector.points, collector.skipped
-
-
-def _take(collector: Collector, path: Path, parse: Parser) -> None:
-    try:
-        collector.take(path, parse(path))
-    except RecursionError as error:
-        raise InputError(f"{path}: values are nested too deep; export it again") from error
 
 
 def write_points(path: Path | str, points: Mapping[str, Iterable[Point]]) -> None:
