@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,77 @@ def test_files_that_may_not_grow(root, tmp_path, monkeypatch, capsys, name):
         assert str(tmp_path) in said
     assert main(words(root, out, name, "--resume")) == 0
     assert files_of(out) == files_of(root / name)
+
+
+class ReadOnly:
+    """A folder in which nothing can be made, renamed or removed, for whoever asks the system by these calls."""
+
+    def __init__(self, monkeypatch, folder):
+        self.folder = folder
+        for name in ("mkdir", "open", "replace", "rename", "unlink"):
+            monkeypatch.setattr(os, name, self.refusing(getattr(os, name), name == "open"))
+        for module in (io, builtins):
+            monkeypatch.setattr(module, "open", self.refusing(io.open, True))
+
+    def refusing(self, call, opens):
+        def called(path, *more, **named):
+            writes = not opens or self.writes(*more, **named)
+            if (
+                writes
+                and isinstance(path, str | os.PathLike)
+                and self.folder in (Path(path), *Path(path).parents)
+            ):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+            return call(path, *more, **named)
+
+        return called
+
+    @staticmethod
+    def writes(mode="r", *more, **named):
+        return mode & (os.O_WRONLY | os.O_RDWR) if isinstance(mode, int) else set(mode) & set("wax+")
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",), ("--overwrite",)], ids=["new", "resume", "overwrite"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_folder_on_a_disk_that_is_read_only(root, tmp_path, monkeypatch, capsys, name, more):
+    out = tmp_path / "out"
+    if more:
+        shutil.copytree(root / name, out)
+    before = {str(path): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        ReadOnly(patch, out)
+        assert main(words(root, out, name, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mclc-gpu: error: {out}: cannot be written ({os.strerror(errno.EROFS)})")
+    assert {str(path): path.read_bytes() for path in out.rglob("*.*") if path.is_file()} == before
+
+
+def test_results_on_a_disk_that_is_read_only(root, tmp_path, monkeypatch, capsys):
+    pairs = ["--pred", root / "files" / "masks", "--truth", root / "masks"]
+    tpms = ["--pred", root / "files" / "tpm", "--truth", root / "masks"]
+    detector = ["--checkpoint", root / "train" / "best.pt", "--images", root / "images"]
+    for file, given in {
+        "x.json": ["score", *pairs, "--json"],
+        "x.html": ["score", *pairs, "--report"],
+        "x.png": ["score", *tpms, "--roc"],
+        "y.png": ["show", "--labels", root / "files", "--images", root / "images", "--out"],
+        "report": ["evaluate", *detector, "--masks", root / "masks", "--out"],
+    }.items():
+        with monkeypatch.context() as patch:
+            ReadOnly(patch, tmp_path)
+            assert main([*map(str, given), str(tmp_path / file)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"mclc-gpu: error: {tmp_path / file}")
+        assert os.strerror(errno.EROFS) in line
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes where permissions forbid it")
+def test_a_folder_without_permission(root, tmp_path, capsys):
+    tmp_path.chmod(0o555)
+    try:
+        for name in RUNS:
+            assert main(words(root, tmp_path, name)) == 2
+            assert "cannot be written (Permission denied)" in capsys.readouterr().err
+    finally:
+        tmp_path.chmod(0o755)
