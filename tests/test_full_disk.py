@@ -160,7 +160,7 @@ def test_files_that_may_not_grow(root, tmp_path, monkeypatch, capsys, name):
 
 
 class ReadOnly:
-    """A folder in which nothing can be made, renamed or removed, for whoever asks the system by these calls."""
+    """A folder in which nothing can be made, renamed or removed by calls of `os`, or opened for writing."""
 
     def __init__(self, monkeypatch, folder):
         self.folder = folder
