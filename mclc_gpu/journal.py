@@ -206,8 +206,7 @@ class Journal:
                 _write(path, fingerprint, map(noted.line, noted))
             for merged in layout.journals(out)[1:]:
                 merged.unlink()
-            for folder in (out, *(out / name for name in layout.folders)):
-                remove_leftovers(folder)
+            _tidy(layout, out)
         except OSError as error:
             raise unwritable(out, error) from error
         return Noted([path], fingerprint)
@@ -230,6 +229,7 @@ class Journal:
                 f"{out}: holds a {layout.kind} run with other settings or inputs; "
                 "use --overwrite or another --out"
             )
+        _tidy(layout, out)  # it may have been killed while it was reported on
         return summary
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -302,6 +302,12 @@ def _refuse_foreign(layout: Layout, out: Path) -> None:
             raise InputError(
                 f"{path}: was not written by a {layout.kind} run and stays; choose another --out"
             )
+
+
+def _tidy(layout: Layout, out: Path) -> None:
+    """Remove what killed processes left."""
+    for folder in (out, *(out / name for name in layout.folders)):
+        remove_leftovers(folder)
 
 
 def _clear(layout: Layout, out: Path) -> None:

@@ -73,7 +73,8 @@ def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
 def start_folder(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any], overwrite: bool) -> None:
     """Make the folder and write config.json; `overwrite` first removes an earlier run's curve and weights."""
     out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
+    for folder in (out, out / REPORT):
+        remove_leftovers(folder)
     if overwrite:
         for path in (*(out / name for name in (METRICS, BEST, LAST)), *(out / EVENTS).glob("events.*")):
             path.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def files_of(out):
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name not in TIMED and path.parent.name not in ("events", "report")
+        if path.is_file() and path.name not in TIMED and path.parent.name != "events"
     }
 
 
