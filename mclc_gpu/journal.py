@@ -88,6 +88,17 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
+def read_account(path: Path, mend: str) -> dict[str, Any]:
+    """What a finished run, of this version or an earlier one, wrote of itself.
+
+    Raises InputError where that was changed since, and as `read_json` does.
+    """
+    account = read_json(path, mend)
+    if "digest" in account and account["digest"] != _digest_of(account):
+        raise InputError(f"{path}: damaged, it was changed since the run; {mend}")
+    return account
+
+
 def fingerprint_of(*content: Any) -> str:
     """A digest of what a run's output depends on, but for the images' content; any JSON, in parts."""
     digest = hashlib.blake2b(digest_size=16)
@@ -221,8 +232,8 @@ class Journal:
         path = layout.summary(out)
         if layout.journal(out).exists() or not path.exists():
             return None
-        summary = read_json(path, _OTHERWISE)
-        if summary.get("digest") != _digest_of(summary):
+        summary = read_account(path, _OTHERWISE)
+        if "digest" not in summary:
             raise InputError(f"{path}: damaged, or of another version; {_OTHERWISE}")
         if summary.get("fingerprint") != fingerprint:
             raise InputError(

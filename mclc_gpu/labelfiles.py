@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import read_json
+from mclc_gpu.journal import read_account
 from mclc_gpu.kernels.trials import MAX_WINDOW
 from mclc_gpu.labelrun import LAYOUT
 from mclc_gpu.labelstore import LabelStore
@@ -58,7 +58,7 @@ def open_labels(folder: Path) -> LabelFiles:
     """Open a finished label run. Raises InputError when the folder holds none, or files that do not fit."""
     path = LAYOUT.summary(folder)
     try:
-        summary = read_json(path, "label again")
+        summary = read_account(path, "label again")
     except OSError as error:
         raise InputError(
             f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"

@@ -13,7 +13,7 @@ import torch
 from mclc_gpu.data.images import read_image, read_mask, stem_of
 from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import read_json
+from mclc_gpu.journal import read_account
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.kernels.trials import TrialConfig
@@ -118,7 +118,7 @@ def open_run(folder: Path) -> Run:
     """
     path = LAYOUT.summary(folder)
     try:
-        summary = read_json(path, "label again")
+        summary = read_account(path, "label again")
     except OSError as error:
         raise InputError(
             f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"

@@ -18,18 +18,21 @@ _CONTEXT.set_forkserver_preload(
 
 
 def command(
-    words: Sequence[object], environment: Mapping[str, str] | None = None, told: Path | None = None
+    words: Sequence[object],
+    environment: Mapping[str, str] | None = None,
+    told: Path | None = None,
+    stop: Path | None = None,
 ) -> ForkServerProcess:
     """A process that runs a command in chunks of one image, and a detector named "tiny" to train.
 
-    What it says goes to the file `told`.
+    What it says goes to the file `told`. Once it has written the file `stop` it stops, until SIGCONT.
     """
-    process = _CONTEXT.Process(target=_run, args=(list(map(str, words)), dict(environment or {}), told))
+    process = _CONTEXT.Process(target=_run, args=(list(map(str, words)), dict(environment or {}), told, stop))
     process.start()
     return process
 
 
-def _run(words: list[str], environment: dict[str, str], told: Path | None) -> None:
+def _run(words: list[str], environment: dict[str, str], told: Path | None, stop: Path | None) -> None:
     from mclc_gpu import labelstream
     from mclc_gpu.cli.main import main
     from mclc_gpu.networks.zoo import NETWORKS
@@ -38,6 +41,15 @@ def _run(words: list[str], environment: dict[str, str], told: Path | None) -> No
     file = os.open(os.devnull if told is None else told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    replace = os.replace
+
+    def replace_and_stop(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target == stop:
+            os.replace = replace
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    os.replace = replace_and_stop  # type: ignore[assignment]
     labelstream._CHUNK_IMAGES = 1
     NETWORKS["tiny"] = Tiny
     sys.exit(main(words))
@@ -58,6 +70,16 @@ def ended(process: ForkServerProcess, seconds: float = 60) -> int | None:
     code = process.exitcode
     kill(process)
     return code
+
+
+def wait_until_stopped(process: ForkServerProcess, seconds: float = 60) -> None:
+    """Wait until all of a process stands still."""
+    end = time.monotonic() + seconds
+    state = Path(f"/proc/{process.pid}/stat")
+    while state.read_text().rpartition(")")[2].split()[0] != "T":
+        assert process.is_alive(), "it ended"
+        assert time.monotonic() < end
+        time.sleep(0.002)
 
 
 def wait_for(path: Path, process: ForkServerProcess, seconds: float = 60) -> None:

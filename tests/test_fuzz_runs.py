@@ -95,7 +95,8 @@ def test_damaged_label_runs(root, tmp_path, preset, name):
         (run / name).write_bytes(content)
         done += ends_well([*show, *images])
         done += ends_well([*score, *images])
-        if name in ("label.json", "points.csv"):
+        few_trials = name == "points.csv" or b'"trials": 3,' in content
+        if few_trials and name in ("label.json", "points.csv"):
             done += ends_well([*config, tmp_path / "again", *images, "--overwrite"])
     assert done > 0
 

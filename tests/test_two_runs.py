@@ -2,10 +2,9 @@
 
 import os
 import signal
-import time
 
 import pytest
-from processes import command, ended, kill, wait_for
+from processes import command, ended, kill, wait_until_stopped
 from training_data import Tiny, write_frames
 
 from mclc_gpu.cli.main import main
@@ -72,11 +71,9 @@ def lasting(out):
 def test_the_second_in_a_folder_is_refused(root, tmp_path, monkeypatch, capsys, first, name, moment):
     monkeypatch.setitem(NETWORKS, "tiny", Tiny)
     out = tmp_path / "out"
-    process = command(words(root, out, name))
+    process = command(words(root, out, name), stop=out / moment)
     first.append(process)
-    wait_for(out / moment, process)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(0.05)  # until its threads have stopped too
+    wait_until_stopped(process)
     before = files_of(out)
     for more in ([], ["--resume"], ["--overwrite"]):
         assert main(words(root, out, name, *more)) == 2
