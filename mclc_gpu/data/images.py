@@ -26,6 +26,7 @@ from mclc_gpu.kernels.gray import LUMA
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
 _MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
+_BELIEVED, _MOST_GROWTH = 1 << 26, 4096  # bytes that any file may claim, and that each of its bytes may
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -179,6 +180,7 @@ def _magic(data: bytes) -> bytes:
 
 def _decode_pillow(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_claim(image.width * image.height * len(image.getbands()), data)
         # np.array, not np.asarray: Pillow's own memory is read-only, which torch.from_numpy warns about.
         if image.mode in _DIRECT_MODES:
             return np.array(image)
@@ -193,6 +195,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
             raise InputError(f"the image has shape {page.shape}, too large to be read at once; cut it up")
         if page.compression == tifffile.COMPRESSION.NONE and page.nbytes > len(data):
             raise InputError("the image data is truncated")
+        _check_claim(page.nbytes, data)
         if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind != "i"):
             return _decode_pillow(data)
         try:
@@ -209,6 +212,12 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels
+
+
+def _check_claim(size: int, data: bytes) -> None:
+    """Refuse a size in bytes that no compression makes of so small a file, before memory is taken for it."""
+    if size > max(_BELIEVED, _MOST_GROWTH * len(data)):
+        raise InputError(f"the image data is truncated: {len(data)} bytes for an image of {size}")
 
 
 def _single_page(tiff: tifffile.TiffFile) -> Any:
