@@ -1,10 +1,12 @@
 """Images and masks on disk: finding them, and reading them into arrays of their own size."""
 
 import io
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +28,8 @@ from mclc_gpu.kernels.gray import LUMA
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
 _MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
+_MOST_PAGES = 64  # that are looked at: a damaged file can name any number of them
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once
 _BELIEVED, _MOST_GROWTH = 1 << 26, 4096  # bytes that any file may claim, and that each of its bytes may
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
@@ -222,7 +226,7 @@ def _check_claim(size: int, data: bytes) -> None:
 
 def _single_page(tiff: tifffile.TiffFile) -> Any:
     """The only full-size page of a TIFF file."""
-    first, *rest = tiff.pages
+    first, *rest = islice(tiff.pages, _MOST_PAGES)
     count = 1 + sum(not getattr(page, "is_reduced", False) for page in rest)
     if count > 1:
         raise InputError(f"the file holds {count} pages; save each as a file of its own")
