@@ -29,7 +29,8 @@ from mclc_gpu.kernels.gray import LUMA
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
 _MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
 _MOST_PAGES = 64  # that are looked at: a damaged file can name any number of them
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said once
+for _decoder in ("tifffile", "PIL"):  # what is wrong with a file is said once
+    logging.getLogger(_decoder).addHandler(logging.NullHandler())
 _BELIEVED, _MOST_GROWTH = 1 << 26, 4096  # bytes that any file may claim, and that each of its bytes may
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
