@@ -1,5 +1,7 @@
 """Trained detectors on disk: weights with everything needed to use them, or to go on training."""
 
+import io
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from mclc_gpu.networks.zoo import build
 
 _KIND = "mclc-gpu detector"
 _VERSION = 1
+CHANNELS = (1, 3)  # of the networks that are trained
 _FIELDS = {
     "network": str,
     "in_channels": int,
@@ -29,6 +32,10 @@ class Normalisation:
 
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(f"mean {self.mean} and standard deviation {self.std} normalise nothing")
 
 
 @dataclass
@@ -78,8 +85,11 @@ def save_checkpoint(
         "settings": settings,
         "state": state,
     }
+    # Where it writes to a file itself, torch says of a full disk that it is a bug of its own.
+    file = io.BytesIO()
+    torch.save(content, file)
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(file.getbuffer())
 
 
 def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
@@ -91,6 +101,8 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
     """
     content = _read(path)
     try:
+        if content["in_channels"] not in CHANNELS:
+            raise ValueError(f"a network of {content['in_channels']} channels")
         with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
             network = build(content["network"], content["in_channels"])
     except ValueError as error:
@@ -98,7 +110,7 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
     try:
         network.load_state_dict(content["weights"])
         normalisation = Normalisation(**content["normalisation"])
-    except (RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: its weights are not those of this version's {content['network']}; "
             "use the version of mclc-gpu that wrote it"
@@ -117,10 +129,9 @@ def _read(path: Path) -> dict[str, Any]:
     """A checkpoint's content, with every field of its type."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a checkpoint, such as RUN/best.pt")
+    data = io.BytesIO(path.read_bytes())
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        content = torch.load(data, map_location="cpu", weights_only=True)
     # torch raises nearly anything on bytes that are not its own, documented nowhere.
     except Exception as error:
         raise InputError(

@@ -2,7 +2,8 @@
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -50,23 +51,28 @@ class Ranks:
         if self.world == 1:
             return [item]
         items: list[Item | None] = [None] * self.world
-        dist.all_gather_object(items, item, group=self.group)
+        with all_there():
+            dist.all_gather_object(items, item, group=self.group)
         return [received for received in items if received is not None]
 
     def on_main(self, work: Callable[[], Item]) -> Item:
-        """What `work` returns on rank 0, for every process; the others wait. Its InputError is theirs too."""
+        """What `work` returns on rank 0, for every process; the others wait.
+
+        Its InputError or OSError is theirs too.
+        """
         if self.world == 1:
             return work()
-        outcome: list[tuple[Item | None, str | None]] = [(None, None)]
+        outcome: list[tuple[Item | None, Exception | None]] = [(None, None)]
         if self.main:
             try:
                 outcome = [(work(), None)]
-            except InputError as error:
-                outcome = [(None, str(error))]
-        dist.broadcast_object_list(outcome, src=0, group=self.group)
+            except (InputError, OSError) as error:
+                outcome = [(None, error)]
+        with all_there():
+            dist.broadcast_object_list(outcome, src=0, group=self.group)
         result, problem = outcome[0]
         if problem is not None:
-            raise InputError(problem)
+            raise problem
         return result  # type: ignore[return-value]  # None only where work() returned it
 
     def total(self, numbers: Tensor) -> Tensor:
@@ -89,6 +95,24 @@ class Ranks:
         if self.world > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def all_there() -> Iterator[None]:
+    """Processes that end close their connections; what those say that wait for them becomes one line.
+
+    Raises:
+        InputError: Another process of the run has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no type of their own.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise InputError(
+            "another process of this run has ended; mend what it says, then go on with --resume"
+        ) from error
 
 
 class _Total(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from mclc_gpu.checkpoint import Normalisation, load_checkpoint, save_checkpoint
 from mclc_gpu.data.heldout import HeldOut
 from mclc_gpu.data.training_set import Sample, open_training_set
-from mclc_gpu.distributed import Ranks, join
+from mclc_gpu.distributed import Ranks, all_there, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.evaluation import score_network
 from mclc_gpu.inference import Predictor
@@ -21,7 +21,17 @@ from mclc_gpu.journal import fingerprint_of
 from mclc_gpu.lock import locked
 from mclc_gpu.metrics import Result, Scores
 from mclc_gpu.provenance import provenance
-from mclc_gpu.runfolder import BEST, LAST, Row, RunLog, check_folder, make_row, same_settings, start_folder
+from mclc_gpu.runfolder import (
+    BEST,
+    KIND,
+    LAST,
+    Row,
+    RunLog,
+    check_folder,
+    make_row,
+    same_settings,
+    start_folder,
+)
 from mclc_gpu.training import TrainConfig, Trainer, share_of_batch
 
 
@@ -91,7 +101,7 @@ def fit(
     """
     if ranks is None:
         ranks = join(device)
-    with locked(out, "train", ranks):
+    with locked(out, KIND, ranks):
         check_run(config, out, ranks, resume, overwrite)
         return _fit(train, config, out, validation, ranks, resume, overwrite, about or {})
 
@@ -127,7 +137,8 @@ def _fit(
         run = _Run(trainer, held if validation else None, out, settings)
         if resume and (out / LAST).exists():
             run.restore()
-        run.finish()
+        with all_there():
+            run.finish()
     return Fitted(
         best=out / BEST,
         last=out / LAST,
@@ -196,11 +207,16 @@ class _Run:
 
     def restore(self) -> None:
         """Go back to where last.pt was written."""
-        trained = load_checkpoint(self.out / LAST, self.trainer.ranks.device)
-        self.trainer.network.load_state_dict(trained.network.state_dict())
-        self.trainer.optimizer.load_state_dict(trained.state["optimizer"])
-        self.rows, self.best = trained.state["rows"], trained.state["best"]
-        self.collapsed = trained.state["collapsed"]
+        path = self.out / LAST
+        trained = load_checkpoint(path, self.trainer.ranks.device)
+        try:
+            self.trainer.network.load_state_dict(trained.network.state_dict())
+            self.trainer.optimizer.load_state_dict(trained.state["optimizer"])
+            self.rows, self.best = trained.state["rows"], trained.state["best"]
+            self.collapsed = trained.state["collapsed"]
+        # Of another network, or best.pt by the name of last.pt.
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: not of this run; use --overwrite or another --out") from error
 
     def finish(self) -> None:
         """Run the epochs that are left."""

@@ -1,7 +1,10 @@
 """The journal of a bulk run: what is finished, so that an interrupted run can be resumed."""
 
+import errno
 import hashlib
 import json
+import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +16,8 @@ from mclc_gpu.data.archives import ARCHIVE_SUFFIX
 from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.errors import InputError
 from mclc_gpu.lock import unwritable
+
+_OTHERWISE = "use --overwrite or another --out"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,32 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises InputError when it holds none, which says `mend`, and OSError when it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    # RecursionError: brackets nested by the thousand.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({error}); {mend}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: no JSON object; {mend}")
+    return content
+
+
+def read_account(path: Path, mend: str) -> dict[str, Any]:
+    """What a finished run, of this version or an earlier one, wrote of itself.
+
+    Raises InputError where that was changed since, and as `read_json` does.
+    """
+    account = read_json(path, mend)
+    if "digest" in account and account["digest"] != _digest_of(account):
+        raise InputError(f"{path}: damaged, it was changed since the run; {mend}")
+    return account
+
+
 def fingerprint_of(*content: Any) -> str:
     """A digest of what a run's output depends on, but for the images' content; any JSON, in parts."""
     digest = hashlib.blake2b(digest_size=16)
@@ -86,9 +117,18 @@ class Noted(Mapping[str, dict[str, Any]]):
         """Raises InputError for journals of another run, and for damaged ones."""
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[int, int]] = {}
-        for path in paths:
-            if path.exists():
-                self._take(path, fingerprint)
+        try:
+            for path in paths:
+                if path.exists():
+                    self._take(path, fingerprint)
+        except InputError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> "Noted":
         return self
@@ -96,8 +136,7 @@ class Noted(Mapping[str, dict[str, Any]]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            file.close()
+        self.close()
 
     def _take(self, path: Path, fingerprint: str) -> None:
         file = path.open("rb")
@@ -125,7 +164,8 @@ class Noted(Mapping[str, dict[str, Any]]):
         return self._files[number].readline()
 
     def __getitem__(self, stem: str) -> dict[str, Any]:
-        noted: dict[str, Any] = json.loads(self.line(stem))
+        noted = _entry(self.line(stem))
+        assert noted is not None  # it was whole when its place was found
         return noted
 
     def __contains__(self, stem: object) -> bool:
@@ -139,13 +179,16 @@ class Noted(Mapping[str, dict[str, Any]]):
 
 
 class Journal:
-    """Appends a line per finished image; the first line is the fingerprint of the run."""
+    """Appends a line per finished image; the first line is the fingerprint of the run.
+
+    Every line ends with a checksum: what a kill or a full disk left of one is told from a whole one.
+    """
 
     def __init__(self, layout: Layout, out: Path, fingerprint: str, rank: int = 0) -> None:
         """The journal of a process of a run that was opened."""
         self.path = layout.journal(out, rank)
         self.fingerprint = fingerprint
-        self.file: BinaryIO | None = None
+        self.file: int | None = None
 
     @staticmethod
     def open(layout: Layout, out: Path, fingerprint: str, resume: bool, overwrite: bool) -> Noted:
@@ -166,19 +209,15 @@ class Journal:
                 raise InputError(
                     f"{out}: holds an earlier {layout.kind} run; use --resume, --overwrite or another --out"
                 )
-            with (
-                Noted(layout.journals(out) if resume else (), fingerprint) as noted,
-                atomic_path(path) as temporary,
-                temporary.open("wb") as file,
-            ):
-                file.write(_line({"fingerprint": fingerprint}))
-                file.writelines(map(noted.line, noted))
+            if overwrite:
+                # Of no run: whoever resumes what is half cleared is told so.
+                _write(path, "", ())
+                _clear(layout, out)
+            with Noted(layout.journals(out) if resume else (), fingerprint) as noted:
+                _write(path, fingerprint, map(noted.line, noted))
             for merged in layout.journals(out)[1:]:
                 merged.unlink()
-            if overwrite:
-                _clear(layout, out)
-            for folder in (out, *(out / name for name in layout.folders)):
-                remove_leftovers(folder)
+            _tidy(layout, out)
         except OSError as error:
             raise unwritable(out, error) from error
         return Noted([path], fingerprint)
@@ -188,29 +227,36 @@ class Journal:
         """Summary of a run that is complete in this folder; None while there is none.
 
         Raises:
-            InputError: The complete run is another one.
+            InputError: The complete run is another one, or its account is damaged.
         """
-        if layout.journal(out).exists() or not layout.summary(out).exists():
+        path = layout.summary(out)
+        if layout.journal(out).exists() or not path.exists():
             return None
-        try:
-            summary: dict[str, Any] = json.loads(layout.summary(out).read_text(encoding="utf-8"))
-        except ValueError:
-            return None
+        summary = read_account(path, _OTHERWISE)
+        if "digest" not in summary:
+            raise InputError(f"{path}: damaged, or of another version; {_OTHERWISE}")
         if summary.get("fingerprint") != fingerprint:
             raise InputError(
                 f"{out}: holds a {layout.kind} run with other settings or inputs; "
                 "use --overwrite or another --out"
             )
+        _tidy(layout, out)  # it may have been killed while it was reported on
         return summary
 
     def append(self, record: Mapping[str, Any]) -> None:
+        """Note an image. Raises OSError that names the journal."""
         assert self.file is not None
-        self.file.write(_line(record))
-        self.file.flush()
+        line = _line(record)
+        try:
+            # Not through a buffer, which would try again what failed, and fail, when it is closed.
+            if os.write(self.file, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def __enter__(self) -> "Journal":
-        self.file = self.path.open("ab")
-        if not self.file.tell():
+        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        if not os.fstat(self.file).st_size:
             self.append({"fingerprint": self.fingerprint})
         return self
 
@@ -218,27 +264,45 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.file is not None:
-            self.file.close()
+            os.close(self.file)
 
 
-def close_run(layout: Layout, out: Path) -> None:
-    """Remove the journals of a run whose summary is written."""
-    for path in layout.journals(out):
+def close_run(layout: Layout, out: Path, summary: dict[str, Any]) -> None:
+    """Write the account of a run that is finished, and remove its journals."""
+    summary["digest"] = _digest_of(summary)
+    write_json(layout.summary(out), summary)
+    # The first one last: while it is there the run counts as unfinished, and the others are found.
+    for path in reversed(layout.journals(out)):
         path.unlink(missing_ok=True)
+
+
+def _digest_of(summary: Mapping[str, Any]) -> str:
+    """By which a damaged account is told from a whole one."""
+    return fingerprint_of({name: value for name, value in summary.items() if name != "digest"})
+
+
+def _write(path: Path, fingerprint: str, lines: Iterable[bytes]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(_line({"fingerprint": fingerprint}))
+        file.writelines(lines)
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
     """What a line of a journal says; None when it is damaged."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
+    content, _, check = line.rpartition(b"\t")
+    if not content or check != _check(content):
         return None
-    whole = line.endswith(b"\n") and isinstance(entry, dict) and ("image" in entry or "fingerprint" in entry)
-    return entry if whole else None
+    entry: dict[str, Any] = json.loads(content)
+    return entry
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    content = json.dumps(entry).encode()
+    return content + b"\t" + _check(content)
+
+
+def _check(content: bytes) -> bytes:
+    return b"%08x\n" % zlib.crc32(content)
 
 
 def _refuse_foreign(layout: Layout, out: Path) -> None:
@@ -251,11 +315,17 @@ def _refuse_foreign(layout: Layout, out: Path) -> None:
             )
 
 
+def _tidy(layout: Layout, out: Path) -> None:
+    """Remove what killed processes left."""
+    for folder in (out, *(out / name for name in layout.folders)):
+        remove_leftovers(folder)
+
+
 def _clear(layout: Layout, out: Path) -> None:
-    """Remove an earlier run's files, but for its journal."""
+    """Remove an earlier run's files, but for the first process's journal."""
     for folder in layout.folders:
         for pattern in ("*.png", f"*{ARCHIVE_SUFFIX}"):
             for path in (out / folder).glob(pattern):
                 path.unlink()
-    for path in (*(out / name for name in layout.files), layout.summary(out)):
+    for path in (*(out / name for name in layout.files), layout.summary(out), *layout.journals(out)[1:]):
         path.unlink(missing_ok=True)

@@ -103,12 +103,19 @@ def _rebuilt(kind: type[Any], values: Any) -> Any:
         what = "; ".join(f"{verb}{', '.join(found)}" for verb, found in both if found)
         raise ValueError(f"{kind.__name__} of another version: {what}")
     types = get_type_hints(kind)
-    return kind(
-        **{
-            name: _rebuilt(types[name], value) if is_dataclass(types[name]) else value
-            for name, value in values.items()
-        }
-    )
+    return kind(**{name: _rebuilt_value(name, types[name], value) for name, value in values.items()})
+
+
+def _rebuilt_value(name: str, kind: Any, value: Any) -> Any:
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _rebuilt(kind, value)
+    allowed = (int, float) if kind is float else kind
+    # True is an int to Python, and numbers beyond 2^63 are none to compiled code.
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} is {str(value)[:40]!r}, no {kind.__name__}")
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError(f"{name} is too large")
+    return value
 
 
 def preset(name: str, **changes: Any) -> LabelConfig:

@@ -17,7 +17,7 @@ from mclc_gpu.data.points import Point, write_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import Journal, Layout, Noted, close_run, fingerprint_of, write_json
+from mclc_gpu.journal import Journal, Layout, Noted, close_run, fingerprint_of
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labelconfig import LabelConfig
 from mclc_gpu.labeling import TargetMask, cluster_targets, refine_targets, warm_up
@@ -231,8 +231,7 @@ def _close(
         "trials_per_s": trials / seconds["cluster"] if seconds["cluster"] > 0 else None,
         "skipped": [asdict(item) for item in (*skipped, *unusable)],
     }
-    write_json(LAYOUT.summary(job.out), summary)
-    close_run(LAYOUT, job.out)
+    close_run(LAYOUT, job.out, summary)
     return summary
 
 

@@ -7,6 +7,7 @@ of the data set.
 """
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,10 @@ class Reader:
         self.pool = ThreadPoolExecutor(WORKERS, "read")
         self.waiting: deque[Future[tuple[Loaded, float]]] = deque()
         self.mean = 0.0  # bytes of an image, of those read lately
+        self.asked, self.taken = 0, 0  # images that were asked for, and handed on
+        self.held = 0  # bytes of images that were read and not handed on
+        self.changed = threading.Condition()
+        self.closed = False
 
     def chunks(self) -> Iterator[list[Loaded]]:
         """Images in order, in chunks of bounded size."""
@@ -80,6 +85,10 @@ class Reader:
             if not self.waiting:
                 break
             loaded, busy = self.waiting.popleft().result()
+            with self.changed:
+                self.held -= loaded.bytes
+                self.taken += 1
+                self.changed.notify_all()
             self.stages.add("read", busy)
             self.mean += (loaded.bytes - self.mean) / min(len(chunk) + 1, _CHUNK_IMAGES)
             chunk.append(loaded)
@@ -97,12 +106,29 @@ class Reader:
             following = next(self.files, None)
             if following is None:
                 return
-            self.waiting.append(self.pool.submit(_read, *following))
+            self.waiting.append(self.pool.submit(self._read, self.asked, *following))
+            self.asked += 1
+
+    def _read(self, number: int, stem: str, path: Path) -> tuple[Loaded, float]:
+        """Read one image, once there is room: those that were asked for may be larger than those before."""
+        with self.changed:
+            self.changed.wait_for(
+                lambda: (
+                    self.held < _CHUNK_BYTES or number == self.taken or self.closed
+                )  # the next one in any case
+            )
+        loaded, busy = _read(stem, path)
+        with self.changed:
+            self.held += loaded.bytes
+        return loaded, busy
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *error: object) -> None:
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
         self.pool.shutdown(cancel_futures=True)
 
 

@@ -22,7 +22,7 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.drawing import MASK, stretched
 from mclc_gpu.errors import InputError
 from mclc_gpu.inference import OVERLAP, TILE, Predictor
-from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of, write_json
+from mclc_gpu.journal import Journal, Layout, close_run, fingerprint_of
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.lock import locked
 from mclc_gpu.metrics import components_of
@@ -153,8 +153,7 @@ def _predict_folder(
         "images_per_s": len(todo) / seconds if todo else None,
         "skipped": [asdict(item) for item in skipped],
     }
-    write_json(LAYOUT.summary(job.out), summary)
-    close_run(LAYOUT, job.out)
+    close_run(LAYOUT, job.out, summary)
     return summary
 
 

@@ -1,7 +1,6 @@
 """How targets of a label run came to their masks: the run's chain once more, looked at after some trials."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,12 @@ import torch
 from mclc_gpu.data.images import read_image, read_mask, stem_of
 from mclc_gpu.data.points import Point, load_points
 from mclc_gpu.errors import InputError
+from mclc_gpu.journal import read_account
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.kernels.trials import TrialConfig
 from mclc_gpu.labelconfig import LabelConfig
+from mclc_gpu.labelfiles import seed_of
 from mclc_gpu.labeling import (
     PlacedTarget,
     TargetMask,
@@ -117,16 +118,16 @@ def open_run(folder: Path) -> Run:
     """
     path = LAYOUT.summary(folder)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        config, seed = LabelConfig.from_settings(settings), int(settings["seed"])
+        summary = read_account(path, "label again")
     except OSError as error:
         raise InputError(
             f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"
         ) from error
+    seed = seed_of(summary, path)
+    try:
+        config = LabelConfig.from_settings(summary["settings"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not hold a label run's settings; label again") from error
     points = load_points(folder / "points.csv")
     told = _told(folder, points) if config.maker == "components" else points
     return Run(folder, config, seed, told, LabelStore.open(folder))

@@ -1,22 +1,21 @@
 """The folder of a training run: its settings, its curve, and what it needs to go on."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from mclc_gpu.data.atomic import atomic_path, remove_leftovers
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import write_json
+from mclc_gpu.events import Events
+from mclc_gpu.journal import read_json, write_json
 from mclc_gpu.progress import Progress
 
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
 LABELS, REPORT = "labels", "report"
+KIND = "train"  # of run, as `locked` tells them apart
 SCORES = ("iou", "niou", "pd", "fa", "precision", "recall", "f1")
 COLUMNS = ("epoch", "lr", "loss", "crop_iou", *SCORES)
 Row = dict[str, Any]  # of COLUMNS; None where there is no value
@@ -40,8 +39,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 def _is_run(path: Path) -> bool:
     """Whether a config.json is that of a training run: others use this name too."""
     try:
-        return "network" in json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return "network" in read_json(path, "")["settings"]
+    except (OSError, InputError, KeyError, TypeError):
         return False
 
 
@@ -54,10 +53,10 @@ def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
     path = out / CONFIG
     if not path.exists():
         return
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged; use --overwrite or another --out") from error
+    otherwise = "use --overwrite or another --out"
+    begun = read_json(path, otherwise).get("settings")
+    if not isinstance(begun, dict):
+        raise InputError(f"{path}: damaged; {otherwise}")
     for name, value in settings.items():
         if begun.get(name) != value:
             if name == "training_set":
@@ -74,7 +73,8 @@ def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
 def start_folder(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any], overwrite: bool) -> None:
     """Make the folder and write config.json; `overwrite` first removes an earlier run's curve and weights."""
     out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
+    for folder in (out, out / REPORT):
+        remove_leftovers(folder)
     if overwrite:
         for path in (*(out / name for name in (METRICS, BEST, LAST)), *(out / EVENTS).glob("events.*")):
             path.unlink(missing_ok=True)
@@ -91,20 +91,17 @@ class RunLog:
     def __init__(self, out: Path, epochs: int, rows: Sequence[Row]) -> None:
         """`rows`: of the epochs already behind, of `epochs` in all."""
         self.path, self.rows = out / METRICS, list(rows)
-        # Events that an interrupted run wrote beyond its last checkpoint are taken back.
-        self.events = SummaryWriter(str(out / EVENTS), purge_step=len(rows) + 1)
-        self.progress = Progress("train", epochs, "epoch", done=len(rows))
         self._write()
+        # Events that an interrupted run wrote beyond its last checkpoint are taken back.
+        self.events = Events(out / EVENTS, behind=len(rows))
+        self.progress = Progress("train", epochs, "epoch", done=len(rows))
 
     def add(self, row: Row, seconds: float) -> None:
         """Note an epoch. `seconds`: how long it took, for TensorBoard."""
         self.rows.append(row)
         self._write()
-        for name in COLUMNS[1:]:
-            if row[name] is not None:
-                self.events.add_scalar(name, row[name], row["epoch"])
-        self.events.add_scalar("seconds", seconds, row["epoch"])
-        self.events.flush()
+        values = {name: row[name] for name in COLUMNS[1:] if row[name] is not None}
+        self.events.add(row["epoch"], {**values, "seconds": seconds})
         self.progress.advance(1, summary(row))
 
     def _write(self) -> None:

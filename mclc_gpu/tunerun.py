@@ -139,8 +139,7 @@ def _tune_labels(job: TuneJob, whole: TuneSet, skipped: Sequence[Skipped], start
         "seconds": time.perf_counter() - started,
         "skipped": [asdict(item) for item in skipped],
     }
-    write_json(LAYOUT.summary(job.out), summary)
-    close_run(LAYOUT, job.out)
+    close_run(LAYOUT, job.out, summary)
     return summary
 
 

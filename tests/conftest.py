@@ -4,6 +4,8 @@ The variable set here is read when a Triton kernel is decorated, so before any m
 imported. Subprocesses inherit it: a test that compiles Triton kernels ahead of time has to drop it.
 OpenMP workers that wait must not spin, or tests take ten times as long on cores that others use too; OpenMP
 reads that when torch is imported.
+
+Hypothesis tries the same examples in every run; with MCLC_EXAMPLES=N it tries N new ones.
 """
 
 import os
@@ -14,6 +16,12 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from hypothesis import settings
+
+EXAMPLES = os.environ.get("MCLC_EXAMPLES")
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("long", max_examples=int(EXAMPLES or 1), deadline=None)
+settings.load_profile("long" if EXAMPLES else "repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
 NUAA_DEFAULT = ROOT.parent / "shared" / "data" / "NUAA-SIRST"

@@ -258,6 +258,12 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
         (["--clusters", "0"], ["clusters", "0"]),
         (["--compactness", "-1"], ["compactness"]),
         (["--threshold", "7"], ["threshold 7"]),
+        (["--trials", "0", "--clusters", "5"], ["--clusters 5: of trials"]),
+        (["--preset", "point", "--trials", "1", "--noise", "salt"], ["--noise salt: of trials"]),
+        (["--preset", "point", "--trials", "1", "--threshold", "0.5"], ["--threshold 0.5: of"]),
+        (["--preset", "grabcut", "--trials", "1", "--stop-change", "1"], ["--stop-change 1.0: of"]),
+        (["--crf-gaussian", "1", "2"], ["--crf-gaussian 1 2: of --refine crf"]),
+        (["--preset", "paper", "--threshold", "0.5"], ["--threshold 0.5: of --refine threshold"]),
         (["--crf-iterations", "-1"], ["iterations", "-1"]),
         (["--crf-gaussian", "0", "3"], ["gaussian_sxy", "0"]),
         (["--crf-bilateral", "32", "-13", "10"], ["bilateral_srgb", "-13"]),
@@ -328,9 +334,11 @@ def test_score_reports_missing_and_unequal_masks(data, tmp_path, capsys):
     assert "synthetic_00000: the prediction is 5x5 but the truth 80x72" in shown
     assert main(["score", "--pred", str(data / "masks"), "--truth", str(data / "masks"), "--strict"]) == 0
     (pred / "synthetic_00001.png").unlink()
+    (pred / "stranger.png").unlink(), (pred / "synthetic_00000.png").unlink()
     capsys.readouterr()
     assert main(["score", "--pred", str(pred), "--truth", str(data / "masks")]) == 0
-    assert "1 true masks" in capsys.readouterr().out
+    assert "2 true masks" in capsys.readouterr().out
+    assert main(["score", "--pred", str(pred), "--truth", str(data / "masks"), "--strict"]) == 1
 
 
 def test_demo(tmp_path, capsys):

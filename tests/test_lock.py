@@ -9,7 +9,7 @@ import pytest
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
-from mclc_gpu.journal import Journal, Layout, Noted
+from mclc_gpu.journal import Journal, Layout, Noted, close_run
 from mclc_gpu.lock import locked
 
 HOLD = "import sys; from pathlib import Path; from mclc_gpu.lock import locked\n"
@@ -42,6 +42,14 @@ def test_a_second_run_is_refused_and_nothing_is_touched(holder, tmp_path, capsys
     holder.wait()
     assert main(words) == 0
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_what_a_kill_left_of_a_report_is_removed_with_the_next_run(tmp_path):
+    close_run(LAYOUT, tmp_path, {"fingerprint": "print"})
+    left = tmp_path / ".0123456789abcdef.tmp.png"
+    left.touch()
+    assert Journal.completed(LAYOUT, tmp_path, "print") is not None
+    assert not left.exists()
 
 
 def test_the_lock_is_free_after_an_error(tmp_path):

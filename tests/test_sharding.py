@@ -68,19 +68,42 @@ def test_two_processes_write_the_files_of_one(data: Path, alone: Path, tmp_path:
     assert not list((tmp_path / "two").glob("*.jsonl"))
 
 
-def test_a_killed_run_of_two_goes_on_in_one(data: Path, alone: Path, tmp_path: Path) -> None:
+def ranks_of(torchrun: int) -> dict[str, int]:
+    """Process numbers of the ranks that torchrun started, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (path / "environ").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue  # it has ended
+        names = [name.removeprefix(b"RANK=").decode() for name in variables if name.startswith(b"RANK=")]
+        if parent == torchrun and names:
+            found[names[0]] = int(path.name)
+    return found
+
+
+def test_a_killed_process_ends_the_run_of_two_which_goes_on_in_one(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "labels"
     process = subprocess.Popen(
         command(data, out, processes=2), stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 120
-        while not (out / "label.partial.1.jsonl").exists() and process.poll() is None:
+        while not (out / "label.partial.jsonl").exists() and process.poll() is None:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.001)
+        ranks = ranks_of(process.pid)
+        os.kill(ranks["1"], signal.SIGKILL)
+        assert process.wait(60) != 0
+        assert ranks_of(process.pid) == {}
+        assert not Path(f"/proc/{ranks['0']}").exists()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     finish(command(data, out, "--resume"))
     assert content(out) == content(alone)
     assert not list(out.glob("*.jsonl"))

@@ -229,6 +229,12 @@ def test_a_run_never_writes_over_its_inputs_or_others_files(data: Path, tmp_path
         assert (out / name).read_text() == "{}"
 
 
-def test_options_without_effect_are_refused(data: Path, tmp_path: Path) -> None:
+def test_options_without_effect_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ["--preset", "paper", "--polarity", "dark"]
     assert main([*words(data, tmp_path / "run", *more, source="--points-from-masks")]) == 2
+    for more in ("--shards 2", "--preset paper", "--crf-gaussian 1 2", "--jitter 1"):
+        assert main([*words(data, tmp_path / "masks", *more.split())]) == 2
+        assert f"{more.split()[0]}: of labels that are made" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()

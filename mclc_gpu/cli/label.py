@@ -1,7 +1,6 @@
 """mclc-gpu label."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,15 @@ from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
+from mclc_gpu.journal import read_json
 from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
 from mclc_gpu.labelreport import REPORT, report_labels
 from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
 from mclc_gpu.labelview import write_overview
+from mclc_gpu.lock import locked
+
+_OF_TRIALS = ("--method", "--clusters", "--compactness", "--noise", "--intensity")
+_OF_CRF = ("--crf-iterations", "--crf-gaussian", "--crf-bilateral")
 
 
 def label(arguments: argparse.Namespace, started: float) -> int:
@@ -59,17 +63,23 @@ def label_set(
         skipped=[*skipped, *problems],
         started=started,
     )
-    summary = label_folder(job, ranks)
-    if ranks.main:
-        title = f"{summary['images']} images, {summary['targets']} targets, {config.maker}"
-        if config.trials:
-            title += f", {config.trials} trials"
-        write_overview(arguments.out, images, arguments.seed, title, truth)
-        _report(arguments.out, summary)
-        if report:
-            check = report_labels(arguments.out, images, truth)
-            print(f"{check.doubtful} targets to look at first, see {arguments.out / REPORT}")
+    with locked(arguments.out, LAYOUT.kind, ranks):
+        summary = label_folder(job, ranks)
+        if ranks.main:
+            _look(job, summary, truth, report)
     return images, summary
+
+
+def _look(job: LabelJob, summary: Mapping[str, Any], truth: Mapping[str, Path] | None, report: bool) -> None:
+    """Draw the overview, say how it went, and write the report if it is wanted."""
+    title = f"{summary['images']} images, {summary['targets']} targets, {job.config.maker}"
+    if job.config.trials:
+        title += f", {job.config.trials} trials"
+    write_overview(job.out, job.images, job.seed, title, truth)
+    _report(job.out, summary)
+    if report:
+        check = report_labels(job.out, job.images, truth)
+        print(f"{check.doubtful} targets to look at first, see {job.out / REPORT}")
 
 
 def label_config(arguments: argparse.Namespace) -> LabelConfig:
@@ -103,9 +113,32 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
             iterations=arguments.crf_iterations,
         ),
     )
-    if arguments.polarity is not None and config.maker != "components":
-        raise InputError(f"--polarity {arguments.polarity}: of the preset default only; leave it out")
+    _refuse_without_effect(arguments, config)
     return config
+
+
+def _refuse_without_effect(arguments: argparse.Namespace, config: LabelConfig) -> None:
+    """See that the chain has a use for every setting that was asked for."""
+    graded = config.maker in ("mclc", "components")  # others make TPMs of 0 and 1
+    trials = graded and config.trials > 0
+    idle = {
+        "--polarity": (config.maker == "components", "of the preset default only"),
+        "--threshold": (
+            graded and config.refine == "threshold",
+            "of --refine threshold and graded maps only",
+        ),
+        "--stop-change": (config.maker == "mclc", "of the trials of the preset paper"),
+        **dict.fromkeys(_OF_TRIALS, (trials, "of trials, of which there are none")),
+        **dict.fromkeys(_OF_CRF, (config.refine == "crf", "of --refine crf only")),
+    }
+    for option, (used, why) in idle.items():
+        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        if value is not None and not used:
+            raise InputError(f"{option} {_said(value)}: {why}; leave it out")
+
+
+def _said(value: Any) -> str:
+    return " ".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
 
 
 def read_config(path: Path) -> LabelConfig:
@@ -114,12 +147,10 @@ def read_config(path: Path) -> LabelConfig:
     Raises InputError for a file that cannot be read or holds none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "give what tune wrote, or a label.json")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path of --config") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON ({error}); give what tune wrote, or a label.json") from error
-    settings = content.get("settings", content) if isinstance(content, dict) else None
+    settings = content.get("settings", content)
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no label settings; give what tune wrote, or a label.json")
     try:

@@ -35,7 +35,10 @@ def run(arguments: argparse.Namespace, started: float) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 done with skips under --strict, 2 bad input."""
+    """Run one command; returns the exit code: 0 done, 1 done with skips under --strict, 2 bad input.
+
+    torchrun ends with 1 whenever a process of it does not end with 0, whose own code is in its report.
+    """
     started = time.perf_counter()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text in this encoding

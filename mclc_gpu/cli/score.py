@@ -24,7 +24,7 @@ Pair = tuple[str, tuple[Path, Path]]  # stem, files of prediction and truth
 
 
 def score(arguments: argparse.Namespace, started: float) -> int:
-    """Run the command; returns the number of skipped inputs."""
+    """Run the command; returns the number of skipped inputs, true masks without a prediction among them."""
     del started
     convention = convention_of(arguments.convention)
     threshold = None if arguments.threshold is None else checked_threshold(arguments.threshold)
@@ -67,9 +67,10 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     say_scores(scores, curve, arguments.roc, arguments.json, len(skipped))
     if report is not None:
         report.write(arguments.report, scores.compute(), skipped)
-    if arguments.list is None and len(truths) > len(pairs):
-        print(f"not scored, for lack of a prediction: {len(truths) - len(pairs)} true masks")
-    return len(skipped)
+    missing = len(truths) - len(pairs) if arguments.list is None else 0
+    if missing:
+        print(f"not scored, for lack of a prediction: {missing} true masks")
+    return len(skipped) + missing
 
 
 class _Counted(NamedTuple):

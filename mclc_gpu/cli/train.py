@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mclc_gpu.cli.label import label_set
+from mclc_gpu.cli.options import parser
 from mclc_gpu.cli.outcome import say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
@@ -17,14 +18,23 @@ from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.fitting import Fitted, check_run, fit
 from mclc_gpu.labelstore import LabelStore
-from mclc_gpu.runfolder import EVENTS, LABELS, REPORT
+from mclc_gpu.lock import locked
+from mclc_gpu.runfolder import EVENTS, KIND, LABELS, REPORT
 from mclc_gpu.training import TrainConfig
 from mclc_gpu.trainreport import report_run
+
+_LABEL_OPTIONS = (
+    "jitter", "supervision", "clicks", "preset", "config", "trials", "category", "refine", "threshold",
+    "crf_iterations", "crf_gaussian", "crf_bilateral", "method", "noise", "intensity", "clusters",
+    "compactness", "polarity", "shards", "stop_change",
+)  # fmt: skip
 
 
 def train(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     sets = _paired(arguments)
+    if all(one.masks is not None for one in sets):
+        _refuse_label_options(arguments)
     config = TrainConfig(
         network=arguments.network,
         epochs=arguments.epochs,
@@ -43,6 +53,21 @@ def train(arguments: argparse.Namespace, started: float) -> int:
     inputs = [*arguments.images, *(path for _, path in arguments.sources)]
     _keep_apart(arguments.out, [*inputs, *arguments.val_images, *arguments.val_masks])
     ranks = join(arguments.device)
+    check_run(config, arguments.out, ranks, arguments.resume, arguments.overwrite)
+    # From here on: another run must not label anew what this one trains on.
+    with locked(arguments.out, KIND, ranks):
+        return _train(arguments, sets, config, validation, skipped, started, ranks)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    sets: Sequence[argparse.Namespace],
+    config: TrainConfig,
+    validation: Sequence[Sample],
+    skipped: list[Skipped],
+    started: float,
+    ranks: Ranks,
+) -> int:
     check_run(config, arguments.out, ranks, arguments.resume, arguments.overwrite)
     samples: list[Sample] = []
     accounts = []
@@ -63,6 +88,14 @@ def train(arguments: argparse.Namespace, started: float) -> int:
     )
     ranks.on_main(lambda: _report(arguments.out, fitted, samples, validation, skipped, ranks))
     return len(skipped) + len(fitted.skipped) + sum(account["skipped"] for account in accounts)
+
+
+def _refuse_label_options(arguments: argparse.Namespace) -> None:
+    """See that none of them is given where nothing is labelled."""
+    plain = parser().parse_args(["label", "--images", ".", "--points", ".", "--out", "."])
+    for name in _LABEL_OPTIONS:
+        if getattr(arguments, name) != getattr(plain, name):
+            raise InputError(f"--{name.replace('_', '-')}: of labels that are made; --masks gives true ones")
 
 
 def _keep_apart(out: Path, inputs: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ image next to each other under one key, which is the image's name up to the firs
 """
 
 import io
+import mmap
 import tarfile
 from collections.abc import Iterable
 from functools import lru_cache
@@ -58,18 +59,33 @@ def members_of(archive: Path) -> dict[str, tuple[int, int]]:
 def _members(archive: Path, changed: int, size: int) -> dict[str, tuple[int, int]]:
     """`members_of` an archive in one state of it."""
     del changed, size
-    found: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                if not member.isfile() or name.startswith("."):
-                    continue
-                if name in found:
-                    raise InputError(f"{archive}: holds {name} twice; keep one")
-                found[name] = member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise InputError(f"{archive}: no whole uncompressed tar archive ({error}); make it again") from error
+        return _table(archive)
+    except (InputError, OSError):
+        raise
+    # tarfile raises nearly anything on damaged bytes (ValueError, OverflowError, ...), documented nowhere.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{archive}: no whole uncompressed tar archive ({reason}); make it again") from error
+
+
+def _table(archive: Path) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    # Of a map no more can be read than there is, whatever length a damaged header claims.
+    with (
+        archive.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        tarfile.open(fileobj=content, mode="r:") as tar,
+    ):
+        for member in tar:
+            if member.size < 0 or member.offset_data + member.size > len(content):
+                raise ValueError(f"{member.name!r} does not end in it")
+            name = PurePosixPath(member.name).name
+            if not member.isfile() or name.startswith("."):
+                continue
+            if name in found:
+                raise InputError(f"{archive}: holds {name} twice; keep one")
+            found[name] = member.offset_data, member.size
     return found
 
 

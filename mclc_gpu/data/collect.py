@@ -75,7 +75,7 @@ class Collector:
             self._tell_once(self._images[stem], stem, str(error).removeprefix(f"{self._images[stem]}: "))
             return False
         if _other_size(entry.size, (height, width)):
-            said = f"{entry.size[1]}x{entry.size[0]}" if entry.size else ""
+            said = "x".join(str(side).strip() for side in reversed(entry.size or ()))
             self._tell_once(path, stem, f"{stem!r} was annotated at {said} but its image is {width}x{height}")
             return False
         return True

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 from mclc_gpu.data.formats import (
@@ -27,6 +27,7 @@ from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.errors import InputError
 
 _EDGE_TO_CENTRE = -0.5
+_LONGEST_SIDE = 1 << 31  # no image is longer, and larger numbers have no float
 _LABEL_STUDIO_KEYS = {"keypointlabels": "keypoint", "rectanglelabels": "rectangle"}
 _LABELME_CORNERS = {"point": 1, "line": 2, "rectangle": 2, "linestrip": None}  # how many; None: any, not none
 
@@ -198,7 +199,7 @@ def _label_studio_result(result: dict[str, Any], names: tuple[str, ...], where: 
         return f"a {result.get('type', 'result')}, not a keypoint or rectangle"
     kind = _LABEL_STUDIO_KEYS[key]
     height, width = result.get("original_height"), result.get("original_width")
-    if not (isinstance(height, int) and isinstance(width, int)):
+    if not (_is_length(height) and _is_length(width)):
         return f"a {kind} without original_width and original_height"
     if kind == "rectangle" and value.get("rotation"):
         return "a rotated rectangle; a box lies along rows and columns"
@@ -215,6 +216,10 @@ def _label_studio_result(result: dict[str, Any], names: tuple[str, ...], where: 
         box=(x, y, value.get("width"), value.get("height")) if kind == "rectangle" else None,
         box_form="size",
     )
+
+
+def _is_length(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 < value < _LONGEST_SIDE
 
 
 def _minimal_results(task: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """Images and masks on disk: finding them, and reading them into arrays of their own size."""
 
 import io
+import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +26,12 @@ from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.gray import LUMA
 
+_FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
+_MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
+_MOST_PAGES = 64  # that are looked at: a damaged file can name any number of them
+for _decoder in ("tifffile", "PIL"):  # what is wrong with a file is said once
+    logging.getLogger(_decoder).addHandler(logging.NullHandler())
+_BELIEVED, _MOST_GROWTH = 1 << 26, 4096  # bytes that any file may claim, and that each of its bytes may
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -39,8 +48,8 @@ def read_image(path: Path | str) -> np.ndarray:
     their values fit, else float32. Pixels keep the file's order: an orientation tag is not applied, since
     masks do not have one.
 
-    Raises InputError for a file that is missing, empty, truncated, not an image, or of several pages, and for
-    NaN or infinite pixels.
+    Raises InputError for a file that is missing, empty, truncated, not an image, of several pages, or larger
+    than 2^28 numbers or Pillow's limit (179 million pixels), and for NaN or infinite pixels.
     """
     path = Path(path)
     with _named_errors(path):
@@ -86,7 +95,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
             with tifffile.TiffFile(file) as tiff:
                 page = _single_page(tiff)
                 return int(page.imagelength), int(page.imagewidth)
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             return image.height, image.width
 
 
@@ -175,7 +184,8 @@ def _magic(data: bytes) -> bytes:
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_claim(image.width * image.height * len(image.getbands()), data)
         # np.array, not np.asarray: Pillow's own memory is read-only, which torch.from_numpy warns about.
         if image.mode in _DIRECT_MODES:
             return np.array(image)
@@ -186,6 +196,11 @@ def _decode_tiff(data: bytes) -> np.ndarray:
     """Pillow knows the colour models of 8-bit TIFF, tifffile the number formats of all the others."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = _single_page(tiff)
+        if math.prod(page.shape) > _MOST_NUMBERS:
+            raise InputError(f"the image has shape {page.shape}, too large to be read at once; cut it up")
+        if page.compression == tifffile.COMPRESSION.NONE and page.nbytes > len(data):
+            raise InputError("the image data is truncated")
+        _check_claim(page.nbytes, data)
         if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind != "i"):
             return _decode_pillow(data)
         try:
@@ -204,9 +219,15 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         return pixels
 
 
+def _check_claim(size: int, data: bytes) -> None:
+    """Refuse a size in bytes that no compression makes of so small a file, before memory is taken for it."""
+    if size > max(_BELIEVED, _MOST_GROWTH * len(data)):
+        raise InputError(f"the image data is truncated: {len(data)} bytes for an image of {size}")
+
+
 def _single_page(tiff: tifffile.TiffFile) -> Any:
     """The only full-size page of a TIFF file."""
-    first, *rest = tiff.pages
+    first, *rest = islice(tiff.pages, _MOST_PAGES)
     count = 1 + sum(not getattr(page, "is_reduced", False) for page in rest)
     if count > 1:
         raise InputError(f"the file holds {count} pages; save each as a file of its own")

@@ -11,6 +11,7 @@ from PIL import Image
 from mclc_gpu.errors import InputError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_NUMBERS = 1 << 28  # that a file may unfold to
 _CHANNELS = {2: 3, 4: 2, 6: 4}  # PNG colour type -> channels: RGB, gray + alpha, RGBA
 
 
@@ -32,6 +33,8 @@ def decode_deep_colour_png(data: bytes) -> np.ndarray:
     if interlaced:
         raise InputError("interlaced 16-bit colour PNG cannot be read; save it without interlacing")
     lanes = 2 * _CHANNELS[colour]
+    if width * height * _CHANNELS[colour] > _MOST_NUMBERS:
+        raise InputError(f"the image has {width}x{height} pixels, too many to be read at once; cut it up")
     size = height * (1 + width * lanes)
     stream = b"".join(body for name, body in chunks if name == b"IDAT")
     raw = zlib.decompressobj().decompress(stream, size)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mclc_gpu.errors import one_line
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -13,6 +15,9 @@ class Skipped:
 
     file: str
     why: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "why", one_line(self.why))
 
     @staticmethod
     def because(file: Path | str, error: Exception) -> "Skipped":

@@ -1,0 +1,93 @@
+"""Two runs at once: in one folder the second is refused and touches nothing, in two folders both work."""
+
+import os
+import signal
+
+import pytest
+from processes import command, ended, kill, wait_until_stopped
+from training_data import Tiny, write_frames
+
+from mclc_gpu.cli.main import main
+from mclc_gpu.networks.zoo import NETWORKS
+
+SOME = {
+    "label": ("--preset", "paper", "--trials", 300),
+    "train": ("--network", "tiny", "--epochs", 8, "--batch-size", 2, "--size", 32),
+    "predict": (),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Frames, and a whole run of each command on them."""
+    root = tmp_path_factory.mktemp("runs")
+    write_frames(root, 6, 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", Tiny)
+        for name in ("label", "train", "predict"):
+            assert main(words(root, root / name, name)) == 0
+    return root
+
+
+@pytest.fixture
+def first():
+    """What is left running in the end is killed."""
+    processes = []
+    yield processes
+    for process in processes:
+        kill(process)
+
+
+def words(root, out, name, *more):
+    given = [name, "--images", root / "images", "--out", out, "--device", "cpu", *SOME[name], *more]
+    if name == "predict":
+        given += ["--checkpoint", root / "train" / "best.pt"]
+    else:
+        given += ["--points-from-masks", root / "masks"]
+    return list(map(str, given))
+
+
+def files_of(out):
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
+    }
+
+
+def lasting(out):
+    """Files that are the same however long a run took."""
+    kinds = ".png", ".csv", ".tar"
+    return {name: content for name, content in files_of(out).items() if name.endswith(kinds)}
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        ("label", "label.partial.jsonl"),
+        ("label", "label.json"),  # the overview and the report come after it
+        ("train", "metrics.csv"),
+        ("predict", "predict.partial.jsonl"),
+    ],
+)
+def test_the_second_in_a_folder_is_refused(root, tmp_path, monkeypatch, capsys, first, name, moment):
+    monkeypatch.setitem(NETWORKS, "tiny", Tiny)
+    out = tmp_path / "out"
+    process = command(words(root, out, name), stop=out / moment)
+    first.append(process)
+    wait_until_stopped(process)
+    before = files_of(out)
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert main(words(root, out, name, *more)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{out}: " in line
+        assert f"another {name} run is at work there" in line or (name == "train" and not more)
+        assert files_of(out) == before
+    os.kill(process.pid, signal.SIGCONT)
+    assert ended(process) == 0
+    assert lasting(out) == lasting(root / name)
+
+
+@pytest.mark.parametrize("name", ["label", "predict"])
+def test_two_at_once_in_two_folders(root, tmp_path, first, name):
+    first += [command(words(root, tmp_path / which, name)) for which in ("a", "b")]
+    assert [ended(process) for process in first] == [0, 0]
+    assert lasting(tmp_path / "a") == lasting(tmp_path / "b") == lasting(root / name)
