@@ -34,7 +34,9 @@ class ScoreWeights:
     edge : float
         Of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer pixels.
     size : float
-        Of ln A ln c, where A is the area in pixels and c >= 0.5 the peak over the ring.
+        Of ln A ln (c / sqrt(r + 1)), where A is the area in pixels, c >= 0.5 the peak over the ring and r the
+        spread of the background: the window's median less its 5th percentile. What stands far above a calm
+        background is drawn whole, its dim parts too.
     outline : float
         Of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
     border : float
@@ -43,13 +45,13 @@ class ScoreWeights:
         Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
     """
 
-    level: float = 0.9
-    level_square: float = -0.47
-    edge: float = 8.5
-    size: float = 0.47
-    outline: float = -1.6
-    border: float = -14.0
-    distance: float = -2.75
+    level: float = 1.0
+    level_square: float = -0.48
+    edge: float = 10.5
+    size: float = 0.93
+    outline: float = -1.2
+    border: float = -28.0
+    distance: float = -3.1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -84,7 +86,7 @@ class ComponentConfig:
     """
 
     radius: int = 31
-    near: int = 5
+    near: int = 8
     levels: int = 64
     max_area: int = 2000
     polarity: str = "bright"
@@ -204,14 +206,14 @@ def vote_components(
     uint8 gray levels are taken as they are, other images are stretched: their least value becomes 0, their
     greatest 255. Colours count by their luma. Within a window, background is the 5th percentile of the gray
     levels or the least near the click, whichever is darker. The target's brightest pixel is the one near the
-    click that stands out most, g / (1 + d^2 / 16) with d the distance from the click in pixels, and then the
+    click that stands out most, g / (1 + d^2 / 48) with d the distance from the click in pixels, and then the
     local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
     to it without falling below brightest - (brightest - background) k / K. Levels end where a candidate has
-    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, N, b and d
+    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, r, N, b and d
     as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
 
-        S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln c + outline N / sqrt A
-            + border b / (b + N) + distance d / (2 + 0.05 sqrt A)
+        S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln (c / sqrt(r + 1))
+            + outline N / sqrt A + border b / (b + N) + distance d / (2 + 0.05 sqrt A)
 
     less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
 
