@@ -209,8 +209,8 @@ def vote_components(
     click that stands out most, g / (1 + d^2 / 48) with d the distance from the click in pixels, and then the
     local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
     to it without falling below brightest - (brightest - background) k / K. Levels end where a candidate has
-    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, r, N, b and d
-    as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
+    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, r, N, b and
+    d as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
 
         S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln (c / sqrt(r + 1))
             + outline N / sqrt A + border b / (b + N) + distance d / (2 + 0.05 sqrt A)

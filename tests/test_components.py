@@ -158,7 +158,7 @@ def test_limits_and_ties(backend: str) -> None:
     case = Case(0, (16, 15))
     case.image[:] = 20
     case.image[6:9, 6:9] = 90
-    case.image[11, 5] = case.image[11, 9] = 70  # equally far from a click between them
+    case.image[11, 5] = case.image[11, 9] = 80  # equally far from a click between them
     case.click, case.category = (7, 7), -1
     for limit, flat in ((9, False), (8, True)):
         config = ComponentConfig(radius=6, near=2, levels=4, max_area=limit)
