@@ -45,13 +45,13 @@ class ScoreWeights:
         Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
     """
 
-    level: float = 1.0
+    level: float = 0.9
     level_square: float = -0.48
-    edge: float = 10.5
-    size: float = 0.93
-    outline: float = -1.2
-    border: float = -28.0
-    distance: float = -3.1
+    edge: float = 9.5
+    size: float = 0.75
+    outline: float = -1.05
+    border: float = -22.0
+    distance: float = -3.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
