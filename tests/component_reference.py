@@ -92,7 +92,7 @@ def score(
     total = (w.level + config.core) * level + w.level_square * level**2
     total += w.edge * np.log(max(inside - outside, 0.3))
     contrast = max(peak - background, 0.5) / np.sqrt(median - low_level + 1)
-    total += w.size * np.log(area) * np.log(contrast)
+    total += (w.size + config.body) * np.log(area) * np.log(contrast)
     total += w.outline * outer.sum() / np.sqrt(area) + w.border * (touching / both if both else 1)
     total += w.distance * away / (2 + 0.05 * np.sqrt(area))
     if category >= 0:

@@ -111,7 +111,7 @@ def test_equals_plain_numpy(dtype: type, channels: int) -> None:
         ComponentConfig(levels=7, near=0),
         ComponentConfig(levels=254, radius=20, near=9),
         ComponentConfig(radius=4, near=2, max_area=20),
-        ComponentConfig(core=1.5, category_weight=2.0),
+        ComponentConfig(core=1.5, body=0.7, category_weight=2.0),
         ComponentConfig(weights=replace(CONFIG.weights, level=-1.0, edge=2.0, border=0.0)),
         ComponentConfig(polarity="dark"),
         ComponentConfig(polarity="auto", dark_margin=0.5),

@@ -30,6 +30,7 @@ UNKNOWN = torch.tensor([-1])
         ({"category_weight": -0.1}, "category_weight must be at least 0"),
         ({"category_weight": float("inf")}, "category_weight must be at least 0"),
         ({"core": float("inf")}, "core must be a finite number"),
+        ({"body": float("nan")}, "body must be a finite number"),
     ],
     ids=str,
 )
