@@ -43,15 +43,18 @@ class ScoreWeights:
         Of b / (b + N), where b is the number of the candidate's pixels on the image's border.
     distance : float
         Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
+    share : float
+        Of (e / c)^2, the square of the outline's share of the contrast.
     """
 
-    level: float = 0.9
-    level_square: float = -0.48
-    edge: float = 9.5
-    size: float = 0.75
-    outline: float = -1.05
-    border: float = -22.0
-    distance: float = -3.0
+    level: float = 1.2
+    level_square: float = -0.46
+    edge: float = 9.65
+    size: float = 0.76
+    outline: float = -0.97
+    border: float = -21.5
+    distance: float = -3.15
+    share: float = -2.2
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -218,7 +221,7 @@ def vote_components(
     d as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
 
         S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln (c / sqrt(r + 1))
-            + outline N / sqrt A + border b / (b + N) + distance d / (2 + 0.05 sqrt A)
+            + outline N / sqrt A + border b / (b + N) + distance d / (2 + 0.05 sqrt A) + share (e / c)^2
 
     less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
 

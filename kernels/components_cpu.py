@@ -247,20 +247,21 @@ def _rings(values, join, h, w, kept, low, buffer, table):
 @compiled()
 def score_of(table, k, spread, click_y, click_x, least, most, settings):
     """Score of candidate k; `spread` is that of the background."""
-    level, level_square, edge, size, outline, border, distance = settings.weights
+    level, level_square, edge, size, outline, border, distance, share = settings.weights
     area, outer = table[k, AREA], table[k, OUTER]
     ring, peak = table[k, RING] / STEPS, table[k, PEAK] / STEPS
     inside = table[k, INNER_SUM] / (table[k, INNER] * STEPS) if table[k, INNER] else peak
     outside = table[k, OUTER_SUM] / (outer * STEPS) if outer else ring
-    log_level = np.log(max((inside + outside) / 2 - ring, 0.3))
+    above, contrast = max((inside + outside) / 2 - ring, 0.3), max(peak - ring, 0.5)
+    log_level, log_contrast = np.log(above), np.log(contrast) - np.log(spread / STEPS + 1) / 2
     log_area, root = np.log(area), np.sqrt(area)
     touching = table[k, BORDER] / (table[k, BORDER] + outer) if table[k, BORDER] + outer else 1.0
-    contrast = np.log(max(peak - ring, 0.5)) - np.log(spread / STEPS + 1) / 2
     away_y, away_x = table[k, ROWS] / area - click_y, table[k, COLUMNS] / area - click_x
     away = np.sqrt(away_y * away_y + away_x * away_x)
     score = level * log_level + level_square * log_level * log_level
-    score += edge * np.log(max(inside - outside, 0.3)) + size * log_area * contrast
+    score += edge * np.log(max(inside - outside, 0.3)) + size * log_area * log_contrast
     score += outline * outer / root + border * touching + distance * away / (2 + 0.05 * root)
+    score += share * (above / contrast) ** 2
     misses = max(np.log(least) - log_area, 0.0) + max(log_area - np.log(most), 0.0)
     return score - settings.category_weight * misses
 

@@ -32,9 +32,12 @@ def score_of(
     inside = mean_level(inner_sum, inner, peak)
     outside = mean_level(outer_sum, outer, ring)
     area = area.to(tl.float64)
-    log_level = tl.log(tl.maximum((inside + outside) / 2 - ring, 0.3))
+    above = tl.maximum((inside + outside) / 2 - ring, 0.3)
+    contrast = tl.maximum(peak - ring, 0.5)
+    share = above / contrast
+    log_level = tl.log(above)
     log_area = tl.log(area)
-    contrast = tl.log(tl.maximum(peak - ring, 0.5)) - tl.log(spread.to(tl.float64) / _STEPS + 1) / 2
+    log_contrast = tl.log(contrast) - tl.log(spread.to(tl.float64) / _STEPS + 1) / 2
     root = tl.sqrt(area)
     both = tl.maximum(border + outer, 1).to(tl.float64)
     touching = tl.where(border + outer > 0, border.to(tl.float64) / both, 1.0)
@@ -43,9 +46,9 @@ def score_of(
     away = tl.sqrt(away_y * away_y + away_x * away_x)
     score = tl.load(p_weights) * log_level + tl.load(p_weights + 1) * log_level * log_level
     score += tl.load(p_weights + 2) * tl.log(tl.maximum(inside - outside, 0.3))
-    score += tl.load(p_weights + 3) * log_area * contrast
+    score += tl.load(p_weights + 3) * log_area * log_contrast
     score += tl.load(p_weights + 4) * outer.to(tl.float64) / root + tl.load(p_weights + 5) * touching
-    score += tl.load(p_weights + 6) * away / (root * 0.05 + 2)
+    score += tl.load(p_weights + 6) * away / (root * 0.05 + 2) + tl.load(p_weights + 7) * share * share
     misses = tl.maximum(tl.log(least.to(tl.float64)) - log_area, 0.0)
     misses += tl.maximum(log_area - tl.log(most.to(tl.float64)), 0.0)
-    return score - tl.load(p_weights + 7) * misses
+    return score - tl.load(p_weights + 8) * misses

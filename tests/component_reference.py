@@ -84,7 +84,8 @@ def score(
     inside = gray[inner].mean() if inner.any() else peak
     outside = gray[outer].mean() if outer.any() else background
     low_level, median = (np.sort(gray, axis=None)[(gray.size - 1) // part] for part in (20, 2))
-    level = np.log(max((inside + outside) / 2 - background, 0.3))
+    above = max((inside + outside) / 2 - background, 0.3)
+    level, share = np.log(above), above / max(peak - background, 0.5)
     touching = (mask & edge_of_image).sum()
     both = touching + outer.sum()
     away = np.hypot(*(np.argwhere(mask).mean(0) - click))
@@ -95,6 +96,7 @@ def score(
     total += (w.size + config.body) * np.log(area) * np.log(contrast)
     total += w.outline * outer.sum() / np.sqrt(area) + w.border * (touching / both if both else 1)
     total += w.distance * away / (2 + 0.05 * np.sqrt(area))
+    total += w.share * share**2
     if category >= 0:
         least, most = CATEGORY_AREAS[category]
         misses = max(0, np.log(least / area)) + max(0, np.log(area / most))
