@@ -214,7 +214,7 @@ def vote_components(
     uint8 gray levels are taken as they are, other images are stretched: their least value becomes 0, their
     greatest 255. Colours count by their luma. Within a window, background is the 5th percentile of the gray
     levels or the least near the click, whichever is darker. The target's brightest pixel is the one near the
-    click that stands out most, g / (1 + d^2 / 48) with d the distance from the click in pixels, and then the
+    click that stands out most, g / (1 + d^2 / 32) with d the distance from the click in pixels, and then the
     local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
     to it without falling below brightest - (brightest - background) k / K. Levels end where a candidate has
     more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, r, N, b and

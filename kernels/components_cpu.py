@@ -99,7 +99,7 @@ def target_seed(values, h, w, click_y, click_x, near, low):
             p = (y + PAD) * stride + x + PAD
             if square <= near * near:
                 # Both integers are exact in float32, and a division is the same everywhere.
-                nearby = np.float32(values[p] - low) / np.float32(48 + square)
+                nearby = np.float32(values[p] - low) / np.float32(32 + square)
                 if nearby > best:
                     best, seed = nearby, p
     for _ in range(8):

@@ -82,7 +82,7 @@ def target_seed(v, g, near, low):
     disk = inside & (square <= near * near)
     low = tl.minimum(low, tl.min(tl.where(disk, v, _WHITE), 0))
     # Both integers are exact in float32, and a division is the same everywhere.
-    nearby = tl.where(disk, tl.div_rn((v - low).to(tl.float32), (48 + square).to(tl.float32)), -1.0)
+    nearby = tl.where(disk, tl.div_rn((v - low).to(tl.float32), (32 + square).to(tl.float32)), -1.0)
     seed = tl.min(tl.where(nearby == tl.max(nearby, 0), pixel, v.shape[0]), 0)
     width = tl.load(g + WIDTH).to(tl.int32)
     i = 0

@@ -38,7 +38,7 @@ def find_target(v: np.ndarray, click: tuple[int, int], near: int) -> tuple[tuple
     square = (y - click[0]) ** 2 + (x - click[1]) ** 2
     disk = square <= near**2
     low = min(np.sort(v, axis=None)[(v.size - 1) // 20], v[disk].min())
-    place = np.unravel_index(np.argmax(np.where(disk, (v - low) / (48 + square), -1)), v.shape)
+    place = np.unravel_index(np.argmax(np.where(disk, (v - low) / (32 + square), -1)), v.shape)
     for _ in range(8):
         area = tuple(slice(max(c - 1, 0), c + 2) for c in place)
         around = v[area]
