@@ -25,7 +25,8 @@ class ScoreWeights:
     """Weights of a candidate's score; any finite numbers. Gray levels are those of an 8-bit image.
 
     The defaults were fitted on NUAA-SIRST train (270 targets), with jittered clicks, scaled and noisy copies
-    of it and synthetic scenes, to the candidates' IoU with the masks that people drew.
+    of it and synthetic scenes, to the masks that people drew; their common scale so that the confidence is
+    the mean IoU there.
 
     Attributes
     ----------
@@ -47,14 +48,14 @@ class ScoreWeights:
         Of (e / c)^2, the square of the outline's share of the contrast.
     """
 
-    level: float = 1.2
-    level_square: float = -0.46
-    edge: float = 9.65
-    size: float = 0.76
-    outline: float = -0.97
-    border: float = -21.5
-    distance: float = -3.15
-    share: float = -2.2
+    level: float = 0.96
+    level_square: float = -0.37
+    edge: float = 7.72
+    size: float = 0.61
+    outline: float = -0.78
+    border: float = -17.2
+    distance: float = -2.52
+    share: float = -1.76
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
