@@ -6,7 +6,7 @@ of a target looks like (contrast, steep edge, compact shape, click near the midd
 scores are the weights of a vote: the probability of a pixel is the weight of the candidates that hold it.
 """
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ class ScoreWeights:
     """Weights of a candidate's score; any finite numbers. Gray levels are those of an 8-bit image.
 
     The defaults were fitted on NUAA-SIRST train (270 targets), with jittered clicks, scaled and noisy copies
-    of it and synthetic scenes, to the candidates' IoU with the masks that people drew.
+    of it and synthetic scenes, to the masks that people drew; their common scale so that the confidence is
+    the mean IoU there.
 
     Attributes
     ----------
@@ -34,22 +35,27 @@ class ScoreWeights:
     edge : float
         Of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer pixels.
     size : float
-        Of ln A ln c, where A is the area in pixels and c >= 0.5 the peak over the ring.
+        Of ln A ln (c / sqrt(r + 1)), where A is the area in pixels, c >= 0.5 the peak over the ring and r the
+        spread of the background: the window's median less its 5th percentile. What stands far above a calm
+        background is drawn whole, its dim parts too.
     outline : float
         Of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
     border : float
         Of b / (b + N), where b is the number of the candidate's pixels on the image's border.
     distance : float
         Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
+    share : float
+        Of (e / c)^2, the square of the outline's share of the contrast.
     """
 
-    level: float = 0.9
-    level_square: float = -0.47
-    edge: float = 8.5
-    size: float = 0.47
-    outline: float = -1.6
-    border: float = -14.0
-    distance: float = -2.75
+    level: float = 0.96
+    level_square: float = -0.37
+    edge: float = 7.72
+    size: float = 0.61
+    outline: float = -0.78
+    border: float = -17.2
+    distance: float = -2.52
+    share: float = -1.76
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -78,18 +84,22 @@ class ComponentConfig:
         By how much the best dark score must exceed the best bright one under "auto".
     core : float
         Added to the weight of ln e: above 0 masks are drawn tighter, towards the core, below 0 wider.
+    body : float
+        Added to the weight of size: above 0 a hot spot gives way to the dim body around it where that stands
+        clear of a calm background, wherever the click lies on it; about 1.5 for aircraft with hot engines.
     category_weight : float >= 0
         How much a candidate loses for each factor of e by which its area misses the category given.
     weights : ScoreWeights
     """
 
     radius: int = 31
-    near: int = 5
+    near: int = 8
     levels: int = 64
     max_area: int = 2000
     polarity: str = "bright"
     dark_margin: float = 3.0
     core: float = 0.0
+    body: float = 0.0
     category_weight: float = 10.0
     weights: ScoreWeights = field(default_factory=ScoreWeights)
 
@@ -106,13 +116,14 @@ class ComponentConfig:
         for name in ("dark_margin", "category_weight"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not np.isfinite(self.core):
-            raise ValueError(f"core must be a finite number, got {self.core}")
+        for name in ("core", "body"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
 
     def score_weights(self) -> tuple[float, ...]:
-        """The weights in the order of `ScoreWeights`, with `core` added."""
-        level, *others = astuple(self.weights)
-        return (level + self.core, *others)
+        """The weights in the order of `ScoreWeights`, with `core` and `body` added."""
+        weights = self.weights
+        return astuple(replace(weights, level=weights.level + self.core, size=weights.size + self.body))
 
 
 @dataclass(frozen=True)
@@ -204,14 +215,14 @@ def vote_components(
     uint8 gray levels are taken as they are, other images are stretched: their least value becomes 0, their
     greatest 255. Colours count by their luma. Within a window, background is the 5th percentile of the gray
     levels or the least near the click, whichever is darker. The target's brightest pixel is the one near the
-    click that stands out most, g / (1 + d^2 / 16) with d the distance from the click in pixels, and then the
+    click that stands out most, g / (1 + d^2 / 32) with d the distance from the click in pixels, and then the
     local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
     to it without falling below brightest - (brightest - background) k / K. Levels end where a candidate has
-    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, N, b and d
-    as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
+    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, r, N, b and
+    d as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
 
-        S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln c + outline N / sqrt A
-            + border b / (b + N) + distance d / (2 + 0.05 sqrt A)
+        S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln (c / sqrt(r + 1))
+            + outline N / sqrt A + border b / (b + N) + distance d / (2 + 0.05 sqrt A) + share (e / c)^2
 
     less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
 

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from mclc_gpu.kernels.gray import STEPS, WHITE
-from mclc_gpu.kernels.gray_cpu import image_scales, luma
+from mclc_gpu.kernels.gray_cpu import image_scales, luma, ranked
 from mclc_gpu.kernels.jit_cpu import compiled
 
 if TYPE_CHECKING:
@@ -72,38 +72,14 @@ def read_window(data, images, scales, windows, t, inverted):
 
 
 @compiled()
-def ranked(values, count, rank):
-    """The value of that rank among the first `count` (Hoare's selection, which reorders them)."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = values[U((low + high) // 2)]
-        i, j = low, high
-        while i <= j:
-            while values[U(i)] < pivot:
-                i += 1
-            while values[U(j)] > pivot:
-                j -= 1
-            if i <= j:
-                values[U(i)], values[U(j)] = values[U(j)], values[U(i)]
-                i += 1
-                j -= 1
-        if rank <= j:
-            high = j
-        elif rank >= i:
-            low = i
-        else:
-            break
-    return values[U(rank)]
-
-
-@compiled()
 def background(values, h, w, buffer):
-    """The 5th percentile of the window."""
+    """The 5th percentile of the window, and how far the median lies above it."""
     for y in range(h):
         start = U((y + PAD) * (w + 2 * PAD) + PAD)
         for x in range(U(w)):
             buffer[U(y * w) + x] = values[start + x]
-    return ranked(buffer, h * w, (h * w - 1) // 20)
+    low = ranked(buffer, h * w, (h * w - 1) // 20)
+    return low, ranked(buffer, h * w, (h * w - 1) // 2) - low
 
 
 @compiled()
@@ -123,7 +99,7 @@ def target_seed(values, h, w, click_y, click_x, near, low):
             p = (y + PAD) * stride + x + PAD
             if square <= near * near:
                 # Both integers are exact in float32, and a division is the same everywhere.
-                nearby = np.float32(values[p] - low) / np.float32(16 + square)
+                nearby = np.float32(values[p] - low) / np.float32(32 + square)
                 if nearby > best:
                     best, seed = nearby, p
     for _ in range(8):
@@ -269,21 +245,23 @@ def _rings(values, join, h, w, kept, low, buffer, table):
 
 
 @compiled()
-def score_of(table, k, click_y, click_x, least, most, settings):
-    """Score of candidate k."""
-    level, level_square, edge, size, outline, border, distance = settings.weights
+def score_of(table, k, spread, click_y, click_x, least, most, settings):
+    """Score of candidate k; `spread` is that of the background."""
+    level, level_square, edge, size, outline, border, distance, share = settings.weights
     area, outer = table[k, AREA], table[k, OUTER]
     ring, peak = table[k, RING] / STEPS, table[k, PEAK] / STEPS
     inside = table[k, INNER_SUM] / (table[k, INNER] * STEPS) if table[k, INNER] else peak
     outside = table[k, OUTER_SUM] / (outer * STEPS) if outer else ring
-    log_level = np.log(max((inside + outside) / 2 - ring, 0.3))
+    above, contrast = max((inside + outside) / 2 - ring, 0.3), max(peak - ring, 0.5)
+    log_level, log_contrast = np.log(above), np.log(contrast) - np.log(spread / STEPS + 1) / 2
     log_area, root = np.log(area), np.sqrt(area)
     touching = table[k, BORDER] / (table[k, BORDER] + outer) if table[k, BORDER] + outer else 1.0
     away_y, away_x = table[k, ROWS] / area - click_y, table[k, COLUMNS] / area - click_x
     away = np.sqrt(away_y * away_y + away_x * away_x)
     score = level * log_level + level_square * log_level * log_level
-    score += edge * np.log(max(inside - outside, 0.3)) + size * log_area * np.log(max(peak - ring, 0.5))
+    score += edge * np.log(max(inside - outside, 0.3)) + size * log_area * log_contrast
     score += outline * outer / root + border * touching + distance * away / (2 + 0.05 * root)
+    score += share * (above / contrast) ** 2
     misses = max(np.log(least) - log_area, 0.0) + max(log_area - np.log(most), 0.0)
     return score - settings.category_weight * misses
 
@@ -333,7 +311,8 @@ def _item(values, batch, t, row, settings):
     stride = w + 2 * PAD
     join, following = np.empty(values.shape[0], np.uint8), np.empty(values.shape[0], np.int32)
     buffer = np.empty(h * w + 1, np.int32)
-    seed, low = target_seed(values, h, w, click_y, click_x, settings.near, background(values, h, w, buffer))
+    low, spread = background(values, h, w, buffer)
+    seed, low = target_seed(values, h, w, click_y, click_x, settings.near, low)
     tpm = batch.tpm[row, batch.offsets[t] : batch.offsets[t + 1]]
     kept = 0
     table = np.empty((settings.levels + 1, RING + 1), np.int64)
@@ -357,7 +336,7 @@ def _item(values, batch, t, row, settings):
     least, most = batch.areas[t]
     for k in range(kept):
         fresh = k == 0 or table[k, AREA] > table[k - 1, AREA]
-        scores[k] = score_of(table, k, click_y, click_x, least, most, settings) if fresh else -np.inf
+        scores[k] = score_of(table, k, spread, click_y, click_x, least, most, settings) if fresh else -np.inf
     best, expected, evidence, area = _vote(table, kept, shares, scores)
     batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.numbers[row, t, 2] = best, expected, evidence
     batch.area[row, t] = area

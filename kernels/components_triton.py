@@ -14,7 +14,7 @@ import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
 from mclc_gpu.kernels.gray import STEPS, WHITE
-from mclc_gpu.kernels.gray_triton import gray_scales, luma
+from mclc_gpu.kernels.gray_triton import gray_scales, luma, ranked
 from mclc_gpu.kernels.score_triton import score_of
 from mclc_gpu.kernels.zero_triton import zero_of
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     tl.constexpr(row) for row in range(11)
 )
 _WHITE = tl.constexpr(WHITE)
-_TOP_BIT = tl.constexpr(1 << (WHITE.bit_length() - 1))
 PAD = tl.constexpr(6)  # pixels of nothing around the window's join levels: the ring's outer reach
 PLANES = tl.constexpr(3)  # of scratch: join levels, and their least over a row's boxes of two sizes
 _PIXELS_PER_THREAD = 8
@@ -65,15 +64,12 @@ def gray_levels(p_data, p_scales, g, inverted, PIXELS: tl.constexpr):
 
 
 @triton.jit
-def ranked(v, member, rank, grain):
-    """The value of that rank among the members, which are multiples of `grain`, bit by bit."""
-    low = 0
-    half = tl.zeros_like(rank) + _TOP_BIT
-    while half >= grain:
-        below = tl.sum((member & (v < low + half)).to(tl.int32), 0)
-        low = tl.where(below <= rank, low + half, low)
-        half //= 2
-    return low
+def background(v, g, grain):
+    """The 5th percentile of the window, and how far the median lies above it."""
+    _, _, _, inside, _ = window_pixels(g, v.shape[0])
+    size = (tl.load(g + HEIGHT) * tl.load(g + WIDTH)).to(tl.int32)
+    low = ranked(v, inside, (size - 1) // 20, grain)
+    return low, ranked(v, inside, (size - 1) // 2, grain) - low
 
 
 @triton.jit
@@ -86,7 +82,7 @@ def target_seed(v, g, near, low):
     disk = inside & (square <= near * near)
     low = tl.minimum(low, tl.min(tl.where(disk, v, _WHITE), 0))
     # Both integers are exact in float32, and a division is the same everywhere.
-    nearby = tl.where(disk, tl.div_rn((v - low).to(tl.float32), (16 + square).to(tl.float32)), -1.0)
+    nearby = tl.where(disk, tl.div_rn((v - low).to(tl.float32), (32 + square).to(tl.float32)), -1.0)
     seed = tl.min(tl.where(nearby == tl.max(nearby, 0), pixel, v.shape[0]), 0)
     width = tl.load(g + WIDTH).to(tl.int32)
     i = 0
@@ -245,7 +241,7 @@ def rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS: tl.cons
 
 
 @triton.jit
-def scores(p_table, p_weights, g, k, kept, LEVELS: tl.constexpr):
+def scores(p_table, p_weights, g, k, kept, spread, LEVELS: tl.constexpr):
     """Score of every candidate, float64 [LEVELS], minus infinity where there is none; and the areas."""
     area = tl.load(p_table + _AREA * LEVELS + k)
     before = tl.load(p_table + _AREA * LEVELS + k - 1, k > 0, 0)
@@ -261,6 +257,7 @@ def scores(p_table, p_weights, g, k, kept, LEVELS: tl.constexpr):
         tl.load(p_table + _OUTER * LEVELS + k),
         tl.load(p_table + _OUTER_SUM * LEVELS + k),
         tl.load(p_table + _RING * LEVELS + k),
+        spread,
         tl.load(g + CLICK_ROW),
         tl.load(g + CLICK_COLUMN),
         tl.load(g + LEAST),
@@ -304,9 +301,9 @@ def components_kernel(
         g = p_geometry + target * GEOMETRY
         v = gray_levels(p_data, p_scales, g, (inversions >> (item // targets)) & 1, PIXELS)
         pixel, _, _, inside, _ = window_pixels(g, PIXELS)
-        size = (tl.load(g + HEIGHT) * tl.load(g + WIDTH)).to(tl.int32)
         grain = tl.load(g + GRAIN).to(tl.int32)
-        seed, low = target_seed(v, g, near, ranked(v, inside, (size - 1) // 20, grain))
+        low, spread = background(v, g, grain)
+        seed, low = target_seed(v, g, near, low)
         high = tl.max(tl.where(pixel == seed, v, 0), 0)
         span = high - low
         kept = 0
@@ -329,7 +326,7 @@ def components_kernel(
             tl.debug_barrier()
             outlines(p_table, p_join, g, k, v, level, kept, LEVELS)
             rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS)
-            score, area = scores(p_table, p_weights, g, k, kept, LEVELS)
+            score, area = scores(p_table, p_weights, g, k, kept, spread, LEVELS)
             vote(p_shares, p_numbers + item * 3, p_area + item, score, area, k, kept)
             pixel, _, _, inside, _ = window_pixels(g, PIXELS)
             tl.store(p_map + pixel, tl.load(p_shares + level, inside, 0.0), inside)

@@ -33,6 +33,31 @@ def stretch(data, images, i, scales):
     scales[i, 1] = WHITE / (greatest - least) if greatest > least else 0.0
 
 
+@compiled()
+def ranked(values, count, rank):
+    """The value of that rank among the first `count` (Hoare's selection, which reorders them)."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = values[U((low + high) // 2)]
+        i, j = low, high
+        while i <= j:
+            while values[U(i)] < pivot:
+                i += 1
+            while values[U(j)] > pivot:
+                j -= 1
+            if i <= j:
+                values[U(i)], values[U(j)] = values[U(j)], values[U(i)]
+                i += 1
+                j -= 1
+        if rank <= j:
+            high = j
+        elif rank >= i:
+            low = i
+        else:
+            break
+    return values[U(rank)]
+
+
 def image_scales(data: np.ndarray, images: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
     """Of every image the value of black, and the gray steps for each unit above it: float64 [images, 2]."""
     scales = np.tile(np.array([0.0, STEPS]), (len(images), 1))

@@ -8,6 +8,7 @@ from mclc_gpu.kernels.gray import LUMA, STEPS, WHITE
 
 _RED, _GREEN, _BLUE = (tl.constexpr(weight) for weight in LUMA)
 _WHITE = tl.constexpr(WHITE)
+_TOP_BIT = tl.constexpr(1 << (WHITE.bit_length() - 1))
 _BLOCK = 2048
 
 
@@ -20,6 +21,18 @@ def luma(p_data, plane, counted):
         blue = tl.load(p_data + 2 * plane, counted, 0).to(tl.float64)
         value = value * _RED + green * _GREEN + blue * _BLUE
     return value
+
+
+@triton.jit
+def ranked(v, member, rank, grain):
+    """The value of that rank among the members, which are multiples of `grain`, bit by bit."""
+    low = 0
+    half = tl.zeros_like(rank) + _TOP_BIT
+    while half >= grain:
+        below = tl.sum((member & (v < low + half)).to(tl.int32), 0)
+        low = tl.where(below <= rank, low + half, low)
+        half //= 2
+    return low
 
 
 @triton.jit

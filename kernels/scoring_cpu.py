@@ -20,13 +20,12 @@ from mclc_gpu.kernels.components_cpu import (
     RING,
     ROWS,
     background,
-    ranked,
     read_window,
     score_of,
     settings_of,
     target_seed,
 )
-from mclc_gpu.kernels.gray_cpu import image_scales
+from mclc_gpu.kernels.gray_cpu import image_scales, ranked
 from mclc_gpu.kernels.jit_cpu import compiled
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def _item(values, batch, t, settings):
     _, top, left, part_h, part_w, _, _, _ = batch.mask_windows[t]
     part = (top - window_top, left - window_left, part_h, part_w)
     buffer = np.empty(h * w + 1, np.int32)
-    low = background(values, h, w, buffer)
+    low, spread = background(values, h, w, buffer)
     _, low = target_seed(values, h, w, click_y, click_x, settings.near, low)
     rows = np.empty(h + 2 * PAD, np.uint64)
     table = np.empty((1, RING + 1), np.int64)
@@ -147,7 +146,7 @@ def _item(values, batch, t, settings):
         batch.scores[k, t] = -np.inf
         if _load(mask, part, batch, t, settings, rows, table[0]):
             _outline(rows, values, h, w, part, buffer, low, table[0])
-            batch.scores[k, t] = score_of(table, 0, click_y, click_x, least, most, settings)
+            batch.scores[k, t] = score_of(table, 0, spread, click_y, click_x, least, most, settings)
 
 
 def score(

@@ -22,15 +22,15 @@ from mclc_gpu.kernels.components_triton import (
     PLANES,
     TOP,
     WIDTH,
+    background,
     block_shape,
     box_levels,
     geometry_of,
     gray_levels,
-    ranked,
     target_seed,
     window_pixels,
 )
-from mclc_gpu.kernels.gray_triton import gray_scales
+from mclc_gpu.kernels.gray_triton import gray_scales, ranked
 from mclc_gpu.kernels.score_triton import score_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def ring_level(p_join, g, plane, v, member, low, grain, PIXELS: tl.constexpr):
 
 
 @triton.jit
-def mask_score(p_weights, p_join, g, plane, v, member, area, low, grain, PIXELS: tl.constexpr):
+def mask_score(p_weights, p_join, g, plane, v, member, area, low, spread, grain, PIXELS: tl.constexpr):
     """Score of a mask of `area` >= 1 pixels, float64."""
     _, y, x, _, _ = window_pixels(g, PIXELS)
     rows = tl.sum(tl.where(member, y, 0), 0)
@@ -118,7 +118,7 @@ def mask_score(p_weights, p_join, g, plane, v, member, area, low, grain, PIXELS:
     inner, inner_sum, outer, outer_sum = outline(p_join, g, v, member, PIXELS)
     ring = ring_level(p_join, g, plane, v, member, low, grain, PIXELS)
     return score_of(
-        p_weights, area, rows, columns, peak, border, inner, inner_sum, outer, outer_sum, ring,
+        p_weights, area, rows, columns, peak, border, inner, inner_sum, outer, outer_sum, ring, spread,
         tl.load(g + CLICK_ROW), tl.load(g + CLICK_COLUMN), tl.load(g + LEAST), tl.load(g + MOST),
     )  # fmt: skip
 
@@ -138,10 +138,9 @@ def scoring_kernel(
         g = p_geometry + target * GEOMETRY
         part = p_parts + target * _PART
         v = gray_levels(p_data, p_scales, g, tl.load(part + _DARK), PIXELS)
-        _, _, _, inside, _ = window_pixels(g, PIXELS)
-        size = (tl.load(g + HEIGHT) * tl.load(g + WIDTH)).to(tl.int32)
         grain = tl.load(g + GRAIN).to(tl.int32)
-        _, low = target_seed(v, g, near, ranked(v, inside, (size - 1) // 20, grain))
+        low, spread = background(v, g, grain)
+        _, low = target_seed(v, g, near, low)
         # What lies around the window belongs to no mask.
         for start in range(0, plane * PLANES, PIXELS):
             at = start + tl.arange(0, PIXELS)
@@ -155,7 +154,7 @@ def scoring_kernel(
             result = tl.full([], float("-inf"), tl.float64)
             tl.debug_barrier()
             if whole & (area > 0) & (area <= max_area):
-                result = mask_score(p_weights, p_join, g, plane, v, member, area, low, grain, PIXELS)
+                result = mask_score(p_weights, p_join, g, plane, v, member, area, low, spread, grain, PIXELS)
             tl.store(p_scores + k * targets + target, result.to(tl.float32))
         # The next item's scratch goes where other threads may still be reading.
         tl.debug_barrier()

@@ -62,8 +62,9 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
     "components": (
         Parameter("components.polarity", ("bright", "dark", "auto"), ordered=False),
         Parameter("components.core", (-10.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0)),
+        Parameter("components.body", (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0)),
         Parameter("threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
-        Parameter("components.near", (1, 2, 3, 4, 5, 6, 8)),
+        Parameter("components.near", (1, 2, 3, 4, 6, 8, 11)),
         Parameter("components.category_weight", (0.0, 2.5, 5.0, 10.0, 20.0, 40.0)),
         Parameter("components.max_area", (125, 250, 500, 1000, 2000, 4096)),
         Parameter("components.levels", (32, 64, 128, 254)),

@@ -38,7 +38,7 @@ def find_target(v: np.ndarray, click: tuple[int, int], near: int) -> tuple[tuple
     square = (y - click[0]) ** 2 + (x - click[1]) ** 2
     disk = square <= near**2
     low = min(np.sort(v, axis=None)[(v.size - 1) // 20], v[disk].min())
-    place = np.unravel_index(np.argmax(np.where(disk, (v - low) / (16 + square), -1)), v.shape)
+    place = np.unravel_index(np.argmax(np.where(disk, (v - low) / (32 + square), -1)), v.shape)
     for _ in range(8):
         area = tuple(slice(max(c - 1, 0), c + 2) for c in place)
         around = v[area]
@@ -83,16 +83,20 @@ def score(
     peak, area = gray[mask].max(), mask.sum()
     inside = gray[inner].mean() if inner.any() else peak
     outside = gray[outer].mean() if outer.any() else background
-    level = np.log(max((inside + outside) / 2 - background, 0.3))
+    low_level, median = (np.sort(gray, axis=None)[(gray.size - 1) // part] for part in (20, 2))
+    above = max((inside + outside) / 2 - background, 0.3)
+    level, share = np.log(above), above / max(peak - background, 0.5)
     touching = (mask & edge_of_image).sum()
     both = touching + outer.sum()
     away = np.hypot(*(np.argwhere(mask).mean(0) - click))
     w = config.weights
     total = (w.level + config.core) * level + w.level_square * level**2
     total += w.edge * np.log(max(inside - outside, 0.3))
-    total += w.size * np.log(area) * np.log(max(peak - background, 0.5))
+    contrast = max(peak - background, 0.5) / np.sqrt(median - low_level + 1)
+    total += (w.size + config.body) * np.log(area) * np.log(contrast)
     total += w.outline * outer.sum() / np.sqrt(area) + w.border * (touching / both if both else 1)
     total += w.distance * away / (2 + 0.05 * np.sqrt(area))
+    total += w.share * share**2
     if category >= 0:
         least, most = CATEGORY_AREAS[category]
         misses = max(0, np.log(least / area)) + max(0, np.log(area / most))

@@ -111,7 +111,7 @@ def test_equals_plain_numpy(dtype: type, channels: int) -> None:
         ComponentConfig(levels=7, near=0),
         ComponentConfig(levels=254, radius=20, near=9),
         ComponentConfig(radius=4, near=2, max_area=20),
-        ComponentConfig(core=1.5, category_weight=2.0),
+        ComponentConfig(core=1.5, body=0.7, category_weight=2.0),
         ComponentConfig(weights=replace(CONFIG.weights, level=-1.0, edge=2.0, border=0.0)),
         ComponentConfig(polarity="dark"),
         ComponentConfig(polarity="auto", dark_margin=0.5),
@@ -158,7 +158,7 @@ def test_limits_and_ties(backend: str) -> None:
     case = Case(0, (16, 15))
     case.image[:] = 20
     case.image[6:9, 6:9] = 90
-    case.image[11, 5] = case.image[11, 9] = 70  # equally far from a click between them
+    case.image[11, 5] = case.image[11, 9] = 80  # equally far from a click between them
     case.click, case.category = (7, 7), -1
     for limit, flat in ((9, False), (8, True)):
         config = ComponentConfig(radius=6, near=2, levels=4, max_area=limit)

