@@ -40,6 +40,7 @@ from mclc_gpu.placing import place_targets
 from mclc_gpu.progress import Progress
 from mclc_gpu.provenance import provenance
 
+_OVERLAPPING = ("cuda",)  # devices that label while this machine's cores read and write
 STAGES = ("read", "cluster", "refine", "write")
 LAYOUT = Layout("label", (MASKS, TPMS, SHARDS), ("points.csv", "targets.csv", "overview.png", "report.html"))
 
@@ -266,7 +267,7 @@ class _Work:
         self.job, self.ranks, self.ends = job, ranks, ends
         self.stages = Stages(STAGES)
         self.targets = self.trials = 0
-        self.overlap = ranks.device.type == "cuda"
+        self.overlap = ranks.device.type in _OVERLAPPING
         self.block: list[tuple[Record, Encoded | None]] = []
 
     def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:

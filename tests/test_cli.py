@@ -105,6 +105,14 @@ def test_chunks_do_not_change_the_result(data, tmp_path, monkeypatch, chunk):
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+def test_stages_at_once_do_not_change_the_result(data, tmp_path, monkeypatch):
+    assert label(data, tmp_path / "a") == 0
+    monkeypatch.setattr(labelstream, "_CHUNK_IMAGES", 2)
+    monkeypatch.setattr(labelrun, "_OVERLAPPING", ("cpu",))
+    assert label(data, tmp_path / "b") == 0
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
 def test_an_interrupted_run_resumes_to_the_same_bytes(data, tmp_path, monkeypatch):
     assert label(data, tmp_path / "whole") == 0
     out = tmp_path / "out"
