@@ -11,6 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from mclc_gpu.kernels.ir_cpu import Vectors
+
 LANES = 8
 QUERIES = 4
 # Adding this float32 rounds a small number to an integer, which is then found in the lowest bits.
@@ -21,42 +23,17 @@ _POWER = (0.69314697760, 0.24022242085, 0.05550733743, 0.00967151264, 0.00132647
 _SIGNATURE = types.void(*[types.int64] * 10)
 
 
-class _Builder:
+class _Builder(Vectors):
     """Shorthands around llvmlite's builder for vectors of eight."""
 
     def __init__(self, builder: Any):
-        self.builder = builder
-        self.scalar, self.integer, self.index = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-        self.vector = ir.VectorType(self.scalar, LANES)
-        self.ivector = ir.VectorType(self.integer, LANES)
+        super().__init__(builder, LANES)
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         self._fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
-
-    def constant(self, value: float) -> Any:
-        return ir.Constant(self.vector, [value] * LANES)
-
-    def number(self, value: int) -> Any:
-        return ir.Constant(self.index, value)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c: fused where the processor can."""
         return self.builder.call(self._fma, (a, b, c))
-
-    def pointer(self, address: Any, offset: Any, kind: Any) -> Any:
-        pointer = self.builder.gep(self.builder.inttoptr(address, self.scalar.as_pointer()), [offset])
-        return self.builder.bitcast(pointer, kind.as_pointer())
-
-    def load(self, address: Any, offset: Any, kind: Any) -> Any:
-        return self.builder.load(self.pointer(address, offset, kind), align=4)
-
-    def store(self, value: Any, address: Any, offset: Any) -> None:
-        self.builder.store(value, self.pointer(address, offset, value.type), align=4)
-
-    def splat(self, value: Any) -> Any:
-        one = self.builder.insert_element(
-            ir.Constant(self.vector, ir.Undefined), value, ir.Constant(self.integer, 0)
-        )
-        return self.builder.shuffle_vector(one, one, ir.Constant(self.ivector, [0] * LANES))
 
     def total(self, value: Any) -> Any:
         """Sum of the lanes, by halves."""
