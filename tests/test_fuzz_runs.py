@@ -98,7 +98,7 @@ def test_damaged_label_runs(root, tmp_path, preset, name):
         few_trials = name == "points.csv" or b'"trials": 3,' in content
         if few_trials and name in ("label.json", "points.csv"):
             done += ends_well([*config, tmp_path / "again", *images, "--overwrite"])
-    assert done > 0
+    assert done > 0 or name == "label.json"  # by its digest any damage to it shows
 
 
 def content_of(folder):
