@@ -127,8 +127,9 @@ def cluster_images(
         from mclc_gpu.kernels import slic_cpu
 
         slic_cpu.cluster(
-            features.numpy(), centres.numpy(), *settings, labels.numpy(), double_sums=not windowed
-        )
+            features.numpy(), centres.numpy(), *settings, labels.numpy(),
+            double_sums=not windowed, move_last=False,
+        )  # fmt: skip
     return labels, len(ys)
 
 

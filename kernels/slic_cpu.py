@@ -12,6 +12,7 @@ from numba import get_num_threads
 
 from mclc_gpu.kernels.color_cpu import bits_float
 from mclc_gpu.kernels.jit_cpu import compiled, spread
+from mclc_gpu.kernels.sum_cpu import CHANNELS, COLUMN, COUNT, ROW, sum_rows
 from mclc_gpu.kernels.tile_cpu import (
     COLOURS,
     FIRST_X,
@@ -43,9 +44,10 @@ class Settings(NamedTuple):
     weight: np.float32  # of a squared pixel against a squared colour
     limit: np.float32  # pixels of less distance are in reach of a centre's window, whatever their colour
     iterations: int
+    moves: int  # iterations after which the centres are moved
     tolerance: np.float32
     zero: np.float32 | np.float64  # the type of the sums
-    exact: np.float32 | np.float64  # whole numbers up to here are added without rounding
+    exact: np.float32 | np.float64  # ones are counted without rounding up to here
 
 
 class State(NamedTuple):
@@ -53,7 +55,7 @@ class State(NamedTuple):
 
     centres: np.ndarray  # float32 [N, 2 + C]
     counts: np.ndarray  # int64 [N]: pixels; 0: the cluster takes no further part
-    sums: np.ndarray  # float32 or float64 [N, 2 + C or more]
+    sums: np.ndarray  # float32 or float64 [N, 2 + C]
     shifts: np.ndarray  # float32 [N]: distance (eq. 3) moved by the last update
     windows: np.ndarray  # float32 [N, 4]: first and last row and column in reach
     boxes: np.ndarray  # float32 [tiles y, x, 2, 2 + C]: least and largest row, column and colours
@@ -72,7 +74,7 @@ def _allocate(features, centres, zero):
     return State(
         centres,
         np.ones(number, np.int64),
-        np.full((number, 8 * ((channels + 12) // 8)), zero),
+        np.full((number, 2 + channels), zero),
         np.zeros(number, F),
         np.empty((number, 4), F),
         np.empty((down, across, 2, 2 + channels), F),
@@ -205,65 +207,29 @@ def _assign(s, features, labels, settings, first, last):
     return changed
 
 
-@compiled(inline="always")
-def _sum_places(sums, k, y, start, end, exact):
-    """Add the row and the column of the pixels start..end of row y, one after the other."""
-    n = end - start
-    rows, columns = sums[k, 0] + y * n, sums[k, 1] + (start + end - 1) * n // 2
-    if max(rows, columns) <= exact:
-        # Whole numbers up to here are added without rounding, so in one.
-        sums[k, 0], sums[k, 1] = rows, columns
-    else:
-        for x in range(start, end):
-            sums[k, 0] += y
-            sums[k, 1] += x
-
-
-@compiled()
-def _sum_row(labels, f0, f1, f2, sums, counts, column, y, first, last, exact):
-    """Add a row's pixels of the clusters first..last to three sums, which do not wait for each other.
-
-    With the first channels come the places and the number of pixels.
-    """
-    end, width = U(0), U(labels.shape[0])
-    c0, c1, c2 = U(column), U(column + 1), U(column + 2)
-    while end < width:
-        start, label = end, labels[end]
-        if label < first or label >= last:
-            end += U(1)
-            while end < width and labels[end] == label:
-                end += U(1)
-            continue
-        k = U(label)
-        s0, s1, s2 = sums[k, c0], sums[k, c1], sums[k, c2]
-        while True:
-            s0 += f0[end]
-            s1 += f1[end]
-            s2 += f2[end]
-            end += U(1)
-            if end >= width or labels[end] != label:
-                break
-        sums[k, c0], sums[k, c1], sums[k, c2] = s0, s1, s2
-        if column == 2:
-            counts[k] += np.int64(end - start)
-            _sum_places(sums, k, y, np.int64(start), np.int64(end), exact)
-
-
 @compiled()
 def _sum(s, features, labels, settings, first, last):
     """Count and sum the pixels of the clusters first..last, each cluster's in raster order."""
-    height = labels.shape[0]
-    s.counts[first:last] = 0
-    s.sums[first:last] = 0
+    channels, height, width = features.shape
+    top, bottom = height, height
     for strip in range(s.extremes.shape[0]):
-        if s.extremes[strip, :, 0].min() >= last or s.extremes[strip, :, 1].max() < first:
-            continue
-        for y in range(strip * _BLOCK_Y, min((strip + 1) * _BLOCK_Y, height)):
-            for c in range(0, features.shape[0], 3):
-                # Where fewer than three are left, the last one is summed again, into columns nobody reads.
-                f0, f1 = features[c, y], features[min(c + 1, features.shape[0] - 1), y]
-                f2 = features[min(c + 2, features.shape[0] - 1), y]
-                _sum_row(labels[y], f0, f1, f2, s.sums, s.counts, c + 2, y, first, last, settings.exact)
+        if s.extremes[strip, :, 0].min() < last and s.extremes[strip, :, 1].max() >= first:
+            top, bottom = min(top, strip * _BLOCK_Y), min((strip + 1) * _BLOCK_Y, height)
+    # Where every pixel is in reach of its centre, a window is the widest that a cluster can be.
+    widest = 4 * settings.step_x + 2 if s.bounds.max() < np.inf else width
+    for c in range(0, channels, CHANNELS):
+        sums = sum_rows(features, c, labels, top, bottom, first, last, widest, settings.zero)
+        for k in range(first, last):
+            lanes = sums[k - first]
+            s.sums[k, 0], s.sums[k, 1], s.counts[k] = lanes[ROW], lanes[COLUMN], np.int64(lanes[COUNT])
+            for i in range(min(CHANNELS, channels - c)):
+                s.sums[k, 2 + c + i] = lanes[i]
+    if labels.size > settings.exact:
+        # Ones added to so many are lost.
+        s.counts[first:last] = 0
+        for label in labels.flat:
+            if first <= label < last:
+                s.counts[label] += 1
 
 
 @compiled()
@@ -305,9 +271,10 @@ def _cluster_images(features, centres, settings, labels, first, last):
     for b in range(first, last):
         s = _allocate(features[b], centres[b], settings.zero)
         _boxes(s, features[b], 0, s.boxes.shape[0])
-        for _ in range(settings.iterations):
+        for i in range(settings.iterations):
             _reach(s, settings)
-            if not _assign(s, features[b], labels[b], settings, 0, s.extremes.shape[0]):
+            changed = _assign(s, features[b], labels[b], settings, 0, s.extremes.shape[0])
+            if not changed or i == settings.moves:
                 break
             _sum(s, features[b], labels[b], settings, 0, centres.shape[1])
             if not _move(s, settings):
@@ -318,9 +285,10 @@ def _cluster_image(features: np.ndarray, centres: np.ndarray, settings: Settings
     """One image: a thread labels strips of rows, and sums up a range of clusters."""
     s = _allocate(features, centres, settings.zero)
     spread(partial(_boxes, s, features), len(s.boxes), labels.size)
-    for _ in range(settings.iterations):
+    for i in range(settings.iterations):
         _reach(s, settings)
-        if not any(spread(partial(_assign, s, features, labels, settings), len(s.extremes), labels.size)):
+        changed = any(spread(partial(_assign, s, features, labels, settings), len(s.extremes), labels.size))
+        if not changed or i == settings.moves:
             return
         spread(partial(_sum, s, features, labels, settings), len(centres), labels.size)
         if not _move(s, settings):
@@ -337,11 +305,13 @@ def cluster(
     tolerance: float,
     labels: np.ndarray,
     double_sums: bool = False,
+    move_last: bool = True,
 ) -> None:
     """Cluster float32 [B, C, H, W] features around float32 [B, N, 2 + C] centres into int32 [B, H, W] labels.
 
-    All three are contiguous. The centres are moved in place. Sums over a cluster are scikit-image's, in
-    single precision, or in double, which clusters of more than some 10,000 pixels need.
+    All three are contiguous. The centres are moved in place, after the last assignment only if `move_last`.
+    Sums over a cluster are scikit-image's, in single precision, or in double, which clusters of more than
+    some 10,000 pixels need.
     """
     batch, channels, height, width = features.shape
     if height < TILE_Y or width < TILE_X:
@@ -350,13 +320,13 @@ def cluster(
         wide = np.full((batch, channels, *size), np.inf, F)
         out = np.full((batch, *size), centres.shape[1], np.int32)
         wide[:, :, :height, :width], out[:, :height, :width] = features, labels
-        cluster(wide, centres, step_y, step_x, weight, iterations, tolerance, out, double_sums)
+        cluster(wide, centres, step_y, step_x, weight, iterations, tolerance, out, double_sums, move_last)
         labels[:] = out[:, :height, :width]
         return
     kind = np.float64 if double_sums else F
     settings = Settings(
         step_y, step_x, weight, F((2 * min(step_y, step_x)) ** 2 * float(weight) / SLACK), iterations,
-        F(tolerance), kind(0), kind(2**53 if double_sums else 2**24),
+        iterations - (not move_last), F(tolerance), kind(0), kind(2**53 if double_sums else 2**24),
     )  # fmt: skip
     if batch >= get_num_threads():
         spread(partial(_cluster_images, features, centres, settings, labels), batch, labels.size, shares=8)

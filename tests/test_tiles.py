@@ -124,3 +124,22 @@ def test_colours_that_are_not_finite() -> None:
     # No distance to these pixels is finite: they keep the label they had.
     assert labels[0, 4, 5] == labels[0, 11, 30] == 0
     assert labels[0, 11, 29] == labels[0, 11, 31] == 1
+
+
+def test_cluster_of_pixels_out_of_reach_is_summed_in_order() -> None:
+    # They keep cluster 0 from one end of a row to the other, far beyond its window.
+    image = scene(40, 300, 3, 1.0)
+    start = np.zeros((3, 5), F)
+    start[:, :2] = (20, 20), (10, 150), (25, 280)
+    check_start(image, start, (8, 8), F(0.01), 3)
+
+
+def test_counts_beyond_single_precision() -> None:
+    size = 4100
+    centres, labels = np.full((1, 1, 3), size / 2, F), np.zeros((1, size, size), np.int32)
+    centres[0, 0, 2] = 1
+    labels[0, 0, 0] = 1  # so that a label changes
+    slic_cpu.cluster(np.zeros((1, 1, size, size), F), centres, size, size, F(0.01), 1, 0.0, labels)
+    columns = np.cumsum(np.tile(np.arange(size, dtype=F), size), dtype=F)[-1]
+    assert (labels == 0).all()
+    assert centres[0, 0, 1] == columns / F(size * size)
