@@ -139,7 +139,7 @@ def _device(name: str) -> torch.device:
         raise InputError(str(error)) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Block:
     """Images whose labels are written together.
 
@@ -308,7 +308,6 @@ class _Work:
         reasons: dict[str, list[str]] = {stem: [] for stem in stems}
         for problem in problems:
             reasons[problem.file].append(problem.why)
-        make = self._encode if job.shards else self._write
         labelled = []
         for item in chunk:
             if item.image is None:
@@ -319,22 +318,17 @@ class _Work:
                 labelled.append(_Behind(Record(item.stem, None, why), None))
                 continue
             record = Record(item.stem, [t.point for t in own], why, [Facts.of(t) for t in own])
-            labelled.append(_Behind(record, pool.submit(make, item.stem, item.image.shape[:2], own)))
+            labelled.append(_Behind(record, pool.submit(self._make, item.stem, item.image.shape[:2], own)))
         return labelled
 
-    def _encode(
+    def _make(
         self, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]
     ) -> tuple[Encoded, float]:
+        """The files of an image, written unless an archive is to hold them, and the seconds it took."""
         start = time.perf_counter()
         files = encode(stem, shape, targets)
-        return files, time.perf_counter() - start
-
-    def _write(
-        self, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]
-    ) -> tuple[Encoded, float]:
-        start = time.perf_counter()
-        files = encode(stem, shape, targets)
-        write_files(self.job.out, files)
+        if not self.job.shards:
+            write_files(self.job.out, files)
         return files, time.perf_counter() - start
 
     def _finish(self, chunk: Sequence[_Behind], journal: Journal, progress: Progress) -> None:

@@ -9,6 +9,7 @@ Hypothesis tries the same examples in every run; with MCLC_EXAMPLES=N it tries N
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,15 @@ def nuaa() -> Path:
     if not (root / "images").is_dir():
         pytest.skip(f"no NUAA-SIRST at {root}: set MCLC_NUAA to the folder that holds its images/ and masks/")
     return root
+
+
+@pytest.fixture(scope="module")
+def tiny_network() -> Iterator[None]:
+    """A detector named "tiny", which trains in a moment."""
+    from training_data import Tiny
+
+    from mclc_gpu.networks.zoo import NETWORKS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", Tiny)
+        yield

@@ -10,19 +10,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training_data import Tiny, write_frames
+from training_data import run_words, write_frames
 
 from mclc_gpu.cli.main import main
-from mclc_gpu.networks.zoo import NETWORKS
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 TIMED = {"label.json", "predict.json", "config.json", "scores.json", "report.html"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "tiny", Tiny)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +37,7 @@ RUNS = {
 
 
 def words(root, out, name, *more):
-    command, *some = RUNS[name]
-    given = [command, "--images", root / "images", "--out", out, "--device", "cpu", *some, *more]
-    if command == "predict":
-        given += ["--checkpoint", root / "train" / "best.pt"]
-    else:
-        given += ["--points-from-masks", root / "masks"]
-    return list(map(str, given))
+    return run_words(root, out, *RUNS[name], *more)
 
 
 def files_of(out):

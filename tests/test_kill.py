@@ -11,24 +11,17 @@ import time
 import pytest
 import torch
 from processes import command, ended, kill, wait_for
-from training_data import Tiny, write_frames
+from training_data import write_frames
 
 from mclc_gpu.checkpoint import load_checkpoint
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.archives import members_of
 from mclc_gpu.data.images import read_image
 from mclc_gpu.data.synthetic import write_dataset
-from mclc_gpu.networks.zoo import NETWORKS
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 KILLS = 100 if os.environ.get("MCLC_SLOW") == "1" else 3
 TIMED = {"label.json", "report.html", "config.json", "scores.json"}  # they state the seconds
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "tiny", Tiny)
-        yield
 
 
 @pytest.fixture(scope="module")

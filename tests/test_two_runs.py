@@ -5,11 +5,11 @@ import signal
 
 import pytest
 from processes import command, ended, kill, wait_until_stopped
-from training_data import Tiny, write_frames
+from training_data import run_words, write_frames
 
 from mclc_gpu.cli.main import main
-from mclc_gpu.networks.zoo import NETWORKS
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 SOME = {
     "label": ("--preset", "paper", "--trials", 300),
     "train": ("--network", "tiny", "--epochs", 8, "--batch-size", 2, "--size", 32),
@@ -22,10 +22,8 @@ def root(tmp_path_factory):
     """Frames, and a whole run of each command on them."""
     root = tmp_path_factory.mktemp("runs")
     write_frames(root, 6, 40)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "tiny", Tiny)
-        for name in ("label", "train", "predict"):
-            assert main(words(root, root / name, name)) == 0
+    for name in ("label", "train", "predict"):
+        assert main(words(root, root / name, name)) == 0
     return root
 
 
@@ -39,12 +37,7 @@ def first():
 
 
 def words(root, out, name, *more):
-    given = [name, "--images", root / "images", "--out", out, "--device", "cpu", *SOME[name], *more]
-    if name == "predict":
-        given += ["--checkpoint", root / "train" / "best.pt"]
-    else:
-        given += ["--points-from-masks", root / "masks"]
-    return list(map(str, given))
+    return run_words(root, out, name, *SOME[name], *more)
 
 
 def files_of(out):
@@ -68,8 +61,7 @@ def lasting(out):
         ("predict", "predict.partial.jsonl"),
     ],
 )
-def test_the_second_in_a_folder_is_refused(root, tmp_path, monkeypatch, capsys, first, name, moment):
-    monkeypatch.setitem(NETWORKS, "tiny", Tiny)
+def test_the_second_in_a_folder_is_refused(root, tmp_path, capsys, first, name, moment):
     out = tmp_path / "out"
     process = command(words(root, out, name), stop=out / moment)
     first.append(process)

@@ -57,3 +57,13 @@ def write_frames(folder: Path, count: int = 6, side: int = 40, seed: int = 0) ->
             Image.fromarray(pixels.astype(np.uint8)).save(path)
         samples.append(sample)
     return samples
+
+
+def run_words(root: Path, out: Path, command: str, *more: object) -> list[str]:
+    """The words of a command on what `write_frames` wrote; `predict` takes the detector of root/train."""
+    given = [command, "--images", root / "images", "--out", out, "--device", "cpu", *more]
+    if command == "predict":
+        given += ["--checkpoint", root / "train" / "best.pt"]
+    else:
+        given += ["--points-from-masks", root / "masks"]
+    return list(map(str, given))
