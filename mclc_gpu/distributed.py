@@ -163,7 +163,7 @@ def join(device: str) -> Ranks:
 def leave(code: int) -> NoReturn:
     """End this process, one of several, with an exit code, without taking the interpreter down first.
 
-    A thread of a process group that comes for Python's lock while that goes on aborts the process.
+    A thread of a process group that comes for Python's lock while that goes on may abort the process.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
