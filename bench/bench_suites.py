@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
-
 import pytest
 import torch
 
-from mclc_gpu.bench.contest import MOST_ROUNDS, Result
-from mclc_gpu.bench.ground import Ground, open_ground
+from mclc_gpu.bench.compare import MOST_ROUNDS, Result, rounded
+from mclc_gpu.bench.dataset import Ground, open_ground
 from mclc_gpu.bench.suites import SUITES
-from mclc_gpu.bench.tables import rounded
 from mclc_gpu.data.datasets import find_split
 from mclc_gpu.kernels.backend import pick_device
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _NUAA = Path(os.environ.get("MCLC_NUAA", _CHECKOUT.parent / "shared" / "data" / "NUAA-SIRST"))

@@ -1,12 +1,4 @@
-"""The paper's tables of pseudo masks, made again from a data set with true masks, by one command.
-
-    python -m mclc_gpu.bench.label_tables --images DIR --masks DIR [--list TXT] --out DIR
-
-Writes OUT/tables.md (all tables, the command, versions, the machine), for each table a CSV file, and for each
-sweep a plot. Tables: "makers", the ways of making labels, timed beside the CPU reference in the same run, and
-the sweeps "noise" (kind and intensity), "clusters" (their number), "trials" (K) and "deviation" (of the click
-from the target's centre). Every IoU is a mean over seeds with its standard deviation.
-"""
+"""Tables and sweeps of label quality on a data set with true masks."""
 
 import argparse
 import re
@@ -17,19 +9,83 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 
-from mclc_gpu.bench.label_measure import Frames, Measured, Sample, measure, measure_reference
-from mclc_gpu.bench.label_plots import Curve, plot_sweep, save_plot
-from mclc_gpu.bench.label_settings import PAPER_MAKER, SWEEPS, Sweep, maker_settings
-from mclc_gpu.bench.sets import read_set
-from mclc_gpu.bench.tables import Row, machine, markdown, shown, versions, write_csv
-from mclc_gpu.data.atomic import atomic_path
-from mclc_gpu.data.points import CATEGORIES
+from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_csv
+from mclc_gpu.bench.dataset import Frames, read_set
+from mclc_gpu.bench.label_measure import (
+    PAPER_MAKER,
+    SWEEPS,
+    Measured,
+    Sample,
+    Sweep,
+    maker_settings,
+    measure,
+    measure_reference,
+)
+from mclc_gpu.data.annotations import CATEGORIES
+from mclc_gpu.data.files import atomic_path
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.labeling import PlacedTarget, warm_up
-from mclc_gpu.progress import Progress
+from mclc_gpu.labels.pipeline import warm_up
+from mclc_gpu.labels.windows import PlacedTarget
+from mclc_gpu.runs import Progress
+
+# Told apart by colour-blind eyes, and by their markers in gray print.
+_STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means at x with their standard deviations, NaN where there is only one seed."""
+
+    name: str
+    x: list[float]
+    mean: list[float]
+    spread: list[float]
+
+
+def plot_sweep(curves: Sequence[Curve], *, title: str, xlabel: str, legend: str, log: bool) -> Figure:
+    """A line for each curve with error bars of one standard deviation, IoU upward.
+
+    `legend`: what the curves' names say; `log`: of x.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for place, curve in enumerate(curves):
+        colour, marker = _STYLES[place % len(_STYLES)]
+        axes.errorbar(
+            curve.x,
+            curve.mean,
+            np.nan_to_num(curve.spread),
+            label=curve.name,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=1.5,
+            elinewidth=1,
+            capsize=3,
+        )
+    ticks = sorted({x for curve in curves for x in curve.x})
+    if log:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel=xlabel, ylabel="IoU of the pseudo masks")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title=legend, frameon=False)
+    return figure
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Write it as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
 
 TABLES = ("makers", *SWEEPS)
 # IoU as Li et al. (ICCV 2023) print it for the 213 train images of NUAA-SIRST, where it is known.

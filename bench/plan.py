@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mclc_gpu.bench.command import PLAN, BenchJob
-from mclc_gpu.bench.ground import open_ground
-from mclc_gpu.bench.tables import circumstances, machine, markdown, rounded
-from mclc_gpu.data.points import Point
-from mclc_gpu.journal import write_json
-from mclc_gpu.labelconfig import preset
-from mclc_gpu.labelrun import STAGES, LabelJob, label_folder
+from mclc_gpu.bench.compare import circumstances, machine, markdown, rounded
+from mclc_gpu.bench.dataset import open_ground
+from mclc_gpu.data.annotations import Point
+from mclc_gpu.data.files import write_json
+from mclc_gpu.labels.config import preset
+from mclc_gpu.labels.run import STAGES, LabelJob, label_folder
 
 PRESETS = ("default", "paper")
 COMPUTE, FILES = ("cluster", "refine"), ("read", "write")

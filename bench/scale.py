@@ -23,14 +23,13 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from mclc_gpu.bench.tables import Row, machine, versions, write_csv
-from mclc_gpu.data.atomic import atomic_path
+from mclc_gpu.bench.compare import Row, machine, versions, write_csv
+from mclc_gpu.data.files import atomic_path, write_json
 from mclc_gpu.data.images import find_files, read_mask
 from mclc_gpu.data.points import write_points
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import write_dataset
-from mclc_gpu.journal import write_json
-from mclc_gpu.labelrun import LAYOUT
+from mclc_gpu.labels.folder import LAYOUT
 
 _DIFFERENT = 500  # frames with content of their own
 _SIZE = (96, 128)

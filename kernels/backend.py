@@ -62,6 +62,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_name(device: torch.device) -> str:
+    """Name of a CUDA device; "cpu (N threads)" for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} threads)"
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done what it was asked for, so that the clock can be read."""
     if device.type == "cuda":

@@ -1,8 +1,4 @@
-"""sRGB to CIELAB (D65, 2 degree observer), the colour space of the paper's eq. 1 and of scikit-image's SLIC.
-
-The same IEEE additions, multiplications and integer steps run on both backends: no library power or cube
-root, so that a feature does not depend on whose mathematics library computed it.
-"""
+"""sRGB to CIELAB, and the gray scale of the component vote."""
 
 import numpy as np
 import torch

@@ -6,124 +6,15 @@ of a target looks like (contrast, steep edge, compact shape, click near the midd
 scores are the weights of a vote: the probability of a pixel is the weight of the candidates that hold it.
 """
 
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from mclc_gpu.kernels.backend import resolve
-from mclc_gpu.kernels.trials import MAX_WINDOW, PackedImages, check_windows
+from mclc_gpu.kernels.config import CATEGORY_AREAS, MAX_WINDOW, ComponentConfig
+from mclc_gpu.kernels.packed import PackedImages, check_windows
 
-POLARITIES = ("bright", "dark", "auto")
-CATEGORY_AREAS = ((1, 9), (10, 81), (82, MAX_WINDOW**2))  # pixels: of point, spot and extended targets
 _ANY_AREA = (1, MAX_WINDOW**2)
-MAX_LEVELS = 254  # a pixel's join level and one value for "never" fit a byte
-
-
-@dataclass(frozen=True)
-class ScoreWeights:
-    """Weights of a candidate's score; any finite numbers. Gray levels are those of an 8-bit image.
-
-    The defaults were fitted on NUAA-SIRST train (270 targets), with jittered clicks, scaled and noisy copies
-    of it and synthetic scenes, to the masks that people drew; their common scale so that the confidence is
-    the mean IoU there.
-
-    Attributes
-    ----------
-    level, level_square : float
-        Of ln e and its square, where e >= 0.3 is the level of the outline over the ring around it.
-    edge : float
-        Of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer pixels.
-    size : float
-        Of ln A ln (c / sqrt(r + 1)), where A is the area in pixels, c >= 0.5 the peak over the ring and r the
-        spread of the background: the window's median less its 5th percentile. What stands far above a calm
-        background is drawn whole, its dim parts too.
-    outline : float
-        Of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
-    border : float
-        Of b / (b + N), where b is the number of the candidate's pixels on the image's border.
-    distance : float
-        Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
-    share : float
-        Of (e / c)^2, the square of the outline's share of the contrast.
-    """
-
-    level: float = 0.96
-    level_square: float = -0.37
-    edge: float = 7.72
-    size: float = 0.61
-    outline: float = -0.78
-    border: float = -17.2
-    distance: float = -2.52
-    share: float = -1.76
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not np.isfinite(value):
-                raise ValueError(f"the weight {name} must be a finite number, got {value}")
-
-
-@dataclass(frozen=True)
-class ComponentConfig:
-    """Settings of the vote of components.
-
-    Attributes
-    ----------
-    radius : int, 1..31, pixels
-        A window reaches that far from its click (`component_windows`). No candidate reaches the window's
-        border, unless that is the image's border.
-    near : int, 0..31, pixels
-        The target's brightest pixel is looked for in the disk of this radius around the click.
-    levels : int, 1..254
-        Gray levels tried, evenly spaced from the target's brightest pixel down to the background.
-    max_area : int, 1..4096, pixels
-        Area of the largest candidate.
-    polarity : {"bright", "dark", "auto"}
-        Whether targets are brighter than their surroundings; "auto" decides for each by its best score.
-    dark_margin : float >= 0
-        By how much the best dark score must exceed the best bright one under "auto".
-    core : float
-        Added to the weight of ln e: above 0 masks are drawn tighter, towards the core, below 0 wider.
-    body : float
-        Added to the weight of size: above 0 a hot spot gives way to the dim body around it where that stands
-        clear of a calm background, wherever the click lies on it; about 1.5 for aircraft with hot engines.
-    category_weight : float >= 0
-        How much a candidate loses for each factor of e by which its area misses the category given.
-    weights : ScoreWeights
-    """
-
-    radius: int = 31
-    near: int = 8
-    levels: int = 64
-    max_area: int = 2000
-    polarity: str = "bright"
-    dark_margin: float = 3.0
-    core: float = 0.0
-    body: float = 0.0
-    category_weight: float = 10.0
-    weights: ScoreWeights = field(default_factory=ScoreWeights)
-
-    def __post_init__(self) -> None:
-        if self.polarity not in POLARITIES:
-            raise ValueError(f"polarity must be one of {POLARITIES}, got {self.polarity!r}")
-        largest = (MAX_WINDOW - 1) // 2
-        limits = {"radius": (1, largest), "near": (0, largest), "levels": (1, MAX_LEVELS)}
-        limits["max_area"] = (1, MAX_WINDOW**2)
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high or value != int(value):
-                raise ValueError(f"{name} must be a whole number in {low}..{high}, got {value}")
-        for name in ("dark_margin", "category_weight"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("core", "body"):
-            if not np.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
-
-    def score_weights(self) -> tuple[float, ...]:
-        """The weights in the order of `ScoreWeights`, with `core` and `body` added."""
-        weights = self.weights
-        return astuple(replace(weights, level=weights.level + self.core, size=weights.size + self.body))
 
 
 @dataclass(frozen=True)
@@ -176,7 +67,7 @@ def component_windows(
     Returns
     -------
     Tensor [targets, 8], int64, on the CPU
-        Columns `mclc_gpu.kernels.trials.WINDOW_COLUMNS`; the target's index within its image is 0.
+        Columns `mclc_gpu.kernels.packed.WINDOW_COLUMNS`; the target's index within its image is 0.
 
     Raises
     ------
@@ -233,7 +124,7 @@ def vote_components(
     ----------
     images : PackedImages
     windows : Tensor [targets, 8], int64
-        Columns `mclc_gpu.kernels.trials.WINDOW_COLUMNS`, see `component_windows`; at most 64 x 64 pixels.
+        Columns `mclc_gpu.kernels.packed.WINDOW_COLUMNS`, see `component_windows`; at most 64 x 64 pixels.
     categories : Tensor [targets], int64
         0 point (1..9 pixels), 1 spot (10..81), 2 extended (82 and more), -1 unknown.
     config : ComponentConfig

@@ -7,17 +7,14 @@ holds it, and so all candidates in one byte per pixel.
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
-from mclc_gpu.kernels.gray import STEPS, WHITE
-from mclc_gpu.kernels.gray_cpu import image_scales, luma, ranked
+from mclc_gpu.kernels.color_cpu import image_scales, luma, ranked
+from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
 from mclc_gpu.kernels.jit_cpu import compiled
-
-if TYPE_CHECKING:
-    from mclc_gpu.kernels.components import ComponentConfig
 
 U = np.uintp  # Signed indices would be checked for wrap-around.
 PAD = 6  # the ring's outer reach

@@ -1,69 +1,11 @@
 """Dense-CRF mean field with exact Gaussian kernels, for batches of windows and for whole images."""
 
-import functools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING
-
 import torch
 
 from mclc_gpu.kernels.backend import resolve
-
-if TYPE_CHECKING:
-    from mclc_gpu.kernels.trials import PackedImages
-
-NORMALIZATIONS = ("symmetric", "before", "after", "none")
-MAX_PIXELS = 1 << 22
-_PIECE = 1 << 13  # pixels: with a few classes less than torch shares between threads
-
-
-@dataclass(frozen=True)
-class CrfConfig:
-    """Settings of the dense CRF; the defaults are the published ones.
-
-    Attributes
-    ----------
-    gaussian_sxy : float > 0, pixels
-        Width of the smoothness kernel exp(-|dp|^2 / 2 sxy^2).
-    gaussian_compat : float >= 0
-        Its weight in the Potts model; 0 leaves the term out.
-    bilateral_sxy : float > 0, pixels
-    bilateral_srgb : float > 0, units of the colours
-        Widths of the appearance kernel exp(-|dp|^2 / 2 sxy^2 - |dc|^2 / 2 srgb^2).
-    bilateral_compat : float >= 0
-    normalization : {"symmetric", "before", "after", "none"}
-        Each kernel K becomes N^-1/2 K N^-1/2, K N^-1, N^-1 K or K / mean(N), with N the diagonal of the row
-        sums of K. A pixel counts among its own neighbours.
-    iterations : int >= 0
-        Mean-field steps; 0 gives the softmax of the unary potentials.
-    floor : float in (0, 0.5]
-        Probabilities of either class below it count as it.
-    """
-
-    gaussian_sxy: float = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 32.0
-    bilateral_srgb: float = 13.0
-    bilateral_compat: float = 10.0
-    normalization: str = "symmetric"
-    iterations: int = 1
-    floor: float = 1e-5
-
-    def __post_init__(self) -> None:
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("gaussian_compat", "bilateral_compat"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}")
-        if not (isinstance(self.iterations, Integral) and self.iterations >= 0):
-            raise ValueError(f"iterations must be a whole number of at least 0, got {self.iterations}")
-        if not 0 < self.floor <= 0.5:
-            raise ValueError(f"floor must be above 0 and at most 0.5, got {self.floor}")
+from mclc_gpu.kernels.config import CrfConfig
+from mclc_gpu.kernels.mean_field import MAX_PIXELS, class_probabilities, in_pieces
+from mclc_gpu.kernels.packed import PackedImages
 
 
 def dense_crf(
@@ -212,37 +154,6 @@ def window_colours(images: "PackedImages", windows: torch.Tensor) -> torch.Tenso
     row = place // width
     address = start + row * pitch + place - row * width
     return torch.stack([images.data[address + c * channel_pitch] for c in range(number)], 1)
-
-
-def in_pieces(function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
-    """`function` of tensors [..., pixels], which it works on pixel by pixel.
-
-    On the CPU in pieces too small for torch to share them between its threads: on a busy machine these wait
-    for one another many times longer than they work.
-    """
-    if values[0].device.type != "cpu":
-        return function(*values)
-    pieces = zip(*(value.split(_PIECE, -1) for value in values), strict=True)
-    return torch.cat([function(*piece) for piece in pieces], -1)
-
-
-def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax [classes, ...] of logits [classes - 1, ...] relative to the first class."""
-    # On the CPU torch's own softmax rounds by the place in the batch; exp, + and / do not.
-    every = torch.cat([torch.zeros_like(logits[:1]), logits])
-    powers = torch.exp(every - every.amax(0))
-    return powers / functools.reduce(torch.add, powers)
-
-
-def differences(logits: torch.Tensor) -> torch.Tensor:
-    """Probability of each class but the first minus that of the first, [classes - 1, ...].
-
-    They are all that mean field needs of Q, because softmax ignores what all classes receive alike.
-    """
-    if len(logits) == 1:
-        return torch.tanh(logits / 2)
-    probabilities = in_pieces(class_probabilities, logits)
-    return probabilities[1:] - probabilities[:1]
 
 
 def _energy(potential: torch.Tensor, floor: float) -> torch.Tensor:

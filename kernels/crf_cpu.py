@@ -8,18 +8,16 @@ one thread's work is shared between the threads, which then make every weight an
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
 
-from mclc_gpu.kernels.crf import NORMALIZATIONS, differences, in_pieces
-from mclc_gpu.kernels.crf_vector_cpu import LANES, QUERIES, colour_rows, gray_rows, kept_rows
+from mclc_gpu.kernels.config import NORMALIZATIONS, CrfConfig
+from mclc_gpu.kernels.crf_simd_cpu import LANES, QUERIES, colour_rows, gray_rows, kept_rows
 from mclc_gpu.kernels.jit_cpu import compiled
-
-if TYPE_CHECKING:
-    from mclc_gpu.kernels.crf import CrfConfig
+from mclc_gpu.kernels.mean_field import differences, in_pieces
 
 F = np.float32
 _SYMMETRIC, _BEFORE, _AFTER, _NONE = range(len(NORMALIZATIONS))

@@ -6,16 +6,13 @@ pixels x pixels.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from mclc_gpu.kernels.crf import MAX_PIXELS, differences
-
-if TYPE_CHECKING:
-    from mclc_gpu.kernels.crf import CrfConfig
+from mclc_gpu.kernels.config import CrfConfig
+from mclc_gpu.kernels.mean_field import MAX_PIXELS, differences
 
 _QUERIES = 32
 _KEYS = 32

@@ -15,22 +15,14 @@ import numpy as np
 import torch
 
 from mclc_gpu.kernels.backend import resolve
+from mclc_gpu.kernels.config import KINDS, check_noise
 
-KINDS = ("none", "salt", "pepper", "gaussian")
 UNIFORM_BITS = 24
 
 
 def threshold(intensity: float) -> int:
     """The share of replaced pixels as a bound on 24-bit uniform integers."""
     return round(intensity * (1 << UNIFORM_BITS))
-
-
-def check_noise(kind: str, intensity: float) -> None:
-    """Raises ValueError for an unknown kind or an intensity out of range."""
-    if kind not in KINDS:
-        raise ValueError(f"noise must be one of {KINDS}, got {kind!r}")
-    if not 0.0 <= intensity <= 1.0:
-        raise ValueError(f"noise intensity must be in 0..1, got {intensity}")
 
 
 def add_noise(

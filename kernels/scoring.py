@@ -3,8 +3,9 @@
 import torch
 
 from mclc_gpu.kernels.backend import resolve
-from mclc_gpu.kernels.components import ComponentConfig, check_categories, limits_of
-from mclc_gpu.kernels.trials import PackedImages, check_windows
+from mclc_gpu.kernels.components import check_categories, limits_of
+from mclc_gpu.kernels.config import ComponentConfig
+from mclc_gpu.kernels.packed import PackedImages, check_windows
 
 
 def score_masks(

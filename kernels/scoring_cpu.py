@@ -2,11 +2,12 @@
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
+from mclc_gpu.kernels.color_cpu import image_scales, ranked
 from mclc_gpu.kernels.components_cpu import (
     AREA,
     BORDER,
@@ -25,11 +26,8 @@ from mclc_gpu.kernels.components_cpu import (
     settings_of,
     target_seed,
 )
-from mclc_gpu.kernels.gray_cpu import image_scales, ranked
+from mclc_gpu.kernels.config import ComponentConfig
 from mclc_gpu.kernels.jit_cpu import compiled
-
-if TYPE_CHECKING:
-    from mclc_gpu.kernels.components import ComponentConfig
 
 _ONE, _WORD = np.uint64(1), np.uint64(64)
 _NEAR = 3  # the ring's inner reach; its outer one is PAD

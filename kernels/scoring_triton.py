@@ -1,12 +1,11 @@
 """Scores of any masks in Triton: one program measures a few masks of one target, one after another."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
+from mclc_gpu.kernels.color_triton import gray_scales, ranked
 from mclc_gpu.kernels.components_triton import (
     CLICK_COLUMN,
     CLICK_ROW,
@@ -27,15 +26,12 @@ from mclc_gpu.kernels.components_triton import (
     box_levels,
     geometry_of,
     gray_levels,
+    score_of,
     target_seed,
     window_pixels,
 )
-from mclc_gpu.kernels.gray_triton import gray_scales, ranked
-from mclc_gpu.kernels.score_triton import score_of
-
-if TYPE_CHECKING:
-    from mclc_gpu.kernels.components import ComponentConfig
-    from mclc_gpu.kernels.trials import PackedImages
+from mclc_gpu.kernels.config import ComponentConfig
+from mclc_gpu.kernels.packed import PackedImages
 
 # Columns of the table of parts, in the order of `_parts`: relative to the target's window.
 _PART_TOP, _PART_LEFT, _PART_HEIGHT, _PART_WIDTH, _PART_OFFSET, _DARK, _PART = (

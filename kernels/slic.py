@@ -1,12 +1,172 @@
-"""Batched SLIC superpixels: the paper's linear clustering (eq. 1-4) of images of any size."""
+"""SLIC and K-means on batches of images: start grid, clustering, connectivity (paper, eq. 1-4)."""
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from mclc_gpu.kernels import connectivity
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.color import rgb_to_lab
-from mclc_gpu.kernels.grid import grid_centres, lowest_gradient, window_steps
+
+
+def _spacing(height: int, width: int, n_segments: int) -> tuple[float, float]:
+    """Interval in y and x before rounding: S = sqrt(H W / N) unless the short side has no room for it."""
+    if height * width <= n_segments:
+        return 1.0, 1.0
+    interval = (height * width / n_segments) ** 0.5
+    if min(height, width) >= interval:
+        return interval, interval
+    if height <= width:
+        return float(height), width / n_segments
+    return height / n_segments, float(width)
+
+
+def grid_centres(height: int, width: int, n_segments: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Start positions of about `n_segments` clusters, on the grid of scikit-image's ``regular_grid``.
+
+    Parameters
+    ----------
+    height, width : int
+        Image size in pixels, >= 1.
+    n_segments : int
+        Clusters wanted, >= 1; the grid may hold fewer or more.
+
+    Returns
+    -------
+    ys, xs : float32 [N]
+        Centres in raster order, in pixels.
+    step_y, step_x : int
+        Intervals of the grid in pixels.
+
+    Notes
+    -----
+    S = sqrt(H W / N) of section 3.1 of the paper. Starts are the interval's half rounded down,
+    steps are the interval rounded half to even.
+    """
+    spacing_y, spacing_x = _spacing(height, width, n_segments)
+    step_y, step_x = round(spacing_y), round(spacing_x)
+    ys, xs = np.meshgrid(
+        np.arange(int(spacing_y // 2), height, step_y, dtype=np.float32),
+        np.arange(int(spacing_x // 2), width, step_x, dtype=np.float32),
+        indexing="ij",
+    )
+    return ys.ravel(), xs.ravel(), step_y, step_x
+
+
+def window_steps(height: int, width: int, n_centres: int) -> tuple[int, int]:
+    """Intervals in y and x, in pixels, of which a centre's window reaches two to each side.
+
+    They are those of a grid of as many centres as there are, not of as many as were asked for. On a small
+    image the two differ by a pixel or more, and the segments with them; scikit-image does the same.
+
+    Parameters
+    ----------
+    height, width : int
+        Image size in pixels, >= 1.
+    n_centres : int
+        Centres on the start grid, the length of what `grid_centres` returns.
+    """
+    spacing_y, spacing_x = _spacing(height, width, n_centres)
+    return round(spacing_y), round(spacing_x)
+
+
+def lowest_gradient(features: torch.Tensor, ys: torch.Tensor, xs: torch.Tensor) -> torch.Tensor:
+    """Move centres to the lowest gradient of their 3 x 3 neighbourhood, and give them the colour found there.
+
+    The gradient is Achanta's, G(y, x) = |I(y, x+1) - I(y, x-1)|^2 + |I(y+1, x) - I(y-1, x)|^2 over all
+    channels, with the image's border pixels repeated outwards. A centre stays where no neighbour is strictly
+    lower; among equal neighbours the first in raster order wins.
+
+    Parameters
+    ----------
+    features : Tensor [B, C, H, W], float32
+    ys, xs : Tensor [N], int64
+        Start positions, the same for all images.
+
+    Returns
+    -------
+    Tensor [B, N, 2 + C], float32
+        y, x (pixels) and colour of each centre.
+    """
+    height, width = features.shape[2:]
+    padded = functional.pad(features, (1, 1, 1, 1), mode="replicate")
+    along_x = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    along_y = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+    gradient = (along_x * along_x + along_y * along_y).sum(1)
+    near_y = ys[:, None] + torch.tensor([0, -1, -1, -1, 0, 0, 1, 1, 1], device=features.device)  # [N, 9]
+    near_x = xs[:, None] + torch.tensor([0, -1, 0, 1, -1, 1, -1, 0, 1], device=features.device)
+    inside = (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
+    near_y, near_x = near_y.clamp(0, height - 1), near_x.clamp(0, width - 1)
+    values = torch.where(inside, gradient[:, near_y, near_x], torch.inf)  # [B, N, 9]
+    lowest = values.argmin(-1)  # the first of several
+    index = torch.arange(len(ys), device=features.device)
+    y, x = near_y[index, lowest], near_x[index, lowest]  # [B, N]
+    image = torch.arange(len(features), device=features.device)[:, None]
+    colours = features.permute(0, 2, 3, 1)[image, y, x]
+    return torch.cat([y[..., None], x[..., None], colours], -1)
+
+
+def enforce_connectivity(
+    labels: torch.Tensor, min_size: int, max_size: int, backend: str | None = None
+) -> torch.Tensor:
+    """Number the connected pieces of each label, and hand pieces that are too small to a neighbour.
+
+    The pixels are visited in raster order. A pixel without a final label seeds a piece: the 4-connected
+    pixels of its label, taken breadth first (right, left, down, up) until there are `max_size` of them. A
+    piece of `min_size` pixels or more takes the next free number. A smaller one takes the final label of the
+    last pixel of another piece met on the way; if it met none, it keeps the next free number and shares it
+    with the piece that comes after it.
+
+    Parameters
+    ----------
+    labels : Tensor [B, H, W], int32
+        Labels >= 0.
+    min_size, max_size : int
+        Pixels; `max_size` below 1 counts as 1.
+    backend : {"triton", "cpu"}, optional
+        Default: by the tensor's device. Both give the labels of scikit-image's SLIC with ``start_label=0``.
+
+    Returns
+    -------
+    Tensor [B, H, W], int32
+        Labels 0, 1, ... of each image, in raster order of the pieces' first pixels.
+
+    Raises
+    ------
+    ValueError
+        Wrong shape or dtype, or negative labels (asking for them waits for the device).
+
+    Notes
+    -----
+    Sequential inside an image, parallel over images: a GPU does thousands of windows in the time
+    of one, and has no advantage on one large image.
+
+    References
+    ----------
+    Achanta et al., TPAMI 2012, doi:10.1109/TPAMI.2012.120, section 4.
+    """
+    if labels.ndim != 3 or labels.dtype != torch.int32:
+        raise ValueError(f"labels must be int32 [B, H, W], got {labels.dtype} {list(labels.shape)}")
+    chosen = resolve(backend, labels)
+    if labels.numel() == 0:
+        return torch.empty_like(labels)
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels must be >= 0, got {int(labels.min())}")
+    return relabel(labels, min_size, max_size, chosen)
+
+
+def relabel(labels: torch.Tensor, min_size: int, max_size: int, backend: str) -> torch.Tensor:
+    """`enforce_connectivity` on labels known to be good (some, >= 0) with the backend already resolved."""
+    if backend == "triton":
+        from mclc_gpu.kernels import connectivity_triton
+
+        return connectivity_triton.launch(labels, min_size, max_size)
+    from mclc_gpu.kernels import connectivity_cpu
+
+    labels = labels.contiguous()
+    out = torch.empty_like(labels)
+    connectivity_cpu.relabel_batch(labels.numpy(), min_size, max_size, out.numpy())
+    return out
+
 
 STARTS = ("grid", "gradient")
 _DTYPES = (torch.float32, torch.uint8, torch.uint16)
@@ -51,7 +211,7 @@ def slic(
         Convert RGB to CIELAB first. Default: for three channels.
     enforce_connectivity : bool
         Join pieces smaller than ``min_size_factor`` mean segments to a neighbour and cut floods at
-        ``max_size_factor`` mean segments (`connectivity.enforce_connectivity`).
+        ``max_size_factor`` mean segments (`enforce_connectivity`).
     backend : {"triton", "cpu"}, optional
         Default: by the tensor's device.
 
@@ -88,7 +248,7 @@ def slic(
     if not enforce_connectivity or labels.numel() == 0:
         return labels
     size = labels[0].numel() / centres
-    return connectivity.relabel(labels, int(min_size_factor * size), int(max_size_factor * size), chosen)
+    return relabel(labels, int(min_size_factor * size), int(max_size_factor * size), chosen)
 
 
 def cluster_images(
@@ -190,3 +350,60 @@ def _start_centres(features: torch.Tensor, ys: np.ndarray, xs: np.ndarray, start
     centres = features.new_zeros(len(features), len(ys), 2 + features.shape[1])
     centres[:, :, 0], centres[:, :, 1] = y, x
     return centres
+
+
+def kmeans(
+    images: torch.Tensor,
+    n_clusters: int,
+    compactness: float = 20.0,
+    max_iterations: int = 10,
+    tolerance: float = 0.0,
+    lab: bool | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Cluster the pixels of each image by colour and position.
+
+    SLIC's features, start grid, distance (eq. 3) and update (eq. 4), but every centre reaches every pixel.
+
+    Parameters
+    ----------
+    images : Tensor [B, C, H, W], float32, uint8 or uint16
+        Any range: each image is rescaled to 0..1 over all its channels (a constant image to zeros).
+    n_clusters : int
+        Clusters wanted; the start grid may hold fewer or more.
+    compactness : float
+        Weight of distance in space against distance in colour, see `mclc_gpu.kernels.slic.slic`.
+    max_iterations : int
+        Assignments at most. An image whose labels no longer change is done earlier, with the same result.
+    tolerance : float
+        T in pixels: an image is done when all its centres moved by less (L2, eq. 4). 0 turns it off.
+    lab : bool, optional
+        Convert RGB to CIELAB first. Default: for three channels.
+    backend : {"triton", "cpu"}, optional
+        Default: by the tensor's device.
+
+    Returns
+    -------
+    Tensor [B, H, W], int32
+        Cluster of each pixel: its index in raster order of the start grid. It may have lost all pixels.
+
+    Raises
+    ------
+    ValueError
+        Wrong shape, dtype or setting; NaN or infinite values (asking for them waits for the device).
+
+    Notes
+    -----
+    Work grows with pixels times clusters. For superpixels, whose number grows with the image, take `slic`.
+
+    References
+    ----------
+    Lloyd, IEEE Transactions on Information Theory 28, 1982, doi:10.1109/TIT.1982.1056489.
+    """
+    if n_clusters < 1:
+        raise ValueError(f"n_clusters must be above 0, got {n_clusters}")
+    chosen = resolve(backend, images)
+    labels, _ = cluster_images(
+        images, n_clusters, compactness, max_iterations, tolerance, "grid", lab, False, chosen
+    )
+    return labels

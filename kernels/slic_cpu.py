@@ -12,9 +12,11 @@ from numba import get_num_threads
 
 from mclc_gpu.kernels.color_cpu import bits_float
 from mclc_gpu.kernels.jit_cpu import compiled, spread
-from mclc_gpu.kernels.sum_cpu import CHANNELS, COLUMN, COUNT, ROW, sum_rows
-from mclc_gpu.kernels.tile_cpu import (
+from mclc_gpu.kernels.slic_simd_cpu import (
+    CHANNELS,
     COLOURS,
+    COLUMN,
+    COUNT,
     FIRST_X,
     FIRST_Y,
     INDEX,
@@ -22,10 +24,12 @@ from mclc_gpu.kernels.tile_cpu import (
     LAST_Y,
     OWNERS,
     PLACE,
+    ROW,
     TILE_X,
     TILE_Y,
     assign_tile,
     near_centres,
+    sum_rows,
     tile_colours,
 )
 

@@ -1,4 +1,7 @@
-"""The one error type for bad input."""
+"""Errors in the input, and the report of inputs that were skipped."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -14,3 +17,22 @@ class InputError(ValueError):
 def one_line(text: str) -> str:
     """A message that quotes what files and users say, which may hold line breaks."""
     return " ".join(text.splitlines())
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One input that was left out while the rest went on.
+
+    `file`: the file's name or path as the user knows it. `why`: one line, what is wrong with it.
+    """
+
+    file: str
+    why: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "why", one_line(self.why))
+
+    @staticmethod
+    def because(file: Path | str, error: Exception) -> "Skipped":
+        """The file an error is about; its name is not repeated in the reason."""
+        return Skipped(str(file), str(error).removeprefix(f"{file}: "))

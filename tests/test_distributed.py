@@ -11,19 +11,19 @@ import pytest
 import torch
 from training_data import Plain, write_frames
 
-from mclc_gpu.data.training_set import Sample
+from mclc_gpu.data.datasets import Sample
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
-from mclc_gpu.fitting import fit
 from mclc_gpu.networks.zoo import NETWORKS
-from mclc_gpu.training import TrainConfig
+from mclc_gpu.train.fit import fit
+from mclc_gpu.train.trainer import TrainConfig
 
 TESTS = Path(__file__).parent
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 PROGRAM = f"""
 import sys
 from pathlib import Path
-sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "helpers")!r}, {str(TESTS.parent)!r}]
 from test_distributed import run_plain
 from mclc_gpu.distributed import join
 from mclc_gpu.errors import InputError

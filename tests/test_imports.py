@@ -14,21 +14,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("mclc_gpu", "kernels", "networks", "bench")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))
 
-# Higher rooms may import lower ones. CHAIN names modules of mclc_gpu/ itself; its others are what people run.
-RANK = {"errors": 0, "kernels": 1, "networks": 1, "data": 2, "chain": 3, "run": 4, "cli": 5, "bench": 6}
-CHAIN = {"labeling", "voting", "labelconfig", "makers", "placing", "windows", "refine", "estimate", "losses"}
-CHAIN |= {"metrics", "matching", "conventions", "roc"}
+# Folders from the bottom up: a module may import its own folder and the folders before it, no others.
+ORDER = ["errors", "kernels", "networks", "data", "distributed", "runs", "score", "labels", "detect", "train"]
+ORDER += ["report", "tune", "bench", "cli"]
 THIRD_PARTY = {"kernels": {"torch", "triton", "numba", "llvmlite", "numpy"}, "networks": {"torch"}}
 
 
-def room_of(module: str) -> str:
-    """The room of a project module such as `mclc_gpu.data.images`."""
+def folder_of(module: str) -> str:
+    """The folder of a project module such as `mclc_gpu.data.images`, or the module's own name at the top."""
     if module == "mclc_gpu":
         return "errors"  # it holds nothing but the path mapping, and names it imports when asked for them
     first = module.split(".")[1]
-    if first == "__main__":
-        return "cli"
-    return first if first in RANK else "chain" if first in CHAIN else "run"
+    return "cli" if first == "__main__" else first
 
 
 def module_of(path: Path) -> str:
@@ -53,19 +50,17 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
 
 def fault(path: Path, name: str, lazy: bool) -> str | None:
     """What is wrong with `path` importing `name`; None when nothing is."""
-    top, here = name.split(".")[0], room_of(module_of(path))
+    top, here = name.split(".")[0], folder_of(module_of(path))
     if top in {"", "kernels", "networks", "bench"}:
         return f"import it by its full name under mclc_gpu, not as {name}"
     if top != "mclc_gpu":
         allowed = THIRD_PARTY.get(here)
         unknown = allowed is not None and top not in allowed | sys.stdlib_module_names
         return f"{here} may import {sorted(allowed)} only, not {top}" if unknown else None
-    there = room_of(name)
+    there = folder_of(name)
     if path == Path("mclc_gpu/__init__.py"):
         return None if lazy else f"importing mclc_gpu must stay cheap: import {name} when it is asked for"
-    if there == "bench" and here == "cli":
-        return None if lazy else f"{name} is for the bench command alone: import it inside the command"
-    if RANK[there] > RANK[here] or {here, there} == {"kernels", "networks"}:
+    if ORDER.index(there) > ORDER.index(here) or {here, there} == {"kernels", "networks"}:
         return f"{here} lies below {there} and may not import {name}"
     for own, other in (("_cpu", "_triton"), ("_triton", "_cpu")):
         if path.stem.endswith(own) and any(part.endswith(other) for part in name.split(".")):
@@ -100,19 +95,19 @@ def test_imports_go_down_only(path: Path) -> None:
         ("kernels/slic.py", "import skimage"),
         ("kernels/slic.py", "from kernels import backend"),
         ("kernels/slic.py", "def f():\n    from mclc_gpu.data import images"),
-        ("kernels/slic.py", "from mclc_gpu import labeling"),
+        ("kernels/slic.py", "from mclc_gpu import labels"),
         ("kernels/slic.py", "from mclc_gpu.networks import zoo"),
         ("kernels/slic.py", "from . import backend"),
         ("kernels/slic_cpu.py", "from mclc_gpu.kernels import slic_triton"),
         ("kernels/slic_triton.py", "from mclc_gpu.kernels.slic_cpu import assign"),
         ("networks/zoo.py", "import numpy"),
         ("networks/zoo.py", "from mclc_gpu.kernels import slic"),
-        ("mclc_gpu/data/images.py", "from mclc_gpu.labeling import label_images"),
+        ("mclc_gpu/data/images.py", "from mclc_gpu.labels.pipeline import label_images"),
         ("mclc_gpu/data/images.py", "import mclc_gpu.cli.main"),
-        ("mclc_gpu/__init__.py", "from mclc_gpu.labeling import label_images"),
-        ("mclc_gpu/labeling.py", "from mclc_gpu.training import fit"),
-        ("mclc_gpu/training.py", "from mclc_gpu.bench import timing"),
-        ("mclc_gpu/cli/main.py", "from mclc_gpu.bench import timing"),
+        ("mclc_gpu/__init__.py", "from mclc_gpu.labels.pipeline import label_images"),
+        ("mclc_gpu/labels/run.py", "if TYPE_CHECKING:\n    from mclc_gpu.train.trainer import TrainConfig"),
+        ("mclc_gpu/train/fit.py", "from mclc_gpu.bench import compare"),
+        ("bench/compare.py", "def f():\n    from mclc_gpu.cli import main"),
         ("mclc_gpu/cli/main.py", "class C:\n    import networks"),
     ],
 )
@@ -125,14 +120,36 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
     [
         ("kernels/slic.py", "import math\nimport torch\nfrom mclc_gpu.errors import InputError"),
         ("kernels/slic.py", "def f():\n    from mclc_gpu.kernels import slic_cpu, slic_triton"),
-        ("mclc_gpu/training.py", "from mclc_gpu.refine import crf\nfrom mclc_gpu.networks import zoo"),
-        ("mclc_gpu/__init__.py", "def __getattr__(name):\n    from mclc_gpu.labeling import label_images"),
-        ("mclc_gpu/cli/main.py", "def f():\n    from mclc_gpu.bench import timing"),
-        ("bench/timing.py", "import skimage\nimport mclc_gpu.labeling\nfrom mclc_gpu.kernels import slic"),
+        (
+            "mclc_gpu/train/fit.py",
+            "from mclc_gpu.labels.pipeline import crf\nfrom mclc_gpu.networks import zoo",
+        ),
+        ("mclc_gpu/__init__.py", "def __getattr__(name):\n    from mclc_gpu.labels import pipeline"),
+        ("bench/compare.py", "import skimage\nimport mclc_gpu.labels\nfrom mclc_gpu.kernels import slic"),
     ],
 )
 def test_a_permitted_import_passes(path: str, source: str) -> None:
     assert faults(Path(path), source) == []
+
+
+def graph() -> dict[str, set[str]]:
+    """The modules of the project that each of them imports, lazily or not."""
+    modules = {module_of(path): path for path in SOURCES}
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name for name, _ in imports(ast.parse((ROOT / path).read_text()))}
+        # `a.b.c` is the module a.b.c, or c in the module a.b.
+        own = {name if name in modules else name.rpartition(".")[0] for name in names if "mclc_gpu" in name}
+        edges[module] = own & modules.keys()
+    return edges
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    rest = graph()
+    # Take away what imports nothing that is left, until nothing can be taken away.
+    while free := {module for module, imported in rest.items() if not imported & rest.keys()}:
+        rest = {module: imported for module, imported in rest.items() if module not in free}
+    assert rest == {}
 
 
 def test_only_the_backend_module_asks_what_hardware_there_is() -> None:

@@ -2,18 +2,17 @@
 
 import argparse
 
-from mclc_gpu.cases import Extremes
-from mclc_gpu.checkpoint import load_checkpoint
-from mclc_gpu.cli.outcome import checked_threshold, checked_tiles, keep_inputs, say_scores, say_skipped
-from mclc_gpu.conventions import convention_of
+from mclc_gpu.cli.common import checked_threshold, checked_tiles, keep_inputs, say_scores, say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.errors import InputError
-from mclc_gpu.evaluation import evaluate as evaluate_files
-from mclc_gpu.inference import Predictor
+from mclc_gpu.detect.checkpoint import load_checkpoint
+from mclc_gpu.detect.evaluate import evaluate as evaluate_files
+from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.report import FILES, write_report
+from mclc_gpu.report.folder import FILES, write_report
+from mclc_gpu.report.sheets import Extremes
+from mclc_gpu.score.metrics import convention_of
 
 
 def evaluate(arguments: argparse.Namespace, started: float) -> int:

@@ -5,20 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclc_gpu.cli.outcome import say_skipped
+from mclc_gpu.cli.common import say_skipped
+from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.files import read_json
 from mclc_gpu.data.images import find_files
-from mclc_gpu.data.points import Point, read_points
+from mclc_gpu.data.points import read_points
 from mclc_gpu.data.simulate import simulate_points
-from mclc_gpu.data.skipped import Skipped
 from mclc_gpu.distributed import Ranks, join
-from mclc_gpu.errors import InputError
-from mclc_gpu.journal import read_json
-from mclc_gpu.labelconfig import PRESETS, LabelConfig, changed
-from mclc_gpu.labelreport import REPORT, report_labels
-from mclc_gpu.labelrun import LAYOUT, LabelJob, label_folder
-from mclc_gpu.labelview import write_overview
-from mclc_gpu.lock import locked
+from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.labels.config import PRESETS, LabelConfig, changed
+from mclc_gpu.labels.folder import LAYOUT
+from mclc_gpu.labels.run import LabelJob, label_folder
+from mclc_gpu.report.page import REPORT, report_labels
+from mclc_gpu.report.sheets import write_overview
+from mclc_gpu.runs import locked
 
 _OF_TRIALS = ("--method", "--clusters", "--compactness", "--noise", "--intensity")
 _OF_CRF = ("--crf-iterations", "--crf-gaussian", "--crf-bilateral")
@@ -63,7 +64,7 @@ def label_set(
         skipped=[*skipped, *problems],
         started=started,
     )
-    with locked(arguments.out, LAYOUT.kind, ranks):
+    with locked(arguments.out, LAYOUT.kind, ranks.on_main):
         summary = label_folder(job, ranks)
         if ranks.main:
             _look(job, summary, truth, report)

@@ -1,37 +1,14 @@
 """The command line: arguments only. A command imports what it needs when it runs, so that --help is quick."""
 
-import argparse
 import io
 import os
 import sys
 import time
 from collections.abc import Sequence
 
+from mclc_gpu.cli.commands import run
 from mclc_gpu.cli.options import BAD_INPUT, DONE, DONE_WITH_SKIPS, INTERRUPTED, parser
 from mclc_gpu.errors import InputError
-
-
-def run(arguments: argparse.Namespace, started: float) -> int:
-    """Run one command; returns the number of skipped inputs."""
-    if arguments.command == "label":
-        from mclc_gpu.cli.label import label as command
-    elif arguments.command == "score":
-        from mclc_gpu.cli.score import score as command
-    elif arguments.command == "train":
-        from mclc_gpu.cli.train import train as command
-    elif arguments.command == "evaluate":
-        from mclc_gpu.cli.evaluate import evaluate as command
-    elif arguments.command == "predict":
-        from mclc_gpu.cli.predict import predict as command
-    elif arguments.command == "tune":
-        from mclc_gpu.cli.tune import tune as command
-    elif arguments.command == "show":
-        from mclc_gpu.cli.show import show as command
-    elif arguments.command == "bench":
-        from mclc_gpu.cli.bench import bench as command
-    else:
-        from mclc_gpu.cli.demo import demo as command
-    return command(arguments, started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

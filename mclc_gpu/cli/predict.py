@@ -2,12 +2,11 @@
 
 import argparse
 
-from mclc_gpu.cli.outcome import checked_threshold, checked_tiles, say_skipped
+from mclc_gpu.cli.common import checked_threshold, checked_tiles, say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.errors import InputError
-from mclc_gpu.predictrun import LAYOUT, PredictJob, predict_folder
+from mclc_gpu.detect.predict import LAYOUT, PredictJob, predict_folder
+from mclc_gpu.errors import InputError, Skipped
 
 
 def predict(arguments: argparse.Namespace, started: float) -> int:

@@ -5,20 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mclc_gpu.cli.outcome import checked_threshold, keep_inputs, say_scores, say_skipped
-from mclc_gpu.conventions import Convention, convention_of
-from mclc_gpu.data.ahead import ahead
+from mclc_gpu.cli.common import checked_threshold, keep_inputs, say_scores, say_skipped
 from mclc_gpu.data.datasets import pair_files, read_list, select
-from mclc_gpu.data.images import find_files, read_mask
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.errors import InputError
-from mclc_gpu.metrics import ImageScore, Scores, score_image
-from mclc_gpu.progress import Progress
-from mclc_gpu.roc import RocCounts, RocScores, read_probability, roc_counts
+from mclc_gpu.data.files import ahead
+from mclc_gpu.data.images import find_files, read_mask, read_probability
+from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.runs import Progress
+from mclc_gpu.score.metrics import Convention, ImageScore, Scores, convention_of, score_image
+from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
 
-if TYPE_CHECKING:
-    from mclc_gpu.labelcheck import Looked
-    from mclc_gpu.labelreport import LabelReport
+if TYPE_CHECKING:  # they import PyTorch, which scores do without
+    from mclc_gpu.report.check import Looked
+    from mclc_gpu.report.page import LabelReport
 
 Pair = tuple[str, tuple[Path, Path]]  # stem, files of prediction and truth
 
@@ -107,9 +105,8 @@ def _report(
                 raise InputError(f"--{option}: serves the report; give --report FILE.html too")
         return None
     # Imported here since they import PyTorch, which scores alone do without.
-    from mclc_gpu.labelfiles import open_labels
-    from mclc_gpu.labelreport import LabelReport
-    from mclc_gpu.labelrun import LAYOUT
+    from mclc_gpu.labels.folder import LAYOUT, open_labels
+    from mclc_gpu.report.page import LabelReport
 
     folder = arguments.labels
     around = arguments.pred.resolve().parent

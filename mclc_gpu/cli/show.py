@@ -5,15 +5,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from mclc_gpu.data.atomic import atomic_path
 from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.images import find_files
-from mclc_gpu.drawing import mask_facts
 from mclc_gpu.errors import InputError
-from mclc_gpu.labelrun import LAYOUT
-from mclc_gpu.labelview import spread
-from mclc_gpu.process import Run, Target, find_targets, make_processes, open_run, rank_targets
-from mclc_gpu.processview import process_sheet
+from mclc_gpu.labels.folder import LAYOUT
+from mclc_gpu.labels.replay import Run, Target, find_targets, make_processes, open_run, rank_targets
+from mclc_gpu.report.sheets import mask_facts, process_sheet, spread
 
 _SPREAD = 6  # targets shown when none are named
 _MOST = 48

@@ -7,21 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mclc_gpu.cli.common import say_skipped
 from mclc_gpu.cli.label import label_set
 from mclc_gpu.cli.options import parser
-from mclc_gpu.cli.outcome import say_skipped
-from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.datasets import Sample, pair_samples, read_list, select
 from mclc_gpu.data.images import find_files
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.data.training_set import Sample, pair_samples
 from mclc_gpu.distributed import Ranks, join
-from mclc_gpu.errors import InputError
-from mclc_gpu.fitting import Fitted, check_run, fit
-from mclc_gpu.labelstore import LabelStore
-from mclc_gpu.lock import locked
-from mclc_gpu.runfolder import EVENTS, KIND, LABELS, REPORT
-from mclc_gpu.training import TrainConfig
-from mclc_gpu.trainreport import report_run
+from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.labels.folder import LabelStore
+from mclc_gpu.report.folder import report_run
+from mclc_gpu.runs import locked
+from mclc_gpu.train.fit import EVENTS, KIND, LABELS, REPORT, Fitted, check_run, fit
+from mclc_gpu.train.trainer import TrainConfig
 
 _LABEL_OPTIONS = (
     "jitter", "supervision", "clicks", "preset", "config", "trials", "category", "refine", "threshold",
@@ -55,7 +52,7 @@ def train(arguments: argparse.Namespace, started: float) -> int:
     ranks = join(arguments.device)
     check_run(config, arguments.out, ranks, arguments.resume, arguments.overwrite)
     # From here on: another run must not label anew what this one trains on.
-    with locked(arguments.out, KIND, ranks):
+    with locked(arguments.out, KIND, ranks.on_main):
         return _train(arguments, sets, config, validation, skipped, started, ranks)
 
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mclc_gpu.cli.outcome import say_skipped
+from mclc_gpu.cli.common import say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.labelconfig import preset
-from mclc_gpu.tunerun import CONFIG, FEW_IMAGES, LAYOUT, PLOT, TuneJob, tune_labels
+from mclc_gpu.labels.config import preset
+from mclc_gpu.tune.run import CONFIG, FEW_IMAGES, LAYOUT, PLOT, TuneJob, tune_labels
 
 
 def tune(arguments: argparse.Namespace, started: float) -> int:

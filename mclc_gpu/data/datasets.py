@@ -1,12 +1,12 @@
-"""Data sets as they lie on disk: split lists, and pairs of images and masks."""
+"""Data sets on disk: split lists, and pairs of images and masks."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from mclc_gpu.data.images import stem_of
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 
 Item = TypeVar("Item")
 
@@ -88,3 +88,20 @@ def pair_files(
         else:
             skipped.append(Skipped(str(image), "there is no mask of this image"))
     return pairs, skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and its mask, as files. Names tell samples apart, in reports and across data sets."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+def pair_samples(
+    images: Mapping[str, Path], masks: Mapping[str, Path], prefix: str = ""
+) -> tuple[list[Sample], list[Skipped]]:
+    """Samples of files by stem, and the images without a mask; `prefix` goes before the stems as names."""
+    pairs, skipped = pair_files(images, masks)
+    return [Sample(prefix + stem, image, mask) for stem, (image, mask) in pairs.items()], skipped

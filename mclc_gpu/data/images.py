@@ -1,4 +1,4 @@
-"""Images and masks on disk: finding them, and reading them into arrays of their own size."""
+"""Read images and masks of any usual format, as stored; find them in folders and archives."""
 
 import io
 import logging
@@ -14,17 +14,33 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from mclc_gpu.data.archives import (
-    ARCHIVE_SUFFIX,
-    MASK_PART,
-    in_archive,
-    members_of,
-    read_file,
-    stem_of_mask,
-)
+from mclc_gpu.data.files import ARCHIVE_SUFFIX, MASK_PART, in_archive, members_of, read_file, stem_of_mask
 from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.gray import LUMA
+from mclc_gpu.kernels.config import LUMA
+
+
+def gray_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
+    """An image as a network of `in_channels` channels (1 or 3) sees it: float32 [C, H, W], 0 to 255.
+
+    8-bit images are taken as they are. Images of any other type are scaled by their own range over all
+    channels, darkest to 0 and brightest to 255; a constant one is 0 everywhere. For one channel a colour
+    image gives its luma, for three a gray image is repeated.
+
+    `image`: [H, W] or [H, W, 3], finite. Raises ValueError for another shape or number of channels.
+    """
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or in_channels not in (1, 3):
+        raise ValueError(f"image of shape {image.shape} for {in_channels} channels: give [H, W] or [H, W, 3]")
+    if image.dtype != np.uint8:
+        # In float64: the span of float images may be wider or narrower than float32 can divide by.
+        values = image.astype(np.float64)
+        low, high = values.min(), values.max()
+        image = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+    if in_channels == 1:
+        return luma(image)[None]
+    channels = image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3))
+    return np.ascontiguousarray(channels.transpose(2, 0, 1), dtype=np.float32)
+
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
 _MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
@@ -116,7 +132,7 @@ def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) 
     """Files of one folder by stem (see `stem_of`), sorted by stem; the case of `suffixes` does not matter.
 
     Sub-folders, hidden files and files of other suffixes (XML beside masks) are passed over. A folder without
-    such files that holds tar archives stands for the files in these (`mclc_gpu.data.archives`); archives that
+    such files that holds tar archives stands for the files in these (`mclc_gpu.data.files`); archives that
     `label` wrote stand for their masks. Raises InputError when the folder is missing, holds no such file, or
     holds two files of the same stem.
     """
@@ -281,3 +297,36 @@ def luma(image: np.ndarray) -> np.ndarray:
     if image.ndim == 2:
         return image.astype(np.float32)
     return image.astype(np.float32) @ np.array(LUMA, np.float32)
+
+
+def read_probability(path: Path | str) -> np.ndarray:
+    """Read a probability map as float32 [H, W] in 0..1.
+
+    8-bit and 16-bit gray images hold probability 1 as their largest possible value (255, 65535), float images
+    hold probabilities as they are. Raises InputError as `mclc_gpu.data.images.read_image` does, and for
+    colour images and floats beyond 0..1.
+    """
+    pixels = read_image(path)
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: a colour image is no probability map; give gray images of 8 or 16 bits")
+    if pixels.dtype != np.float32:
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise InputError(
+            f"{path}: its values run from {pixels.min():g} to {pixels.max():g}; probabilities are 0 to 1"
+        )
+    return pixels
+
+
+Colour = tuple[int, int, int]
+MASK: Colour = (255, 176, 0)
+
+
+def stretched(image: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] over the full range of gray, from the window's darkest value to its brightest."""
+    values = image.astype(np.float64)
+    low, high = values.min(), values.max()
+    gray = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+    if gray.ndim == 2:
+        gray = np.repeat(gray[:, :, None], 3, axis=2)
+    return np.rint(gray * 255).astype(np.uint8)

@@ -7,29 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.data.datasets import pair_files
-from mclc_gpu.data.images import image_size, read_mask
-from mclc_gpu.data.shapes import (
+from mclc_gpu.data.annotations import (
     Point,
     box_target,
+    category_of,
     check_supervision,
     components,
     line_pixels,
     nearest_pixel,
     scribble,
 )
-from mclc_gpu.data.skipped import Skipped
-from mclc_gpu.errors import InputError
-
-POINT_AREA = 9  # largest area in pixels of the category "point"
-SPOT_AREA = 81  # and of "spot"; the published code's limits
-
-
-def category_of(area: int) -> str:
-    """The category of a target of `area` pixels: point (<= 9), spot (<= 81) or extended."""
-    if area <= POINT_AREA:
-        return "point"
-    return "spot" if area <= SPOT_AREA else "extended"
+from mclc_gpu.data.datasets import pair_files
+from mclc_gpu.data.images import image_size, read_mask
+from mclc_gpu.errors import InputError, Skipped
 
 
 def points_from_mask(

@@ -1,0 +1,174 @@
+"""Frames that benchmarks run on, and what all benchmarks of one run share."""
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mclc_gpu.bench.compare import Absent
+from mclc_gpu.bench.reference import ReferencePool
+from mclc_gpu.data.annotations import Point
+from mclc_gpu.data.datasets import pair_files, read_list, select
+from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.simulate import points_from_mask
+from mclc_gpu.data.synthetic import write_dataset
+from mclc_gpu.errors import InputError
+from mclc_gpu.labels.windows import name_key
+
+
+def pair_set(images: Path, masks: Path, names: Path | None) -> dict[str, tuple[Path, Path]]:
+    """Files of images and true masks by name; what is not there is told on standard error.
+
+    Raises InputError where there is none.
+    """
+    found = find_files(images)
+    chosen, skipped = select(found, found if names is None else read_list(names))
+    pairs, unpaired = pair_files(chosen, find_files(masks))
+    for item in skipped + unpaired:
+        print(f"{item.file}: left out: {item.why}", file=sys.stderr)
+    if not pairs:
+        raise InputError(f"{images}: no image of it is listed and has a mask in {masks}: check the paths")
+    return pairs
+
+
+def read_pairs(
+    pairs: Mapping[str, tuple[Path, Path]],
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    """Images and true masks by name."""
+    pixels = {name: read_image(image) for name, (image, _) in pairs.items()}
+    return pixels, {name: read_mask(mask, pixels[name].shape[:2]) for name, (_, mask) in pairs.items()}
+
+
+def read_set(
+    images: Path, masks: Path, names: Path | None
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    """Images and true masks by name; what is not there is told on standard error."""
+    return read_pairs(pair_set(images, masks, names))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Images of a data set with their true masks (bool [H, W]), by name."""
+
+    names: list[str]
+    images: list[np.ndarray]
+    truth: list[np.ndarray]
+    _points: dict[tuple[int, str, float], list[list[Point]]] = field(default_factory=dict, repr=False)
+
+    def points(self, seed: int, supervision: str = "point", jitter: float = 0.0) -> list[list[Point]]:
+        """What an annotator would give; of an image it depends on its mask, its name and the seed alone."""
+        key = seed, supervision, jitter
+        if key not in self._points:
+            self._points[key] = [
+                points_from_mask(
+                    mask,
+                    supervision=supervision,
+                    jitter=jitter,
+                    rng=np.random.default_rng(name_key(seed, name)),
+                )
+                for name, mask in zip(self.names, self.truth, strict=True)
+            ]
+        return self._points[key]
+
+
+MOST_FRAMES = 256
+_FRAMES, _SIDE = 128, 256  # of the synthetic set
+_QUICK_FRAMES, _QUICK_SIDE = 6, 64
+_QUICK_SHARE = 0.02  # of the time
+
+PYDENSECRF = "not installed: `make reference` in the checkout"
+REFERENCE = "scikit-image + pydensecrf"
+
+
+@dataclass
+class Ground:
+    """What all contests of a run share.
+
+    Attributes:
+        device: This package's; the peers run on the CPU.
+        pairs: Files of images and masks by name.
+        frames: The same, read.
+        source: What they are, in words.
+        quick: Little work, to see that everything runs; the rates mean nothing then.
+    """
+
+    device: torch.device
+    pairs: dict[str, tuple[Path, Path]]
+    frames: Frames
+    source: str
+    quick: bool = False
+
+    def time(self, seconds: float) -> float:
+        """So much of it as a contest of this run may take."""
+        return seconds * _QUICK_SHARE if self.quick else seconds
+
+    def of(self, usual: int, quick: int) -> int:
+        """How much work there is."""
+        return quick if self.quick else usual
+
+    @property
+    def targets(self) -> int:
+        """In all frames."""
+        return sum(map(len, self.frames.points(0)))
+
+    @cached_property
+    def pool(self) -> ReferencePool:
+        """The peers' processes, one per core, started when they are first asked for."""
+        return ReferencePool(refine="crf" if has_pydensecrf() else "threshold")
+
+    def close(self) -> None:
+        """End the peers' processes."""
+        if "pool" in self.__dict__:
+            self.pool.__exit__(None, None, None)
+
+
+def has_pydensecrf() -> bool:
+    """Whether the reference's CRF can run."""
+    return importlib.util.find_spec("pydensecrf") is not None
+
+
+def without_pydensecrf() -> tuple[Absent, ...]:
+    """The reference, where its CRF cannot run."""
+    return () if has_pydensecrf() else (Absent(REFERENCE, PYDENSECRF),)
+
+
+@contextmanager
+def open_ground(
+    images: Path | None, masks: Path | None, names: Path | None, device: torch.device, quick: bool
+) -> Iterator[Ground]:
+    """The frames of two folders, or synthetic ones where none are named.
+
+    Raises InputError for files that cannot be used, and where no mask holds a target.
+    """
+    with tempfile.TemporaryDirectory(prefix="mclc-gpu-bench-") as scratch:
+        count, side = (_QUICK_FRAMES, _QUICK_SIDE) if quick else (_FRAMES, _SIDE)
+        if images is None or masks is None:
+            write_dataset(Path(scratch), count, 0, size=(side, side))
+            images, masks = Path(scratch) / "images", Path(scratch) / "masks"
+            source = f"synthetic frames of {side}x{side}"
+        else:
+            source = f"{images}" if names is None else f"{images}, {names.name}"
+        found = pair_set(images, masks, names)
+        # Of a large set some frames spread over it: the rates do not depend on their number.
+        most = count if quick else MOST_FRAMES
+        pairs = dict(list(found.items())[:: -(-len(found) // most)])
+        pixels, truth = read_pairs(pairs)
+        frames = Frames(list(pixels), list(pixels.values()), list(truth.values()))
+        ground = Ground(device, pairs, frames, source, quick)
+        if not ground.targets:
+            raise InputError(f"{masks}: no mask holds a target; check the folder")
+        of_all = "" if len(pairs) == len(found) else f" of {len(found)}"
+        ground.source = f"{source}: {len(pairs)}{of_all} images, {ground.targets} targets"
+        try:
+            yield ground
+        finally:
+            ground.close()

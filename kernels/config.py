@@ -1,0 +1,238 @@
+"""Settings of the kernels, free of torch and numpy so that the command line can read them quickly."""
+
+import math
+from dataclasses import astuple, dataclass, field, replace
+from numbers import Integral
+
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R BT.601
+STEPS = 2048  # 255 * STEPS fits 19 bits, and the sum over the largest window fits 31
+WHITE = 255 * STEPS
+
+KINDS = ("none", "salt", "pepper", "gaussian")
+
+
+def check_noise(kind: str, intensity: float) -> None:
+    """Raises ValueError for an unknown kind or an intensity out of range."""
+    if kind not in KINDS:
+        raise ValueError(f"noise must be one of {KINDS}, got {kind!r}")
+    if not 0.0 <= intensity <= 1.0:
+        raise ValueError(f"noise intensity must be in 0..1, got {intensity}")
+
+
+METHODS = ("slic", "kmeans")
+CONNECTIVITY = ("enforce", "component", "cluster")
+MAX_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """Settings of one trial; the defaults are the published ones.
+
+    Attributes
+    ----------
+    method : {"slic", "kmeans"}
+        SLIC lets a cluster centre reach two steps per axis; K-means lets every centre reach every pixel.
+    clusters : int, 1..4096
+        Clusters asked for; the regular grid of start centres may hold a few more or fewer.
+    compactness : float > 0
+        Weight of space against colour (mu_c of eq. 2 in units of CIELAB).
+    max_iterations : int >= 1
+    tolerance : float >= 0, pixels
+        T of the paper: stop when no centre moved that far (L2). 0 stops at the fixed point only.
+    noise, intensity, shared_noise
+        See `mclc_gpu.kernels.noise.add_noise`. One-channel images count as three equal channels.
+    connectivity : {"enforce", "component", "cluster"}
+        "enforce": scikit-image's connectivity enforcement, then the segment under the click. "component": the
+        4-connected component of the cluster under the click. "cluster": the whole cluster under the click.
+    min_size_factor, max_size_factor : float >= 0
+        Of the mean segment's size, for the enforcement.
+    """
+
+    method: str = "slic"
+    clusters: int = 9
+    compactness: float = 20.0
+    max_iterations: int = 10
+    tolerance: float = 0.0
+    noise: str = "salt"
+    intensity: float = 0.05
+    shared_noise: bool = False
+    connectivity: str = "enforce"
+    min_size_factor: float = 0.5
+    max_size_factor: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_noise(self.noise, self.intensity)
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
+        if self.connectivity not in CONNECTIVITY:
+            raise ValueError(f"connectivity must be one of {CONNECTIVITY}, got {self.connectivity!r}")
+        if not 1 <= self.clusters <= MAX_WINDOW**2:
+            raise ValueError(f"clusters must be in 1..{MAX_WINDOW**2}, got {self.clusters}")
+        if not (math.isfinite(self.compactness) and self.compactness > 0):
+            raise ValueError(f"compactness must be positive, got {self.compactness}")
+        if self.max_iterations < 1:
+            raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
+        for name in ("tolerance", "min_size_factor", "max_size_factor"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+NORMALIZATIONS = ("symmetric", "before", "after", "none")
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Settings of the dense CRF; the defaults are the published ones.
+
+    Attributes
+    ----------
+    gaussian_sxy : float > 0, pixels
+        Width of the smoothness kernel exp(-|dp|^2 / 2 sxy^2).
+    gaussian_compat : float >= 0
+        Its weight in the Potts model; 0 leaves the term out.
+    bilateral_sxy : float > 0, pixels
+    bilateral_srgb : float > 0, units of the colours
+        Widths of the appearance kernel exp(-|dp|^2 / 2 sxy^2 - |dc|^2 / 2 srgb^2).
+    bilateral_compat : float >= 0
+    normalization : {"symmetric", "before", "after", "none"}
+        Each kernel K becomes N^-1/2 K N^-1/2, K N^-1, N^-1 K or K / mean(N), with N the diagonal of the row
+        sums of K. A pixel counts among its own neighbours.
+    iterations : int >= 0
+        Mean-field steps; 0 gives the softmax of the unary potentials.
+    floor : float in (0, 0.5]
+        Probabilities of either class below it count as it.
+    """
+
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 32.0
+    bilateral_srgb: float = 13.0
+    bilateral_compat: float = 10.0
+    normalization: str = "symmetric"
+    iterations: int = 1
+    floor: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("gaussian_compat", "bilateral_compat"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}")
+        if not (isinstance(self.iterations, Integral) and self.iterations >= 0):
+            raise ValueError(f"iterations must be a whole number of at least 0, got {self.iterations}")
+        if not 0 < self.floor <= 0.5:
+            raise ValueError(f"floor must be above 0 and at most 0.5, got {self.floor}")
+
+
+POLARITIES = ("bright", "dark", "auto")
+CATEGORY_AREAS = ((1, 9), (10, 81), (82, MAX_WINDOW**2))  # pixels: of point, spot and extended targets
+MAX_LEVELS = 254  # a pixel's join level and one value for "never" fit a byte
+
+
+@dataclass(frozen=True)
+class ScoreWeights:
+    """Weights of a candidate's score; any finite numbers. Gray levels are those of an 8-bit image.
+
+    The defaults were fitted on NUAA-SIRST train (270 targets), with jittered clicks, scaled and noisy copies
+    of it and synthetic scenes, to the masks that people drew; their common scale so that the confidence is
+    the mean IoU there.
+
+    Attributes
+    ----------
+    level, level_square : float
+        Of ln e and its square, where e >= 0.3 is the level of the outline over the ring around it.
+    edge : float
+        Of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer pixels.
+    size : float
+        Of ln A ln (c / sqrt(r + 1)), where A is the area in pixels, c >= 0.5 the peak over the ring and r the
+        spread of the background: the window's median less its 5th percentile. What stands far above a calm
+        background is drawn whole, its dim parts too.
+    outline : float
+        Of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
+    border : float
+        Of b / (b + N), where b is the number of the candidate's pixels on the image's border.
+    distance : float
+        Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
+    share : float
+        Of (e / c)^2, the square of the outline's share of the contrast.
+    """
+
+    level: float = 0.96
+    level_square: float = -0.37
+    edge: float = 7.72
+    size: float = 0.61
+    outline: float = -0.78
+    border: float = -17.2
+    distance: float = -2.52
+    share: float = -1.76
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not math.isfinite(value):
+                raise ValueError(f"the weight {name} must be a finite number, got {value}")
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """Settings of the vote of components.
+
+    Attributes
+    ----------
+    radius : int, 1..31, pixels
+        A window reaches that far from its click (`component_windows`). No candidate reaches the window's
+        border, unless that is the image's border.
+    near : int, 0..31, pixels
+        The target's brightest pixel is looked for in the disk of this radius around the click.
+    levels : int, 1..254
+        Gray levels tried, evenly spaced from the target's brightest pixel down to the background.
+    max_area : int, 1..4096, pixels
+        Area of the largest candidate.
+    polarity : {"bright", "dark", "auto"}
+        Whether targets are brighter than their surroundings; "auto" decides for each by its best score.
+    dark_margin : float >= 0
+        By how much the best dark score must exceed the best bright one under "auto".
+    core : float
+        Added to the weight of ln e: above 0 masks are drawn tighter, towards the core, below 0 wider.
+    body : float
+        Added to the weight of size: above 0 a hot spot gives way to the dim body around it where that stands
+        clear of a calm background, wherever the click lies on it; about 1.5 for aircraft with hot engines.
+    category_weight : float >= 0
+        How much a candidate loses for each factor of e by which its area misses the category given.
+    weights : ScoreWeights
+    """
+
+    radius: int = 31
+    near: int = 8
+    levels: int = 64
+    max_area: int = 2000
+    polarity: str = "bright"
+    dark_margin: float = 3.0
+    core: float = 0.0
+    body: float = 0.0
+    category_weight: float = 10.0
+    weights: ScoreWeights = field(default_factory=ScoreWeights)
+
+    def __post_init__(self) -> None:
+        if self.polarity not in POLARITIES:
+            raise ValueError(f"polarity must be one of {POLARITIES}, got {self.polarity!r}")
+        largest = (MAX_WINDOW - 1) // 2
+        limits = {"radius": (1, largest), "near": (0, largest), "levels": (1, MAX_LEVELS)}
+        limits["max_area"] = (1, MAX_WINDOW**2)
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high or value != int(value):
+                raise ValueError(f"{name} must be a whole number in {low}..{high}, got {value}")
+        for name in ("dark_margin", "category_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("core", "body"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
+
+    def score_weights(self) -> tuple[float, ...]:
+        """The weights in the order of `ScoreWeights`, with `core` and `body` added."""
+        weights = self.weights
+        return astuple(replace(weights, level=weights.level + self.core, size=weights.size + self.body))

@@ -1,0 +1,40 @@
+"""Parts of the mean-field iteration that all CRF backends share."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+MAX_PIXELS = 1 << 22
+_PIECE = 1 << 13  # pixels: with a few classes less than torch shares between threads
+
+
+def in_pieces(function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+    """`function` of tensors [..., pixels], which it works on pixel by pixel.
+
+    On the CPU in pieces too small for torch to share them between its threads: on a busy machine these wait
+    for one another many times longer than they work.
+    """
+    if values[0].device.type != "cpu":
+        return function(*values)
+    pieces = zip(*(value.split(_PIECE, -1) for value in values), strict=True)
+    return torch.cat([function(*piece) for piece in pieces], -1)
+
+
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax [classes, ...] of logits [classes - 1, ...] relative to the first class."""
+    # On the CPU torch's own softmax rounds by the place in the batch; exp, + and / do not.
+    every = torch.cat([torch.zeros_like(logits[:1]), logits])
+    powers = torch.exp(every - every.amax(0))
+    return powers / functools.reduce(torch.add, powers)
+
+
+def differences(logits: torch.Tensor) -> torch.Tensor:
+    """Probability of each class but the first minus that of the first, [classes - 1, ...].
+
+    They are all that mean field needs of Q, because softmax ignores what all classes receive alike.
+    """
+    if len(logits) == 1:
+        return torch.tanh(logits / 2)
+    probabilities = in_pieces(class_probabilities, logits)
+    return probabilities[1:] - probabilities[:1]

@@ -1,0 +1,209 @@
+"""Atomic files, JSON, tar archives of PNG files, and reading ahead by threads."""
+
+import errno
+import hashlib
+import io
+import json
+import mmap
+import os
+import secrets
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from mclc_gpu.errors import InputError
+
+_RANDOM, _MARK = 8, ".tmp"  # random bytes in a temporary name, and what follows them
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path`; what is written there becomes `path` when the block ends well.
+
+    The block must create the file and close it. When the block raises, the temporary file is removed and an
+    older `path` stays as it was. The temporary path lies in the same folder (created when missing), because a
+    rename is atomic only within one file system, and ends in the same suffix, because image writers choose
+    the format by it; its name starts with a dot, so that no reader of the folder takes it for data. Several
+    processes may write the same `path`: each result is whole, the last to finish stays. Raises OSError that
+    names `path`, not the temporary file, when the folder cannot be written, the disk is full or the block
+    created nothing.
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{secrets.token_hex(_RANDOM)}{_MARK}{final.suffix}")
+    try:
+        if not final.parent.is_dir():
+            final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        # Image writers raise it without a number.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(final)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_path` in a folder that no process writes to now."""
+    for path in folder.glob(f".{'[0-9a-f]' * 2 * _RANDOM}{_MARK}*"):
+        path.unlink(missing_ok=True)
+
+
+def package_version() -> str:
+    """Version of the installed package; "checkout" without installation."""
+    try:
+        return version("mclc-gpu")
+    except PackageNotFoundError:
+        return "checkout"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises InputError when it holds none, which says `mend`, and OSError when it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    # RecursionError: brackets nested by the thousand.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({error}); {mend}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: no JSON object; {mend}")
+    return content
+
+
+def fingerprint_of(*content: Any) -> str:
+    """A digest of what a run's output depends on, but for the images' content; any JSON, in parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in content:
+        digest.update(json.dumps(part).encode() + b"\n")
+    return digest.hexdigest()
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`map` by threads, in order; only a few more results than there are threads exist at a time."""
+    workers = min(os.cpu_count() or 1, 16)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Whoever stops early, or an error, must not wait for work that nobody will look at.
+            for future in waiting:
+                future.cancel()
+
+
+ARCHIVE_SUFFIX = ".tar"
+MASK_PART, TPM_PART = ".mask.png", ".tpm.png"  # what follows an image's key in archives of labels
+_ARCHIVES_KNOWN = 4096  # whose tables of members are kept in memory
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a file, or of a member of an archive.
+
+    Raises OSError for a file that cannot be read, InputError for an archive that cannot.
+    """
+    if not in_archive(path):
+        return path.read_bytes()
+    members = members_of(path.parent)
+    if path.name not in members:
+        raise FileNotFoundError(2, "No such file in the archive", str(path))
+    offset, size = members[path.name]
+    with path.parent.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def in_archive(path: Path) -> bool:
+    """Whether a path is that of a member of an archive."""
+    return path.parent.suffix == ARCHIVE_SUFFIX and path.parent.is_file()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, or such a member of an archive."""
+    return path.name in members_of(path.parent) if in_archive(path) else path.is_file()
+
+
+def members_of(archive: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size in bytes of each regular file in an archive, by its name without folders.
+
+    Raises InputError for a file that is no uncompressed tar archive, or that holds a name twice.
+    """
+    status = archive.stat()
+    return _members(archive, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=_ARCHIVES_KNOWN)
+def _members(archive: Path, changed: int, size: int) -> dict[str, tuple[int, int]]:
+    """`members_of` an archive in one state of it."""
+    del changed, size
+    try:
+        return _table(archive)
+    except (InputError, OSError):
+        raise
+    # tarfile raises nearly anything on damaged bytes (ValueError, OverflowError, ...), documented nowhere.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{archive}: no whole uncompressed tar archive ({reason}); make it again") from error
+
+
+def _table(archive: Path) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    # Of a map no more can be read than there is, whatever length a damaged header claims.
+    with (
+        archive.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        tarfile.open(fileobj=content, mode="r:") as tar,
+    ):
+        for member in tar:
+            if member.size < 0 or member.offset_data + member.size > len(content):
+                raise ValueError(f"{member.name!r} does not end in it")
+            name = PurePosixPath(member.name).name
+            if not member.isfile() or name.startswith("."):
+                continue
+            if name in found:
+                raise InputError(f"{archive}: holds {name} twice; keep one")
+            found[name] = member.offset_data, member.size
+    return found
+
+
+def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write named files into an archive, which appears whole or not at all; equal files give equal bytes."""
+    with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def key_of(stem: str) -> str:
+    """An image's key in an archive: its stem, without the dots that would end the key."""
+    return stem.replace("%", "%25").replace(".", "%2E")
+
+
+def stem_of_mask(name: str) -> str:
+    """The stem of the image whose mask has this name in an archive."""
+    return unquote(name.removesuffix(MASK_PART), errors="surrogateescape")

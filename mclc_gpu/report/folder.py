@@ -1,0 +1,175 @@
+"""Write the report folder of an evaluation or a training run."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mclc_gpu.data.datasets import Sample
+from mclc_gpu.data.files import atomic_path, write_json
+from mclc_gpu.data.validation import ValidationSet
+from mclc_gpu.detect.checkpoint import load_checkpoint
+from mclc_gpu.detect.evaluate import score_network
+from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.report.plots import plot_curves, plot_roc
+from mclc_gpu.report.sheets import Extremes, case_sheet
+from mclc_gpu.score.metrics import Result, Scores
+from mclc_gpu.score.roc import Roc, RocScores
+from mclc_gpu.train.fit import METRICS
+from mclc_gpu.train.fit import REPORT as RUN_REPORT
+
+REPORT = "report.md"
+_TABLE, _SCORES, _ROC = "images.csv", "scores.json", "roc.png"
+_CURVES, _WORST, _BEST = "curves.png", "worst.png", "best.png"
+FILES = (REPORT, _TABLE, _SCORES, _ROC, _CURVES, _WORST, _BEST)
+
+
+def write_report(
+    folder: Path,
+    *,
+    title: str,
+    scores: Scores | None = None,
+    roc: Roc | None = None,
+    extremes: Extremes | None = None,
+    metrics_csv: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write what is given into a folder, which is made when missing; files of an older report are replaced.
+
+    Args:
+        folder: Gets report.md, which shows all the rest.
+        title: First line of the report.
+        scores: images.csv, a row an image, and scores.json.
+        roc: roc.png, and the curve in scores.json.
+        extremes: worst.png and best.png.
+        metrics_csv: A training run's table: curves.png.
+        settings: Names and values to state, nested ones too.
+
+    Returns:
+        Path of report.md.
+
+    Raises:
+        InputError: `metrics_csv` cannot be read.
+    """
+    lines = [f"# {title}", ""]
+    result = None if scores is None else scores.compute()
+    if scores is not None and result is not None:
+        lines += _score_lines(result)
+        write_json(folder / _SCORES, result.as_dict() | ({} if roc is None else {"roc": roc.as_dict()}))
+        _write_images(folder / _TABLE, scores)
+        lines += [f"Image by image: [{_TABLE}]({_TABLE}).", ""]
+    if metrics_csv is not None:
+        plot_curves(metrics_csv, folder / _CURVES)
+        lines += ["## Training", "", f"![Loss and scores by epoch]({_CURVES})", ""]
+    if roc is not None:
+        plot_roc(roc, folder / _ROC)
+        lines += ["## Over thresholds", "", "```", str(roc), "```", ""]
+        lines += [f"![Pd over Fa, and scores by pixel over the threshold]({_ROC})", ""]
+    if extremes is not None:
+        lines += ["## Images", ""]
+        for name, what, cases in (
+            (_WORST, "Lowest", extremes.worst()),
+            (_BEST, "Highest", extremes.best()),
+        ):
+            with atomic_path(folder / name) as temporary:
+                case_sheet(cases, f"{what} IoU", extremes.threshold).save(temporary)
+            lines += [f"![{what} IoU]({name})", ""]
+    if settings:
+        lines += ["## Settings", "", *_table(("setting", "value"), _flat(settings)), ""]
+    with atomic_path(folder / REPORT) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
+    return folder / REPORT
+
+
+def _score_lines(result: Result) -> list[str]:
+    numbers = {
+        "IoU": _number(result.iou),
+        "nIoU": _number(result.niou),
+        "Pd": _number(result.pd),
+        "Fa x1e-6": _number(result.fa * 1e6, 2),
+        "precision": _number(result.precision),
+        "recall": _number(result.recall),
+        "F1": _number(result.f1),
+    }
+    lines = [
+        f"{result.images} images, {result.detected} of {result.targets} targets detected, "
+        f"{result.false_alarm_pixels} false-alarm pixels; convention {result.convention}.",
+        "",
+        *_table(tuple(numbers), [tuple(numbers.values())]),
+        "",
+    ]
+    rows = [
+        (name, _number(one.iou), _number(one.pd), f"{one.detected} of {one.targets}")
+        for name, one in result.categories.items()
+    ]
+    if rows:
+        lines += [*_table(("targets", "IoU", "Pd", "detected"), rows), ""]
+    return lines
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Names and values of nested settings, the names joined by dots."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        inside = isinstance(value, Mapping) and value
+        rows += _flat(value, f"{above}{name}.") if inside else [(f"{above}{name}", str(value))]
+    return rows
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _write_images(path: Path, scores: Scores) -> None:
+    table = io.StringIO(newline="")
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["image", "iou", "targets", "detected", "false_alarm_pixels", "true", "predicted"])
+    for one in scores.images:
+        iou = "" if math.isnan(one.iou) else f"{one.iou:.6f}"
+        counts = [one.targets, one.detected, one.false_alarm_pixels, one.true, one.predicted]
+        rows.writerow([one.name, iou, *counts])
+    with atomic_path(path) as temporary:
+        temporary.write_text(table.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+
+
+_SHOWN = 200  # training images that a report without validation looks at
+
+
+def report_run(
+    out: Path, checkpoint: Path, train: Sequence[Sample], validation: Sequence[Sample], device: torch.device
+) -> tuple[Path, Scores]:
+    """Write OUT/report/: curve, scores, ROC and the best and worst images.
+
+    The images are those of the validation or, without one, up to 200 spread evenly over the training set,
+    whose masks are what the network has learned. Returns the path of report.md and the scores in it.
+    """
+    trained = load_checkpoint(checkpoint, device)
+    samples = validation
+    if not validation:
+        chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SHOWN)).round().astype(int))
+        samples = [train[index] for index in chosen]
+    predictor = Predictor(trained.network, trained.normalisation, amp=trained.settings["amp"])
+    extremes, roc = Extremes(), RocScores()
+    scores = score_network(predictor, ValidationSet(samples, budget=0), roc=roc, watch=extremes)
+    shown = "validation" if validation else "training"
+    report = write_report(
+        out / RUN_REPORT,
+        title=f"{trained.name}, epoch {trained.state['epoch']}, on its {shown} set",
+        scores=scores,
+        roc=roc.compute(),
+        extremes=extremes,
+        metrics_csv=out / METRICS,
+        settings=trained.settings,
+    )
+    return report, scores

@@ -1,0 +1,51 @@
+"""A detector whose answers are known: a pixel is a target where it is bright."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from mclc_gpu.detect.checkpoint import Normalisation, Trained
+from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.networks.blocks import Detector, Logits
+
+PLAIN = Normalisation(0.0, 1.0)
+
+
+class Bright(Detector):
+    """Probability 1/2 at gray level 128, 0.73 at 138, 0.27 at 118 and so on; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.limit = nn.Parameter(torch.tensor(128.0))
+        self.calls = 0
+
+    def segment(self, x: torch.Tensor) -> Logits:
+        self.calls += 1
+        return Logits(((x - self.limit) / 10,))
+
+
+def probability_of(level: float) -> float:
+    return 1 / (1 + np.exp((128 - level) / 10))
+
+
+def bright_predictor(**changes: Any) -> Predictor:
+    return Predictor(Bright(), PLAIN, **changes)
+
+
+def bright_checkpoint(path: Path, device: object) -> Trained:
+    """In place of `load_checkpoint`."""
+    del path, device
+    return Trained(Bright().eval(), "bright", 1, PLAIN, {"network": "bright", "lr": {"first": 0.05}}, {})
+
+
+def write_scene(folder: Path, name: str, levels: dict[tuple[int, int, int, int], int], size=(40, 50)) -> None:
+    """An image of gray level 20 with boxes (row, column, height, width) of other levels."""
+    image = np.full(size, 20, np.uint8)
+    for (row, column, height, width), level in levels.items():
+        image[row : row + height, column : column + width] = level
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / f"{name}.png")

@@ -1,0 +1,91 @@
+"""Commands in processes of their own, which start at once: forked from one that has imported everything."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from training_data import Tiny
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["processes", "mclc_gpu.cli.label", "mclc_gpu.cli.train", "mclc_gpu.cli.predict"]
+)
+
+
+def command(
+    words: Sequence[object],
+    environment: Mapping[str, str] | None = None,
+    told: Path | None = None,
+    stop: Path | None = None,
+) -> ForkServerProcess:
+    """A process that runs a command in chunks of one image, and a detector named "tiny" to train.
+
+    What it says goes to the file `told`. Once it has written the file `stop` it stops, until SIGCONT.
+    """
+    process = _CONTEXT.Process(target=_run, args=(list(map(str, words)), dict(environment or {}), told, stop))
+    process.start()
+    return process
+
+
+def _run(words: list[str], environment: dict[str, str], told: Path | None, stop: Path | None) -> None:
+    from mclc_gpu.cli.main import main
+    from mclc_gpu.labels import run as labelstream
+    from mclc_gpu.networks.zoo import NETWORKS
+
+    os.environ.update(environment)
+    file = os.open(os.devnull if told is None else told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    replace = os.replace
+
+    def replace_and_stop(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target == stop:
+            os.replace = replace
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    os.replace = replace_and_stop  # type: ignore[assignment]
+    labelstream._CHUNK_IMAGES = 1
+    NETWORKS["tiny"] = Tiny
+    sys.exit(main(words))
+
+
+def kill(process: ForkServerProcess) -> bool:
+    """Kill -9; whether the process was still at work."""
+    at_work = process.is_alive()
+    if at_work and process.pid is not None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return at_work
+
+
+def ended(process: ForkServerProcess, seconds: float = 60) -> int | None:
+    """The exit code of a process that ends by itself; None, and its end, when it does not."""
+    process.join(seconds)
+    code = process.exitcode
+    kill(process)
+    return code
+
+
+def wait_until_stopped(process: ForkServerProcess, seconds: float = 60) -> None:
+    """Wait until all of a process stands still."""
+    end = time.monotonic() + seconds
+    state = Path(f"/proc/{process.pid}/stat")
+    while state.read_text().rpartition(")")[2].split()[0] != "T":
+        assert process.is_alive(), "it ended"
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def wait_for(path: Path, process: ForkServerProcess, seconds: float = 60) -> None:
+    """Wait until a process has made a file."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.is_alive(), "it ended before it wrote that file"
+        assert time.monotonic() < end
+        time.sleep(0.002)

@@ -1,0 +1,128 @@
+"""What the Monte Carlo trials take and refuse."""
+
+import numpy as np
+import pytest
+import torch
+
+from mclc_gpu.kernels.config import TrialConfig
+from mclc_gpu.kernels.packed import WINDOW_COLUMNS, PackedImages
+from mclc_gpu.kernels.trials import run_trials
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "SLIC"}, "method must be one of"),
+        ({"connectivity": "none"}, "connectivity must be one of"),
+        ({"noise": "speckle"}, "noise must be one of"),
+        ({"intensity": 1.5}, "intensity must be in"),
+        ({"clusters": 0}, "clusters must be in"),
+        ({"clusters": 4097}, "clusters must be in"),
+        ({"compactness": 0.0}, "compactness must be positive"),
+        ({"compactness": float("nan")}, "compactness must be positive"),
+        ({"compactness": float("inf")}, "compactness must be positive"),
+        ({"max_iterations": 0}, "max_iterations must be at least 1"),
+        ({"tolerance": -1.0}, "tolerance must be at least 0"),
+        ({"tolerance": float("inf")}, "tolerance must be at least 0"),
+        ({"min_size_factor": -0.5}, "min_size_factor must be at least 0"),
+        ({"max_size_factor": float("nan")}, "max_size_factor must be at least 0"),
+    ],
+    ids=str,
+)
+def test_config_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(match=message):
+        TrialConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no images"),
+        ([np.zeros((4, 4, 4), np.uint8)], r"must be \[H, W\] or \[H, W, 3\]"),
+        ([np.zeros(4, np.uint8)], r"must be \[H, W\] or \[H, W, 3\]"),
+        ([np.zeros((0, 4), np.uint8)], "not empty"),
+        ([np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint16)], "all uint8 or all of another"),
+        ([np.zeros((4, 4), np.uint16), np.zeros((4, 4), np.uint8)], "all uint8 or all of another"),
+        ([np.zeros((4, 4), bool)], "all uint8 or all of another"),
+        ([np.zeros((4, 4), np.complex64)], "all uint8 or all of another"),
+        ([np.array([[1.0, np.nan]])], "NaN or infinite"),
+        ([np.array([[1.0, 1e300]])], "NaN or infinite"),
+    ],
+)
+def test_pack_refuses(images: list[np.ndarray], message: str) -> None:
+    with pytest.raises(match=message):
+        PackedImages.pack(images)
+
+
+def test_pack_is_planar() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, shape).astype(np.uint8) for shape in [(3, 4), (5, 2, 3)]]
+    packed = PackedImages.pack(images)
+    assert packed.table.tolist() == [[0, 3, 4, 1], [12, 5, 2, 3]]
+    assert packed.data.dtype == torch.uint8
+    assert (packed.data[12:].reshape(3, 5, 2).permute(1, 2, 0).numpy() == images[1]).all()
+    assert PackedImages.pack([images[0].astype(np.uint16)]).data.dtype == torch.float32
+
+
+GOOD = torch.tensor([[0, 2, 3, 5, 6, 4, 5, 0]])
+
+
+def changed(column: int, value: int) -> torch.Tensor:
+    windows = GOOD.clone()
+    windows[0, column] = value
+    return windows
+
+
+@pytest.mark.parametrize(
+    ("windows", "keys", "options", "message"),
+    [
+        (GOOD[0], torch.tensor([0]), {}, "windows must be int64"),
+        (GOOD[:, :7], torch.tensor([0]), {}, "windows must be int64"),
+        (GOOD.int(), torch.tensor([0]), {}, "windows must be int64"),
+        (GOOD, torch.tensor([0, 0]), {}, r"keys must be int64 \[1\]"),
+        (GOOD, torch.tensor([0], dtype=torch.int32), {}, r"keys must be int64 \[1\]"),
+        (changed(0, 1), torch.tensor([0]), {}, "an image outside 0..0"),
+        (changed(0, -1), torch.tensor([0]), {}, "an image outside 0..0"),
+        (GOOD, torch.tensor([0]), {"trials": 0}, "trials must be at least 1"),
+        (GOOD, torch.tensor([0]), {"first_trial": -1}, "first_trial at least 0"),
+        (GOOD, torch.tensor([0]), {"first_trial": 2**31 - 1, "trials": 2}, "at most 2"),
+        (GOOD, torch.tensor([0]), {"backend": "numpy"}, "backend must be one of"),
+    ],
+)
+def test_run_trials_refuses(windows: torch.Tensor, keys: torch.Tensor, options: dict, message: str) -> None:
+    images = PackedImages.pack([np.zeros((80, 80), np.uint8)])
+    with pytest.raises(ValueError, match=message):
+        run_trials(images, windows, keys, TrialConfig(), **{"trials": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    list(enumerate([(-1, 76), (-1, 75), (0, 65), (0, 65), (-1, 5), (-1, 6), (-1, 2**31)], 1)),
+)
+def test_run_trials_refuses_windows(column: int, values: tuple[int, int]) -> None:
+    images = PackedImages.pack([np.zeros((80, 80), np.uint8)])
+    for value in values:
+        with pytest.raises(ValueError, match=f"window 0 .*{WINDOW_COLUMNS[column]}.* lie inside its image"):
+            run_trials(images, changed(column, value), torch.tensor([0]), TrialConfig(), 1)
+
+
+def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    images = PackedImages.pack([np.zeros((80, 80), np.uint8)])
+    with pytest.raises(RuntimeError, match="needs CUDA tensors"):
+        run_trials(images, GOOD, torch.tensor([0]), TrialConfig(), 1, backend="triton")
+
+
+def test_no_windows() -> None:
+    empty = run_trials(
+        PackedImages.pack([np.zeros((4, 4), np.uint8)]),
+        GOOD[:0],
+        torch.zeros(0, dtype=torch.int64),
+        TrialConfig(),
+        5,
+        keep_masks=True,
+    )
+    assert empty.counts.shape == (0,)
+    assert empty.masks is not None
+    assert empty.masks.shape == (5, 0)
+    assert empty.offsets.tolist() == [0]

@@ -1,0 +1,351 @@
+"""The search of label settings, and the tune command."""
+
+import csv
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from mclc_gpu.cli.main import main
+from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.simulate import points_from_mask
+from mclc_gpu.data.synthetic import write_dataset
+from mclc_gpu.errors import InputError
+from mclc_gpu.labels.config import preset
+from mclc_gpu.labels.pipeline import compose, label_images
+from mclc_gpu.score.metrics import Scores
+from mclc_gpu.tune.search import (
+    SPACES,
+    Evaluator,
+    Parameter,
+    Search,
+    TuneSet,
+    gain_of,
+    iou_by_seed,
+    matters,
+    space_of,
+    values_of,
+    with_values,
+)
+
+COUNT = 8
+SPACE = (
+    Parameter("a", tuple(range(9))),
+    Parameter("kind", ("flat", "steep"), ordered=False),
+    Parameter("b", tuple(range(9)), only=("kind", ("steep",))),
+)
+
+
+@pytest.fixture(scope="session")
+def frames(tmp_path_factory):
+    """Synthetic frames of bright targets with their true masks."""
+    folder = tmp_path_factory.mktemp("frames")
+    write_dataset(folder, COUNT, 5, size=(96, 96), test_share=0.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dark(frames, tmp_path_factory):
+    """The same frames as negatives."""
+    folder = tmp_path_factory.mktemp("dark")
+    shutil.copytree(frames / "masks", folder / "masks")
+    (folder / "images").mkdir()
+    for path in (frames / "images").iterdir():
+        Image.fromarray(255 - read_image(path)).save(folder / "images" / path.name)
+    return folder
+
+
+def loaded(folder, seeds=1):
+    images = [read_image(path) for path in sorted((folder / "images").iterdir())]
+    truth = [read_mask(path) for path in sorted((folder / "masks").iterdir())]
+    names = [path.stem for path in sorted((folder / "masks").iterdir())]
+    return TuneSet(names, images, truth, [[points_from_mask(mask) for mask in truth]] * seeds)
+
+
+def tune(folder, out, *words):
+    inputs = ["--images", folder / "images", "--masks", folder / "masks", "--device", "cpu"]
+    return main([str(word) for word in ("tune", *inputs, "--out", out, *words)])
+
+
+def account(out):
+    return json.loads((out / "tune.json").read_text())
+
+
+def hilly(values):
+    """A hill at a = 6; on the steep kind a higher one at b = 2 that must be found by more than one step."""
+    steep = 1 - 0.1 * abs(values["b"] - 2) if values["kind"] == "steep" else 0.75
+    return steep - 0.05 * abs(values["a"] - 6)
+
+
+def search(budget, seed=0, score=hilly):
+    asked = []
+    found = Search(
+        lambda values: asked.append(values) or score(values),
+        SPACE,
+        {"a": 0, "kind": "flat", "b": 8},
+        budget,
+        seed,
+    )
+    found.run()
+    return found, asked
+
+
+def test_the_search_finds_the_top_behind_another_one():
+    found, asked = search(400)
+    assert found.best == {"a": 6, "kind": "steep", "b": 2}
+    assert found.best_score == 1.0
+    # The space is small: the search ends by itself, and asks nothing twice.
+    assert len(asked) == found.seen <= 9 + 81
+    assert len({tuple(values.values()) for values in asked}) == len(asked)
+
+
+def test_a_budget_is_kept_and_the_start_stays_where_nothing_is_better():
+    found, asked = search(7)
+    assert (len(asked), found.best) == (7, {"a": 6, "kind": "flat", "b": 8})
+    assert search(1)[0].best == asked[0] == {"a": 0, "kind": "flat", "b": 8}
+    assert search(60, score=lambda values: 0.5)[0].best == asked[0]
+    assert search(60, score=lambda values: 0.5 + 0.0004 * (values["a"] == 1))[0].best == asked[0]
+
+
+def test_the_search_follows_its_seed():
+    assert search(60, seed=3)[1] == search(60, seed=3)[1] != search(60, seed=4)[1]
+
+
+def test_a_setting_without_effect_keeps_its_start():
+    assert all(values["b"] == 8 for values in search(400)[1] if values["kind"] == "flat")
+
+
+@pytest.mark.parametrize("name", ["paper", "default"])
+def test_every_value_of_a_space_makes_a_config(name):
+    base = preset(name)
+    space = space_of(base)
+    start = values_of(base, space)
+    assert with_values(base, start) == base
+    for parameter in space:
+        assert start[parameter.name] in parameter.values
+        assert len(set(parameter.values)) == len(parameter.values) > 1
+        assert not parameter.ordered or list(parameter.values) == sorted(parameter.values)
+        assert parameter.only is None or parameter.only[0] in start
+        for value in parameter.values:
+            assert values_of(with_values(base, {parameter.name: value}), space)[parameter.name] == value
+
+
+def test_what_a_space_holds_follows_the_config():
+    with pytest.raises(InputError, match="grabcut"):
+        space_of(preset("grabcut"))
+    own = space_of(preset("paper", threshold=0.55))
+    (threshold,) = (parameter for parameter in own if parameter.name == "threshold")
+    assert threshold.values == (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
+    assert not matters(threshold, {"refine": "crf"})
+    assert {p.name.split(".")[0] for p in SPACES["mclc"]} == {"trial", "refine", "threshold", "crf"}
+
+
+@pytest.mark.parametrize("config", [preset("paper", trials=4), preset("default")], ids=["paper", "default"])
+def test_evaluations_are_those_of_the_chain_and_the_scores(frames, config):
+    whole = loaded(frames, seeds=2)
+    parts = whole.halves(0)
+    assert sorted(parts[0] + parts[1]) == list(range(COUNT))
+    assert len(parts[0]) == len(parts[1])
+    evaluator = Evaluator([whole.part(members) for members in parts], torch.device("cpu"))
+    pixels = np.stack([evaluator.pixels(config, part) for part in range(2)], axis=1)
+    for seed, iou in enumerate(iou_by_seed(pixels)):
+        targets = label_images(
+            whole.images, whole.points[seed], config, device="cpu", seed=seed, names=whole.names
+        )
+        scores = Scores()
+        for at, mask in enumerate(whole.truth):
+            scores.update(compose(mask.shape, [t for t in targets if t.image == at])[0], mask)
+        assert iou == scores.compute().iou
+    # Another refinement of the same TPMs, and back.
+    other = with_values(config, {"threshold": 0.2, "refine": "threshold"})
+    fresh = Evaluator(evaluator.parts, torch.device("cpu"))
+    assert (evaluator.of_images(other, 0) == fresh.of_images(other, 0)).all()
+    assert (evaluator.of_images(config, 0).sum(axis=1) == pixels[:, 0]).all()
+    assert (evaluator.of_images(other, 0).sum(axis=1) != pixels[:, 0]).any()
+
+
+def test_halves_are_alike():
+    masks = [np.arange(100).reshape(10, 10) < area for area in (1, 90, 2, 95, 40, 41)]
+    whole = TuneSet([*"abcdef"], masks, masks, [])
+    seen = {tuple(map(tuple, whole.halves(seed))) for seed in range(9)}
+    for first, second in seen:
+        pairs = {0, 2}, {4, 5}, {1, 3}
+        assert all(len(pair & set(first)) == len(pair & set(second)) == 1 for pair in pairs)
+    assert len(seen) > 2
+
+
+def test_a_gain_and_its_uncertainty():
+    before = np.array([[[50, 100], [10, 20]] * 8])
+    alike = np.array([[[60, 100], [12, 20]] * 8])
+    assert gain_of(before, before, 0) == (0, 0)
+    gain, uncertainty = gain_of(before, alike, 0)
+    assert gain == pytest.approx(0.1)
+    assert uncertainty < 1e-6
+    mixed = before + np.array([[[20, 0], [0, 0], [-16, 0], [0, 0]] * 4])
+    gain, uncertainty = gain_of(before, mixed, 0)
+    assert 0 < gain < uncertainty
+
+
+def test_dark_targets_are_found_and_label_takes_the_config(dark, tmp_path, capsys):
+    out, labels = tmp_path / "tuned", tmp_path / "labels"
+    assert tune(dark, out, "--budget", 8) == 0
+    found = account(out)
+    assert found["changes"]["components.polarity"][0] == "bright"
+    assert found["settings"]["seeds"] == 1
+    assert found["tuned_kept"]
+    assert found["before"]["iou"] < 0.3 < 0.5 < found["cross_validated"]["iou"]
+    text = capsys.readouterr().out
+    assert f"tuned {found['after']['iou']:.4f}" in text
+    assert f"label --config {out / 'config.json'}" in text
+    data = ["--images", dark / "images", "--points-from-masks", dark / "masks", "--device", "cpu"]
+    words = ["label", *data, "--config", out / "config.json", "--out", labels]
+    assert main([str(word) for word in words]) == 0
+    score = ["score", "--pred", labels / "masks", "--truth", dark / "masks", "--json", tmp_path / "s.json"]
+    assert main([str(word) for word in score]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["iou"] == found["after"]["iou"]
+    # An option still changes a single setting, and a run's own account is a config too.
+    again = ["label", *data, "--config", labels / "label.json", "--threshold", 0.9, "--out", tmp_path / "b"]
+    assert main([str(word) for word in again]) == 0
+    settings = [json.loads((o / "label.json").read_text())["settings"] for o in (labels, tmp_path / "b")]
+    assert settings[1] == {**settings[0], "threshold": 0.9}
+
+
+def test_the_files_tell_every_evaluation(frames, tmp_path):
+    assert tune(frames, tmp_path, "--budget", 4, "--preset", "paper", "--seeds", 2, "--jitter", 1) == 0
+    with (tmp_path / "search.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["search"] for row in rows] == ["all"] * 4 + ["half 1"] * 4 + ["half 2"] * 4
+    assert [int(row["evaluation"]) for row in rows] == [*range(1, 13)]
+    assert all(0 <= float(row["iou"]) <= 1 and float(row["spread"]) >= 0 for row in rows)
+    assert {(row["trial.clusters"], row["trial.compactness"]) for row in rows} > {("9", "20.0")}
+    assert Image.open(tmp_path / "search.png").size[0] > 1000
+    found = account(tmp_path)
+    assert sum(half["images"] for half in found["halves"]) == found["images"] == COUNT
+    assert (
+        found["settings"]["config"]["trials"] == json.loads((tmp_path / "config.json").read_text())["trials"]
+    )
+
+
+def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypatch, capsys):
+    # Half of the masks are drawn much wider than the others, so that what suits one half harms the other.
+    whole = loaded(frames)
+    parts = list(range(0, COUNT, 2)), list(range(1, COUNT, 2))
+    monkeypatch.setattr(TuneSet, "halves", lambda self, seed: parts)
+    shutil.copytree(frames / "images", tmp_path / "images")
+    (tmp_path / "masks").mkdir()
+    for at, (name, mask) in enumerate(zip(whole.names, whole.truth, strict=True)):
+        drawn = ndimage.binary_dilation(mask, iterations=2) if at % 2 else mask
+        Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "masks" / f"{name}.png")
+    assert tune(tmp_path, tmp_path / "out", "--budget", 12) == 0
+    found = account(tmp_path / "out")
+    assert found["after"]["iou"] > found["before"]["iou"]
+    assert found["cross_validated"]["iou"] < found["before"]["iou"]
+    assert not found["tuned_kept"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == asdict(preset("default"))
+    assert "keeps the values of preset default" in capsys.readouterr().out
+
+
+def test_one_image_works_with_a_warning(dark, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text(sorted((dark / "images").iterdir())[0].stem)
+    assert tune(dark, tmp_path / "out", "--budget", 3, "--list", tmp_path / "one.txt") == 0
+    found = account(tmp_path / "out")
+    assert (found["images"], found["cross_validated"], found["halves"]) == (1, None, [])
+    out, err = capsys.readouterr()
+    assert "warning: 1 image with targets" in err
+    assert "not cross-validated" in out
+
+
+def test_an_interrupt_leaves_what_was_found_and_resume_ends_the_same(dark, tmp_path, monkeypatch, capsys):
+    assert tune(dark, tmp_path / "whole", "--budget", 5) == 0
+    done = []
+    real = Evaluator.of_images
+
+    def stopping(self, config, part):
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        done.append((config, part))
+        return real(self, config, part)
+
+    monkeypatch.setattr(Evaluator, "of_images", stopping)
+    out = tmp_path / "out"
+    assert tune(dark, out, "--budget", 5) == 130
+    assert "tune goes on with --resume" in capsys.readouterr().err
+    assert not (out / "tune.json").exists()
+    assert json.loads((out / "config.json").read_text())["components"]["polarity"] != "bright"
+    assert tune(dark, out, "--budget", 5) == 2
+    before, done = done, [None] * 10
+    monkeypatch.setattr(Evaluator, "of_images", lambda *words: done.append(words[1:]) or real(*words))
+    assert tune(dark, out, "--budget", 5, "--resume") == 0
+    judged = 6  # both halves before, tuned, and by the other half's search: evaluated anew, image by image
+    assert not set(before) & set(done[10:-judged])
+    for name in ("config.json", "search.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    done.clear()
+    assert tune(dark, out, "--budget", 5, "--resume") == 0
+    assert done == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seeds", 0], "seeds 0"),
+        (["--budget", 0], "budget 0"),
+        (["--jitter", -1], "jitter -1"),
+        (["--preset", "lca"], "--preset"),
+        (["--list", "none.txt"], "none.txt"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(frames, tmp_path, capsys, words, says):
+    try:
+        code = tune(frames, tmp_path / "out", *words)
+    except SystemExit as error:
+        code = error.code
+    err = capsys.readouterr().err
+    assert (code, err.count("\n")) == (2, 1)
+    assert says in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_without_targets_are_told(frames, tmp_path, capsys):
+    for path in (frames / "masks").iterdir():
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("L", (96, 96)).save(tmp_path / "masks" / path.name)
+    shutil.copytree(frames / "images", tmp_path / "images")
+    assert tune(tmp_path, tmp_path / "out") == 2
+    assert "nothing to tune on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ("{", "no JSON"),
+        ("[1]", "no JSON object; give what tune wrote"),
+        ('{"settings": 3}', "holds no label settings"),
+        ('{"maker": "mclc"}', "another version"),
+        (json.dumps({**asdict(preset("paper")), "threshold": 2}), "threshold 2"),
+    ],
+)
+def test_a_bad_config_is_told_in_one_line(frames, tmp_path, capsys, content, says):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    data = ["--images", frames / "images", "--points-from-masks", frames / "masks", "--out", tmp_path / "out"]
+    assert main([str(word) for word in ("label", *data, "--config", path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(path) in err
+    assert says in err
+
+
+def test_a_config_excludes_a_preset(frames, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["label", "--images", "a", "--points", "b", "--out", "c", "--preset", "paper", "--config", "d"])
+    assert stop.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
