@@ -15,7 +15,19 @@ FOLDERS = ("mclc_gpu", "kernels", "networks", "bench")
 SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))
 
 # Folders from the bottom up: a module may import its own folder and the folders before it, no others.
-ORDER = ["errors", "kernels", "networks", "data", "distributed", "runs", "score", "labels", "detect", "train"]
+ORDER = [
+    "errors",
+    "registry",
+    "kernels",
+    "networks",
+    "data",
+    "distributed",
+    "runs",
+    "score",
+    "labels",
+    "detect",
+    "train",
+]
 ORDER += ["report", "tune", "bench", "cli"]
 THIRD_PARTY = {"kernels": {"torch", "triton", "numba", "llvmlite", "numpy"}, "networks": {"torch"}}
 

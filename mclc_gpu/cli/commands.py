@@ -1,28 +1,30 @@
 """The commands by name. A command is imported when it runs, so that --help is quick."""
 
 import argparse
-from importlib import import_module
+from collections.abc import Callable
 
-# Where each command lives: a function of its name that takes the arguments and the time of the start, and
-# returns the number of skipped inputs.
-COMMANDS = {
-    "label": "mclc_gpu.cli.label",
-    "score": "mclc_gpu.cli.score",
-    "train": "mclc_gpu.cli.train",
-    "evaluate": "mclc_gpu.cli.evaluate",
-    "predict": "mclc_gpu.cli.predict",
-    "tune": "mclc_gpu.cli.tune",
-    "show": "mclc_gpu.cli.show",
-    "bench": "mclc_gpu.cli.bench",
-    "demo": "mclc_gpu.cli.demo",
-}
+from mclc_gpu.registry import Registry
+
+Command = Callable[[argparse.Namespace, float], int]
+
+# A command takes its arguments and the `time.perf_counter()` of the start, and returns the number of skipped
+# inputs.
+COMMANDS: Registry[Command] = Registry(
+    "command",
+    {
+        "label": "mclc_gpu.cli.label.label",
+        "score": "mclc_gpu.cli.score.score",
+        "train": "mclc_gpu.cli.train.train",
+        "evaluate": "mclc_gpu.cli.evaluate.evaluate",
+        "predict": "mclc_gpu.cli.predict.predict",
+        "tune": "mclc_gpu.cli.tune.tune",
+        "show": "mclc_gpu.cli.show.show",
+        "bench": "mclc_gpu.cli.bench.bench",
+        "demo": "mclc_gpu.cli.demo.demo",
+    },
+)
 
 
 def run(arguments: argparse.Namespace, started: float) -> int:
-    """Run one command; returns the number of skipped inputs.
-
-    `started`: `time.perf_counter()` when the process began.
-    """
-    name = arguments.command
-    skipped: int = getattr(import_module(COMMANDS[name]), name)(arguments, started)
-    return skipped
+    """Run one command; returns the number of skipped inputs."""
+    return COMMANDS[arguments.command](arguments, started)
