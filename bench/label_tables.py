@@ -286,10 +286,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError(f"--only {unknown[0]!r}: use some of {', '.join(TABLES)}")
     if options.seeds < 1 or options.trials < 1:
         raise InputError(f"--seeds is {options.seeds}, --trials is {options.trials}: give at least 1 of each")
-    try:
-        device = pick_device(options.device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    device = pick_device(options.device)
     images, truth = read_set(options.images, options.masks, options.list)
     frames = Frames(list(images), list(images.values()), [truth[name] for name in images])
     targets = sum(map(len, frames.points(0)))

@@ -1,29 +1,48 @@
-"""Which backend runs an operation. The only file that asks what hardware there is."""
+"""Choice of backend and device: the only module that queries the hardware."""
 
 import os
 
 import torch
 
+from mclc_gpu.errors import InputError
+
 BACKENDS = ("triton", "cpu")
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter (environment variable ``TRITON_INTERPRET=1``)."""
+    """Check if Triton kernels run in Triton's interpreter (environment variable ``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
-    """Name of the backend that runs an operation on these tensors: ``"triton"`` or ``"cpu"``.
+    """Return the backend that runs an operation on some tensors.
 
-    ``None`` means Triton for CUDA tensors and the compiled CPU backend otherwise. An explicit request is
-    obeyed or refused, never replaced: ``"triton"`` on CPU tensors needs Triton's interpreter.
+    A requested backend is used or refused, never replaced.
+
+    Parameters
+    ----------
+    backend : {"triton", "cpu"} or None
+        None selects Triton for CUDA tensors and the compiled CPU backend otherwise. ``"triton"`` on CPU
+        tensors needs Triton's interpreter.
+    *tensors : Tensor
+        All tensors of the operation.
+
+    Returns
+    -------
+    str
+        ``"triton"`` or ``"cpu"``.
 
     Raises
     ------
     ValueError
         Unknown backend, or tensors on more than one device.
     RuntimeError
-        The backend asked for cannot run on the tensors' device.
+        The requested backend cannot run on the tensors' device.
+
+    Examples
+    --------
+    >>> resolve(None, torch.zeros(1))
+    'cpu'
     """
     devices = {tensor.device for tensor in tensors}
     if len(devices) != 1:
@@ -43,43 +62,54 @@ def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device behind ``auto``, ``cpu`` or ``cuda[:N]``.
+    """Return the device of a name.
+
+    Parameters
+    ----------
+    name : str
+        ``auto`` (CUDA if there is any, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises
     ------
-    ValueError
-        Unknown name, or CUDA asked for where there is none.
+    InputError
+        Unknown name, or CUDA requested on a machine without it.
+
+    Examples
+    --------
+    >>> pick_device("cpu")
+    device(type='cpu')
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name}: this machine shows {torch.cuda.device_count()} CUDA devices; use cpu"
-        )
+        raise InputError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     return torch.device(name)
 
 
 def device_name(device: torch.device) -> str:
-    """Name of a CUDA device; "cpu (N threads)" for the CPU."""
+    """Return the name of a CUDA device; ``cpu (N threads)`` for the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} threads)"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was asked for, so that the clock can be read."""
+    """Wait until all work queued on a device is done, so that the clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; 1 elsewhere (the interpreter is sequential)."""
+    """Return the number of streaming multiprocessors; 1 for the CPU, where the interpreter is sequential."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that a device has free; for the CPU, this machine (4 GiB where it does not say)."""
+    """Return the free memory of a device in bytes.
+
+    For the CPU it is what the system reports as available, or 4 GiB if it reports nothing.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

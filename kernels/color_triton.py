@@ -1,4 +1,4 @@
-"""sRGB to CIELAB and gray scales in Triton."""
+"""Device functions in Triton that several kernels share: sRGB to CIELAB, gray scales, and `zero_of`."""
 
 import torch
 import triton
@@ -7,6 +7,16 @@ import triton.language as tl
 from mclc_gpu.kernels.config import LUMA, STEPS, WHITE
 
 _BLOCK = 512
+
+
+@triton.jit
+def zero_of(p_number):
+    """Return zero, which the compiler cannot know.
+
+    Kernels short of registers add it to what is cheap to compute: the sum is then computed where it is used
+    instead of kept. It is the upper half of a small number, int64 >= 0, read anew each time.
+    """
+    return (tl.load(p_number, volatile=True) >> 32).to(tl.int32)
 
 
 @triton.jit

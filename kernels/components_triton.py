@@ -5,10 +5,9 @@ import triton
 import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
-from mclc_gpu.kernels.color_triton import gray_scales, luma, ranked
+from mclc_gpu.kernels.color_triton import gray_scales, luma, ranked, zero_of
 from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
 from mclc_gpu.kernels.packed import PackedImages
-from mclc_gpu.kernels.zero_triton import zero_of
 
 _STEPS = tl.constexpr(STEPS)
 

@@ -5,13 +5,12 @@ import triton
 import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
-from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light
+from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light, zero_of
 from mclc_gpu.kernels.config import KINDS, TrialConfig
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import threshold
 from mclc_gpu.kernels.noise_triton import disturb, draw
 from mclc_gpu.kernels.packed import PackedImages, Seeds
-from mclc_gpu.kernels.zero_triton import zero_of
 
 # Columns of a centre: row, column, three colours.
 CENTRE = tl.constexpr(5)

@@ -141,14 +141,11 @@ def join(device: str) -> Ranks:
         InputError: Unknown or missing device.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        here = pick_device(device)
-        if world > 1 and here.type == "cuda":
-            if here.index is not None:
-                raise InputError(f"device {device}: torchrun gives each process its own GPU; use cuda")
-            here = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    here = pick_device(device)
+    if world > 1 and here.type == "cuda":
+        if here.index is not None:
+            raise InputError(f"device {device}: torchrun gives each process its own GPU; use cuda")
+        here = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if world == 1:
         return Ranks(here)
     if here.type == "cuda":

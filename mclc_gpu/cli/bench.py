@@ -23,10 +23,7 @@ def bench(arguments: argparse.Namespace, started: float) -> int:
     LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.masks, arguments.list))
     if arguments.out.exists() and not arguments.out.is_dir():
         raise InputError(f"--out {arguments.out}: is no folder; give another place")
-    try:
-        device = pick_device(arguments.device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    device = pick_device(arguments.device)
     suites = arguments.suite or (() if arguments.plan else BENCH_SUITES[:-1])
     job = BenchJob(
         suites=suites,

@@ -30,10 +30,7 @@ def evaluate(arguments: argparse.Namespace, started: float) -> int:
     skipped: list[Skipped] = []
     if arguments.list is not None:
         images, skipped = select(images, read_list(arguments.list))
-    try:
-        trained = load_checkpoint(arguments.checkpoint, pick_device(arguments.device))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    trained = load_checkpoint(arguments.checkpoint, pick_device(arguments.device))
     predictor = Predictor(
         trained.network, trained.normalisation, arguments.tile, arguments.overlap, arguments.amp
     )

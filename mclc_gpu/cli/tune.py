@@ -10,7 +10,7 @@ from typing import Any
 from mclc_gpu.cli.common import say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import Skipped
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.labels.config import preset
 from mclc_gpu.tune.run import CONFIG, FEW_IMAGES, LAYOUT, PLOT, TuneJob, tune_labels
@@ -25,10 +25,7 @@ def tune(arguments: argparse.Namespace, started: float) -> int:
     skipped: list[Skipped] = []
     if arguments.list is not None:
         images, skipped = select(images, read_list(arguments.list))
-    try:
-        device = pick_device(arguments.device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    device = pick_device(arguments.device)
     job = TuneJob(
         images=images,
         masks=masks,

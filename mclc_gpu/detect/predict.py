@@ -100,10 +100,7 @@ def predict_folder(job: PredictJob) -> dict[str, Any]:
     Raises:
         InputError: The checkpoint or the output folder cannot be used, or no image could be read.
     """
-    try:
-        device = pick_device(job.device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    device = pick_device(job.device)
     trained = load_checkpoint(job.checkpoint, device)
     with job.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -225,10 +225,7 @@ def make_processes(
     # The categories in points.csv are those that were used, estimated or not.
     config = replace(run.config, category="given")
     points = [run.points[s] for s in stems]
-    try:
-        place = pick_device(device)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    place = pick_device(device)
     placed, problems = place_targets(arrays, points, stems, config, run.seed, place)
     if problems:
         raise InputError(f"{problems[0].file}: {problems[0].why}; the image changed since the run")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.files import fingerprint_of
@@ -221,7 +220,7 @@ def label_folder(job: LabelJob, ranks: Ranks | None = None) -> dict[str, Any]:
     Raises:
         InputError: The output folder cannot be used, or there is nothing to label.
     """
-    ranks = ranks or Ranks(_device(job.device))
+    ranks = ranks or Ranks(pick_device(job.device))
     if job.shards < 0:
         raise InputError(f"{job.shards} images an archive: give 1 or more, or 0 for files of their own")
     with locked(job.out, LAYOUT.kind, ranks.on_main):
@@ -255,13 +254,6 @@ def _label_folder(job: LabelJob, ranks: Ranks) -> dict[str, Any]:
     seconds = {"startup": startup, **work.stages.seconds, "total": total}
     parts = ranks.gather(_Part(len(mine), work.targets, work.trials, seconds))
     return ranks.on_main(lambda: _close(job, fingerprint, ranks, stems, parts, skipped))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return pick_device(name)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

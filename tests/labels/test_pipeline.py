@@ -282,6 +282,8 @@ def test_unusable_targets_are_named():
     tiny = np.arange(4, dtype=np.uint8).reshape(2, 2)
     with pytest.raises(InputError, match="fewer than the 9 clusters"):
         label_images([tiny], [[Point(0, 0, "point")]], QUICK)
+    with pytest.raises(InputError, match="device must be auto, cpu, cuda or cuda:N, got 'tpu'"):
+        label_images([flat], [[Point(5, 5, "spot")]], QUICK, device="tpu")
     with pytest.raises(InputError, match="1 images, 0 lists"):
         label_images([tiny], [])
     for span in (1e-40, 3e38):
