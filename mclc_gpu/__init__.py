@@ -1,13 +1,19 @@
 """Monte Carlo linear clustering for infrared small targets: from one click per target to pixel masks."""
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
+# In a checkout these sub-packages lie beside this folder, not inside it; no other sibling is a sub-package.
 _HERE = Path(__file__).resolve().parent
-# In a checkout the sub-packages `kernels`, `networks` and `bench` lie beside this folder, not inside it.
-if not (_HERE / "kernels").is_dir():
-    __path__.append(str(_HERE.parent))
+for _name in ("kernels", "networks", "bench"):
+    if not (_HERE / _name).is_dir():
+        _spec = ModuleSpec(f"{__name__}.{_name}", None, is_package=True)
+        _spec.submodule_search_locations = [str(_HERE.parent / _name)]
+        globals()[_name] = sys.modules[_spec.name] = module_from_spec(_spec)
 
 # Public names and the modules that hold them, imported when asked for: importing the package stays quick.
 _HOMES = {

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [folder for folder in ("kernels", "networks", "bench") if any((ROOT / folder).glob("*.py"))]
 # Names that only mclc_gpu may own; as top-level names they belong to others.
 NOT_TOP_LEVEL = ["kernels", "networks", "bench", "tests"]
+# Folders of a checkout that are no part of the package, nor are namespaces of it.
+NOT_IN_PACKAGE = ["mclc_gpu.tests", "mclc_gpu.docs", "mclc_gpu.constraints", "mclc_gpu.mclc_gpu"]
 MODULES = sorted(
     ".".join(["mclc_gpu", *path.relative_to(ROOT / base).with_suffix("").parts])
     for base, folder in [("mclc_gpu", "mclc_gpu"), *((".", folder) for folder in FOLDERS)]
@@ -28,7 +30,7 @@ MODULES = sorted(
 )
 PROBE = f"""
 import importlib.util, json, mclc_gpu
-found = {{name: importlib.util.find_spec(name) for name in {[*MODULES, *NOT_TOP_LEVEL]}}}
+found = {{name: importlib.util.find_spec(name) for name in {[*MODULES, *NOT_TOP_LEVEL, *NOT_IN_PACKAGE]}}}
 print(json.dumps({{name: spec and (spec.origin or list(spec.submodule_search_locations)[0])
                   for name, spec in found.items()}}))
 """
@@ -43,7 +45,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def locate(python: Path, cwd: Path) -> dict[str, Path | None]:
-    """Where `python`, started in `cwd`, finds each of MODULES and NOT_TOP_LEVEL, without importing them."""
+    """Where `python`, started in `cwd`, finds each module and each name that must not be one."""
     found = json.loads(run(python, "-c", PROBE, cwd=cwd))
     return {name: origin and Path(origin).resolve() for name, origin in found.items()}
 
@@ -52,7 +54,7 @@ def locate(python: Path, cwd: Path) -> dict[str, Path | None]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, because building leaves files behind."""
     copy = tmp_path_factory.mktemp("sources") / "checkout"
-    for folder in ["mclc_gpu", "tests", "constraints", *FOLDERS]:
+    for folder in ["mclc_gpu", "tests", "docs", "constraints", *FOLDERS]:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ["pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "LICENSE"]:
         shutil.copy(ROOT / file, copy)
@@ -92,6 +94,7 @@ def check(found: dict[str, Path | None], home: Path) -> None:
     assert astray == {}
     taken = {name: found[name] for name in NOT_TOP_LEVEL if home in (found[name] or Path()).parents}
     assert taken == {}
+    assert [name for name in NOT_IN_PACKAGE if found[name]] == []
 
 
 @pytest.mark.parametrize("way", ["folder", "wheel", "editable"])
@@ -113,6 +116,7 @@ def test_every_module_of_the_wheel_imports(
 def test_bare_checkout(python: Path, checkout: Path) -> None:
     found = locate(python, checkout)
     assert {name: found[name] for name in MODULES if checkout not in (found[name] or Path()).parents} == {}
+    assert [name for name in NOT_IN_PACKAGE if found[name]] == []
     assert "usage: mclc-gpu" in run(python, "-m", "mclc_gpu", "--help", cwd=checkout)
 
 
