@@ -25,7 +25,7 @@ from mclc_gpu.bench.compare import (
     markdown,
     measure,
     rounded,
-    write_csv,
+    write_rows,
 )
 from mclc_gpu.bench.dataset import Ground, open_ground
 from mclc_gpu.bench.reference import Item, cluster_alone
@@ -216,7 +216,7 @@ def run_bench(job: BenchJob) -> dict[str, Any]:
     for name, rows in limits.items():
         print(f"\n{name}\n\n{_plain_table(rows)}")
     for name, rows in tables.items():
-        write_csv(job.out / name, rows)
+        write_rows(job.out / name, rows)
     written = [LAYOUT.summary(job.out).name, *tables, *([PLOT] if costs else [])]
     print(f"\n{seconds:.0f} s; written to {job.out}: {', '.join(written)}")
     return account

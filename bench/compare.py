@@ -1,7 +1,5 @@
 """Time contenders in turns and print their rates side by side."""
 
-import csv
-import io
 import math
 import os
 import platform
@@ -18,7 +16,7 @@ from typing import Any
 import numba
 import torch
 
-from mclc_gpu.data.files import atomic_path
+from mclc_gpu.data.files import write_csv
 from mclc_gpu.kernels.backend import synchronize
 
 Cell = str | int | float | None
@@ -29,14 +27,10 @@ _PACKAGES = (
 )
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows of the same columns in full precision; None and NaN become empty cells."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if _is_empty(cell) else cell for key, cell in row.items()} for row in rows)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of the same columns as CSV; see `mclc_gpu.data.files.write_csv`."""
+    columns = list(rows[0])
+    write_csv(path, columns, ([row[name] for name in columns] for row in rows))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

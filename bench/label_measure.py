@@ -14,7 +14,7 @@ from mclc_gpu.bench.reference import make_item, run
 from mclc_gpu.data.annotations import CATEGORIES
 from mclc_gpu.kernels.backend import synchronize
 from mclc_gpu.labels.config import LabelConfig, preset
-from mclc_gpu.labels.pipeline import TargetMask, cluster_targets, compose, refine_targets
+from mclc_gpu.labels.pipeline import by_image, cluster_targets, compose, refine_targets
 from mclc_gpu.labels.windows import PlacedTarget, place_targets
 from mclc_gpu.score.metrics import Scores
 
@@ -233,10 +233,7 @@ def measure(
     groups = cluster_targets(frames.images, placed, setting.config, device)
     targets = refine_targets(placed, groups, setting.config)
     seconds = time.perf_counter() - start
-    of_image: list[list[TargetMask]] = [[] for _ in frames.images]
-    for target in targets:
-        of_image[target.image].append(target)
-    both = zip(frames.images, of_image, strict=True)
+    both = zip(frames.images, by_image(targets, len(frames.images)), strict=True)
     masks = [compose(image.shape[:2], found)[0] for image, found in both]
     return replace(_scored(frames, masks, len(targets), seconds), unlabelled=len(skipped)), placed
 
@@ -247,8 +244,9 @@ def measure_reference(frames: Frames, placed: Sequence[PlacedTarget], trials: in
     Raises InputError where the reference cannot run: pydensecrf missing, images that are not 8-bit.
     """
     items = []
-    for index, (name, image) in enumerate(zip(frames.names, frames.images, strict=True)):
-        windows = tuple(target.window for target in placed if target.image == index)
+    of_image = by_image(placed, len(frames.images))
+    for name, image, targets in zip(frames.names, frames.images, of_image, strict=True):
+        windows = tuple(target.window for target in targets)
         items.append(replace(make_item(name, image, [], seed), windows=windows))
     outcome = run(items, trials, "crf", None, seed)
     masks = [outcome.masks[name] for name in frames.names]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_csv
+from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_rows
 from mclc_gpu.bench.dataset import Frames, read_set
 from mclc_gpu.bench.label_measure import (
     PAPER_MAKER,
@@ -117,7 +117,7 @@ class Bench:
 
     def publish(self, name: str, rows: Sequence[Row], text: str) -> None:
         """Write a table's numbers and add it to the document, which is whole after every table."""
-        write_csv(self.out / f"{name}.csv", rows)
+        write_rows(self.out / f"{name}.csv", rows)
         self.text.append(f"## {name}\n\n{text}\n")
         with atomic_path(self.out / "tables.md") as temporary:
             temporary.write_text("\n".join(self.text), encoding="utf-8")

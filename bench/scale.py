@@ -23,7 +23,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from mclc_gpu.bench.compare import Row, machine, versions, write_csv
+from mclc_gpu.bench.compare import Row, machine, versions, write_rows
 from mclc_gpu.data.files import atomic_path, write_json
 from mclc_gpu.data.images import find_files, read_mask
 from mclc_gpu.data.points import write_points
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     write_frames(options.out / "data", options.count)
     looks = [look for run in _runs(options) for look in run]
-    write_csv(options.out / "scale.csv", [look.row() for look in looks])
+    write_rows(options.out / "scale.csv", [look.row() for look in looks])
     plot(looks, options.out / "scale.png")
     one, other = digests(options.out / "undisturbed"), digests(options.out / "killed")
     undisturbed = [look for look in looks if look.run == "undisturbed"]

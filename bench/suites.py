@@ -23,7 +23,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.crf import dense_crf_images
 from mclc_gpu.kernels.slic import slic
 from mclc_gpu.labels.config import LabelConfig, preset
-from mclc_gpu.labels.pipeline import TargetMask, cluster_targets, compose, refine_targets, warm_up
+from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets, warm_up
 from mclc_gpu.labels.windows import PlacedTarget, place_targets
 from mclc_gpu.networks.zoo import build
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch
@@ -269,10 +269,7 @@ def _labelling(ground: Ground, config: LabelConfig) -> Callable[[], object]:
     def label() -> list[np.ndarray]:
         placed = _placed(ground, config)
         targets = refine_targets(placed, cluster_targets(frames.images, placed, config, device), config)
-        of_image: list[list[TargetMask]] = [[] for _ in frames.images]
-        for target in targets:
-            of_image[target.image].append(target)
-        both = zip(frames.images, of_image, strict=True)
+        both = zip(frames.images, by_image(targets, len(frames.images)), strict=True)
         return [compose(image.shape[:2], found)[0] for image, found in both]
 
     return label

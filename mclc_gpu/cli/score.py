@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mclc_gpu.cli.common import checked_threshold, keep_inputs, say_scores, say_skipped
 from mclc_gpu.data.datasets import pair_files, read_list, select
-from mclc_gpu.data.files import ahead
+from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import find_files, read_mask, read_probability
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import Convention, ImageScore, Scores, convention_of, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
@@ -42,13 +42,13 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     report = _report(arguments, predictions, truths, threshold)
 
     def count(pair: Pair) -> _Counted | Skipped:
-        try:
-            return _count(pair, threshold, arguments.roc is not None, convention, report)
-        except InputError as error:
-            return Skipped.because(pair[1][0], error)
+        prediction = pair[1][0]
+        return attempt(
+            prediction, lambda: _count(pair, threshold, arguments.roc is not None, convention, report)
+        )
 
     with Progress("score", len(pairs), "mask") as progress:
-        for counted in ahead(count, pairs.items()):
+        for counted in prefetch_map(count, pairs.items()):
             progress.advance(1)
             if isinstance(counted, Skipped):
                 skipped.append(counted)

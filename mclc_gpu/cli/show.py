@@ -11,7 +11,7 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.folder import LAYOUT
 from mclc_gpu.labels.replay import Run, Target, find_targets, make_processes, open_run, rank_targets
-from mclc_gpu.report.sheets import mask_facts, process_sheet, spread
+from mclc_gpu.report.sheets import evenly_spread, mask_facts, process_sheet
 
 _SPREAD = 6  # targets shown when none are named
 _MOST = 48
@@ -71,7 +71,7 @@ def _chosen(arguments: argparse.Namespace, run: Run, truths: Mapping[str, Path])
         listed = [target for target in run.targets if target.stem in stems]
         if not listed:
             raise InputError(f"{arguments.labels}: no target to show; check --list")
-        targets = [listed[at] for at in spread(len(listed), _SPREAD)]
+        targets = [listed[at] for at in evenly_spread(len(listed), _SPREAD)]
     targets = list(dict.fromkeys(targets))
     if len(targets) > _MOST:
         raise InputError(f"{len(targets)} targets do not fit in one picture: choose at most {_MOST}")

@@ -1,5 +1,6 @@
 """Atomic files, JSON, tar archives of PNG files, and reading ahead by threads."""
 
+import csv
 import errno
 import hashlib
 import io
@@ -9,7 +10,7 @@ import os
 import secrets
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -71,19 +72,56 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read the JSON object in a file.
 
-    Raises InputError when it holds none, which says `mend`, and OSError when it cannot be read.
+    Parameters
+    ----------
+    path : Path
+    remedy : str
+        What the user can do about a damaged file, for the error message.
+
+    Raises
+    ------
+    InputError
+        The file holds no JSON object.
+    OSError
+        The file cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     # RecursionError: brackets nested by the thousand.
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON ({error}); {mend}") from error
+        raise InputError(f"{path}: no JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: no JSON object; {mend}")
+        raise InputError(f"{path}: no JSON object; {remedy}")
     return content
+
+
+def write_csv(path: Path | str, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table atomically, row by row as `rows` yields them.
+
+    Parameters
+    ----------
+    path : Path or str
+    columns : sequence of str
+        Header.
+    rows : iterable of iterables
+        Cells in the order of `columns`. None and NaN become empty cells; floats keep full precision.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; names `path`.
+    """
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        # NaN alone differs from itself.
+        table.writerows(["" if cell != cell else cell for cell in row] for row in rows)
 
 
 def fingerprint_of(*content: Any) -> str:
@@ -98,8 +136,22 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`map` by threads, in order; only a few more results than there are threads exist at a time."""
+def prefetch_map(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Map a function over items by threads, in order and with bounded memory.
+
+    Parameters
+    ----------
+    make : callable
+        Called once per item, by one of up to 16 threads.
+    items : iterable
+        Consumed only as far as needed.
+
+    Yields
+    ------
+    object
+        Results in the order of `items`; at most one more than there are threads exist at a time. An
+        exception of `make` is raised at the result's turn.
+    """
     workers = min(os.cpu_count() or 1, 16)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Made]] = deque()
@@ -111,7 +163,7 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            # Whoever stops early, or an error, must not wait for work that nobody will look at.
+            # A caller that stops early, or an error, must not wait for results that nobody will use.
             for future in waiting:
                 future.cancel()
 

@@ -1,9 +1,7 @@
 """Read and write point labels, and stronger ones, of every supported format."""
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from mclc_gpu.data.annotations import (
     nearest_pixel,
     scribble,
 )
-from mclc_gpu.data.files import atomic_path
+from mclc_gpu.data.files import write_csv
 from mclc_gpu.data.formats import (
     BOX_COLUMNS,
     MASK_PARSERS,
@@ -337,20 +335,19 @@ def write_points(path: Path | str, points: Mapping[str, Iterable[Point]]) -> Non
     points = {stem: list(targets) for stem, targets in points.items()}
     everyone = [target for targets in points.values() for target in targets]
     with_seeds, with_boxes = any(t.seeds for t in everyone), any(t.box for t in everyone)
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, lineterminator="\n")
     extra = ["target"] * with_seeds + [*BOX_COLUMNS] * with_boxes
-    rows.writerow(["image", "x", "y", "category", *extra])
-    for stem, targets in points.items():
-        for number, target in enumerate(targets, 1):
-            box = map(_exact, target.box) if target.box else [""] * 4
-            more = [str(number)] * with_seeds + [*box] * with_boxes
-            for x, y in ((target.x, target.y), *target.seeds):
-                rows.writerow([stem, _exact(x), _exact(y), target.category or "", *more])
-        if not targets:
-            rows.writerow([stem, "", "", "", *([""] * len(extra))])
-    with atomic_path(path) as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+
+    def rows() -> Iterator[list[object]]:
+        for stem, targets in points.items():
+            for number, target in enumerate(targets, 1):
+                box = map(float, target.box) if target.box else [None] * 4
+                more = [number] * with_seeds + [*box] * with_boxes
+                for x, y in ((target.x, target.y), *target.seeds):
+                    yield [stem, float(x), float(y), target.category, *more]
+            if not targets:
+                yield [stem, *([None] * (3 + len(extra)))]
+
+    write_csv(path, ["image", "x", "y", "category", *extra], rows())
 
 
 def load_points(path: Path | str) -> dict[str, list[Point]]:
@@ -383,10 +380,6 @@ def _written(parts: Sequence[Entry]) -> Point:
         )
         box = (left, top, right, bottom)
     return Point(*places[0], str(first.category) if first.category else None, tuple(places[1:]), box)
-
-
-def _exact(number: float) -> str:
-    return repr(float(number))
 
 
 def _parser_of(path: Path, parsers: Mapping[str, Parser]) -> Parser:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from mclc_gpu.data.datasets import Sample
-from mclc_gpu.data.files import ahead
+from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_image, read_mask
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
 
 Named = tuple[str, np.ndarray, np.ndarray]  # name, image as read, mask bool [H, W]
@@ -32,9 +32,10 @@ class ValidationSet:
         self.skipped: list[Skipped] = []
         self._kept: list[Named] | None = []
         size = 0
-        for sample, (frame, problem) in zip(samples, ahead(_try, samples), strict=True):
-            if frame is None:
-                self.skipped.append(Skipped(str(sample.image), problem))
+        frames = prefetch_map(lambda sample: attempt(sample.image, lambda: _read(sample)), samples)
+        for sample, frame in zip(samples, frames, strict=True):
+            if isinstance(frame, Skipped):
+                self.skipped.append(frame)
                 continue
             self.samples.append(sample)
             size += frame[1].nbytes + frame[2].nbytes
@@ -48,17 +49,9 @@ class ValidationSet:
 
     def __iter__(self) -> Iterator[Named]:
         """Raises InputError when a file that was not kept can no longer be read."""
-        return iter(self._kept) if self._kept is not None else ahead(_read, self.samples)
+        return iter(self._kept) if self._kept is not None else prefetch_map(_read, self.samples)
 
 
 def _read(sample: Sample) -> Named:
     image = read_image(sample.image)
     return sample.name, image, read_mask(sample.mask, image.shape[:2])
-
-
-def _try(sample: Sample) -> tuple[Named | None, str]:
-    """A sample's content, or what is wrong with it."""
-    try:
-        return _read(sample), ""
-    except InputError as error:
-        return None, Skipped.because(sample.image, error).why

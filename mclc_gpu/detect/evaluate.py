@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from mclc_gpu.data.datasets import pair_files
-from mclc_gpu.data.files import ahead
+from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.validation import Named
 from mclc_gpu.detect.inference import Predictor
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import CANONICAL, Convention, ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
@@ -68,7 +68,7 @@ def score_network(
         at_all = None if roc is None else roc_counts(probability, truth, name, roc.convention)
         return Case(name, image, truth, probability, score), at_all
 
-    for case, at_all in ahead(count, predictor.stream((sample, sample[1]) for sample in samples)):
+    for case, at_all in prefetch_map(count, predictor.stream((sample, sample[1]) for sample in samples)):
         scores.add(case.score)
         if roc is not None and at_all is not None:
             roc.add(at_all)
@@ -110,16 +110,17 @@ def evaluate(
 
     def read(item: tuple[str, tuple[Path, Path]]) -> Named | Skipped:
         stem, (image_path, mask_path) = item
-        try:
+
+        def named() -> Named:
             image = read_image(image_path)
             return stem, image, read_mask(mask_path, image.shape[:2])
-        except InputError as error:
-            return Skipped.because(image_path, error)
+
+        return attempt(image_path, named)
 
     with Progress("evaluate", len(pairs)) as progress:
 
         def usable() -> Iterator[Named]:
-            for sample in ahead(read, pairs.items()):
+            for sample in prefetch_map(read, pairs.items()):
                 progress.advance(1)
                 if isinstance(sample, Skipped):
                     evaluation.skipped.append(sample)

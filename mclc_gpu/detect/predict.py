@@ -1,8 +1,6 @@
 """Detecting targets in a whole folder: streamed, resumable, files written atomically."""
 
-import csv
 import hashlib
-import io
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field
@@ -14,11 +12,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from mclc_gpu.data.files import ahead, atomic_path, fingerprint_of
+from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write_csv
 from mclc_gpu.data.images import MASK, read_image, stretched
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
 from mclc_gpu.detect.inference import OVERLAP, TILE, Predictor
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
 from mclc_gpu.runs import Journal, Layout, Progress, close_run, locked, provenance
 from mclc_gpu.score.metrics import components_of
@@ -131,7 +129,8 @@ def _predict_folder(
     skipped = [*job.skipped, *unusable]
     if len(unusable) == len(in_order):
         raise InputError(f"no image could be used: {skipped[0].file}: {skipped[0].why}")
-    _write_table(job.out / "detections.csv", in_order)
+    detections = ([record["image"], *one] for record in in_order for one in record["detections"])
+    write_csv(job.out / "detections.csv", ("image", "x", "y", "area", "score"), detections)
     summary = {
         "settings": job.settings(),
         "fingerprint": fingerprint,
@@ -160,16 +159,14 @@ def _predict(job: PredictJob, predictor: Predictor, todo: list[str]) -> Iterator
     """
     unusable: list[dict[str, Any]] = []
 
-    def read(stem: str) -> tuple[str, np.ndarray | str]:
-        try:
-            return stem, read_image(job.images[stem])
-        except InputError as error:
-            return stem, Skipped.because(job.images[stem], error).why
+    def read(stem: str) -> tuple[str, np.ndarray | Skipped]:
+        path = job.images[stem]
+        return stem, attempt(path, lambda: read_image(path))
 
     def usable() -> Iterator[tuple[tuple[str, np.ndarray], np.ndarray]]:
-        for stem, image in ahead(read, todo):
-            if isinstance(image, str):
-                unusable.append({"image": stem, "skipped": image, "detections": []})
+        for stem, image in prefetch_map(read, todo):
+            if isinstance(image, Skipped):
+                unusable.append({"image": stem, "skipped": image.why, "detections": []})
             else:
                 yield (stem, image), image
 
@@ -177,7 +174,7 @@ def _predict(job: PredictJob, predictor: Predictor, todo: list[str]) -> Iterator
         (stem, image), probability = answer
         return _write(job, stem, image, probability)
 
-    for record in ahead(write, predictor.stream(usable())):
+    for record in prefetch_map(write, predictor.stream(usable())):
         yield record
         while unusable:
             yield unusable.pop()
@@ -207,12 +204,3 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         distance = ndimage.distance_transform_cdt(~mask, "chessboard")
         drawn[(distance > _NEAR) & (distance <= _FAR)] = MASK
     return drawn
-
-
-def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["image", "x", "y", "area", "score"])
-    rows.writerows([record["image"], *one] for record in records for one in record["detections"])
-    with atomic_path(path) as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")

@@ -19,6 +19,7 @@ from mclc_gpu.data.files import (
     atomic_path,
     key_of,
     write_archive,
+    write_csv,
 )
 from mclc_gpu.data.images import find_files, read_image
 from mclc_gpu.data.points import load_points
@@ -263,17 +264,14 @@ class Totals:
 
 def write_targets(path: Path, records: Iterable[Record]) -> None:
     """A row of facts for every target, in the order of points.csv."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(TARGET_COLUMNS)
+
+    def rows() -> Iterator[tuple[object, ...]]:
         for record in records:
             for number, (point, own) in enumerate(zip(record.points or (), record.targets, strict=True)):
-                confidence = "" if own.confidence is None else own.confidence
                 place = record.image, number, float(point.x), float(point.y), point.category
-                rows.writerow([*place, int(own.estimated), own.area, confidence, own.trials])
+                yield (*place, int(own.estimated), own.area, own.confidence, own.trials)
+
+    write_csv(path, TARGET_COLUMNS, rows())
 
 
 _LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits

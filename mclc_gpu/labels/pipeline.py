@@ -1,9 +1,10 @@
 """The pipeline from images and points to target probability maps and masks, written once for every use."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -260,6 +261,17 @@ def _target_masks(
             TargetMask(p.image, p.target, point, p.window, *arrays, trials, p.estimated, confidence)
         )
     return targets
+
+
+OfImage = TypeVar("OfImage", PlacedTarget, TargetMask)
+
+
+def by_image(targets: Iterable[OfImage], images: int) -> list[list[OfImage]]:
+    """Group targets by the `image` (0 to `images` - 1) that they are in, in their order."""
+    groups: list[list[OfImage]] = [[] for _ in range(images)]
+    for target in targets:
+        groups[target.image].append(target)
+    return groups
 
 
 def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import LAYOUT, LabelStore, seed_of
 from mclc_gpu.labels.makers import marked_mask
-from mclc_gpu.labels.pipeline import TargetMask, cluster_targets, compose, refine_targets
+from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets
 from mclc_gpu.labels.windows import PlacedTarget, Window, around, place_targets, place_window
 from mclc_gpu.runs import Progress, read_account
 from mclc_gpu.score.metrics import mask_iou
@@ -235,7 +235,7 @@ def make_processes(
         stages, final = _stages(arrays, chosen, placed, config, place)
     except ValueError as error:
         raise InputError(str(error)) from error
-    masks = [compose(shapes[i], [own for own in final if own.image == i])[0] for i in range(len(stems))]
+    masks = [compose(shape, own)[0] for shape, own in zip(shapes, by_image(final, len(stems)), strict=True)]
     return [
         _process(
             target,

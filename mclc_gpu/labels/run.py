@@ -23,7 +23,7 @@ from mclc_gpu.data.files import fingerprint_of
 from mclc_gpu.data.images import read_image, stem_of
 from mclc_gpu.data.points import write_points
 from mclc_gpu.distributed import Ranks
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device, synchronize
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import (
@@ -42,7 +42,7 @@ from mclc_gpu.labels.folder import (
     write_shard,
     write_targets,
 )
-from mclc_gpu.labels.pipeline import TargetMask, cluster_targets, refine_targets, warm_up
+from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, refine_targets, warm_up
 from mclc_gpu.labels.windows import place_targets
 from mclc_gpu.runs import Journal, Noted, Progress, close_run, locked, provenance
 
@@ -158,10 +158,8 @@ class Reader:
 
 def _read(stem: str, path: Path) -> tuple[Loaded, float]:
     start = time.perf_counter()
-    try:
-        loaded = Loaded(stem, read_image(path))
-    except InputError as error:
-        loaded = Loaded(stem, None, Skipped.because(path, error).why)
+    image = attempt(path, lambda: read_image(path))
+    loaded = Loaded(stem, None, image.why) if isinstance(image, Skipped) else Loaded(stem, image)
     return loaded, time.perf_counter() - start
 
 
@@ -419,9 +417,7 @@ class _Work:
             synchronize(self.ranks.device)
         with self.stages.timed("refine"):
             targets = refine_targets(placed, groups, job.config)
-        of_image: dict[str, list[TargetMask]] = {stem: [] for stem in stems}
-        for target in targets:
-            of_image[stems[target.image]].append(target)
+        of_image = dict(zip(stems, by_image(targets, len(stems)), strict=True))
         reasons: dict[str, list[str]] = {stem: [] for stem in stems}
         for problem in problems:
             reasons[problem.file].append(problem.why)

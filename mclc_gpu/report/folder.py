@@ -1,23 +1,20 @@
 """Write the report folder of an evaluation or a training run."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mclc_gpu.data.datasets import Sample
-from mclc_gpu.data.files import atomic_path, write_json
+from mclc_gpu.data.files import atomic_path, write_csv, write_json
 from mclc_gpu.data.validation import ValidationSet
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.report.plots import plot_curves, plot_roc
-from mclc_gpu.report.sheets import Extremes, case_sheet
+from mclc_gpu.report.sheets import Extremes, case_sheet, evenly_spread
 from mclc_gpu.score.metrics import Result, Scores
 from mclc_gpu.score.roc import Roc, RocScores
 from mclc_gpu.train.fit import METRICS
@@ -132,15 +129,13 @@ def _number(value: float, digits: int = 4) -> str:
 
 
 def _write_images(path: Path, scores: Scores) -> None:
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["image", "iou", "targets", "detected", "false_alarm_pixels", "true", "predicted"])
+    columns = ("image", "iou", "targets", "detected", "false_alarm_pixels", "true", "predicted")
+    rows = []
     for one in scores.images:
         iou = "" if math.isnan(one.iou) else f"{one.iou:.6f}"
         counts = [one.targets, one.detected, one.false_alarm_pixels, one.true, one.predicted]
-        rows.writerow([one.name, iou, *counts])
-    with atomic_path(path) as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+        rows.append([one.name, iou, *counts])
+    write_csv(path, columns, rows)
 
 
 _SHOWN = 200  # training images that a report without validation looks at
@@ -157,8 +152,7 @@ def report_run(
     trained = load_checkpoint(checkpoint, device)
     samples = validation
     if not validation:
-        chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SHOWN)).round().astype(int))
-        samples = [train[index] for index in chosen]
+        samples = [train[index] for index in evenly_spread(len(train), _SHOWN)]
     predictor = Predictor(trained.network, trained.normalisation, amp=trained.settings["amp"])
     extremes, roc = Extremes(), RocScores()
     scores = score_network(predictor, ValidationSet(samples, budget=0), roc=roc, watch=extremes)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mclc_gpu.data.files import ahead, atomic_path, is_file
+from mclc_gpu.data.files import atomic_path, is_file, prefetch_map
 from mclc_gpu.data.images import MASK, read_image, read_mask, read_probability, stretched
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.labels.folder import LabelFiles, open_labels, read_tpm
 from mclc_gpu.report.check import CLICK_DOUBTS, DOUBTS, TRUTH_DOUBTS, Checked, LabelCheck, Looked, look
 from mclc_gpu.report.sheets import CLICK, GAP, PANEL, TRUTH, draw_panels, enlarged, heat, outlined
@@ -350,18 +350,15 @@ def report_labels(
     report, scores = LabelReport(masks, truths or {}, images, labels), Scores()
     skipped = []
 
-    def count(stem: str) -> tuple[Looked, ImageScore | None] | Skipped:
-        try:
-            mask = read_mask(masks[stem])
-            if stem not in report.truths:
-                return report.look(stem, mask), None
-            truth = read_mask(report.truths[stem], (mask.shape[0], mask.shape[1]))
-            return report.look(stem, mask, truth), score_image(mask, truth, stem)
-        except InputError as error:
-            return Skipped.because(masks[stem], error)
+    def count(stem: str) -> tuple[Looked, ImageScore | None]:
+        mask = read_mask(masks[stem])
+        if stem not in report.truths:
+            return report.look(stem, mask), None
+        truth = read_mask(report.truths[stem], (mask.shape[0], mask.shape[1]))
+        return report.look(stem, mask, truth), score_image(mask, truth, stem)
 
     with Progress("report", len(masks), "mask") as progress:
-        for counted in ahead(count, masks):
+        for counted in prefetch_map(lambda stem: attempt(masks[stem], lambda: count(stem)), masks):
             progress.advance(1)
             if isinstance(counted, Skipped):
                 skipped.append(counted)
@@ -532,7 +529,7 @@ class _Pictures:
 
     def cards(self, targets: Sequence[Checked]) -> list[str]:
         """A card for each of some targets; their files are read by threads."""
-        return list(ahead(self._card, targets))
+        return list(prefetch_map(self._card, targets))
 
     def _card(self, target: Checked) -> str:
         place = f"x {round(target.x, 1):g}, y {round(target.y, 1):g}"

@@ -310,8 +310,8 @@ _TILES = 24
 _MARGIN = 4  # pixels of surroundings shown around the clustered window
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of the indices 0 .. count - 1, evenly over all of them, first and last among them."""
+def evenly_spread(count: int, wanted: int) -> list[int]:
+    """Return at most `wanted` of the indices 0 to `count` - 1, evenly spread, the first and last included."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)).tolist()
 
 
@@ -323,7 +323,7 @@ def write_overview(
     targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
     store = LabelStore.open(out)
     tiles = []
-    for stem, index, point in (targets[t] for t in spread(len(targets), _TILES)):
+    for stem, index, point in (targets[t] for t in evenly_spread(len(targets), _TILES)):
         tiles.append(_tile(store, images[stem], stem, index, point, seed, truth))
     path = out / "overview.png"
     with atomic_path(path) as temporary:

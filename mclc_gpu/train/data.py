@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mclc_gpu.data.datasets import Sample
-from mclc_gpu.data.files import ahead
+from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import gray_levels, read_image, read_mask
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
 
 TARGET_SHARE = 0.5  # of the crops of images with targets: those that are placed on a target
@@ -216,7 +216,7 @@ class TrainingSet:
         pin = self.device.type == "cuda"
         parts = (plan[start : start + batch] for start in range(0, len(plan), batch))
         read = partial(_read_crops, self.samples, self.channels, size, pin)
-        for crop in ahead(read, parts):
+        for crop in prefetch_map(read, parts):
             yield crop.to(self.device, non_blocking=True)
 
 
@@ -238,9 +238,13 @@ def open_training_set(
     skipped: list[Skipped] = []
     frames: list[Frame] | None = []
     tally = _Tally()
-    for sample, (frame, problem) in zip(samples, ahead(partial(_try, channels), samples), strict=True):
-        if frame is None:
-            skipped.append(Skipped(str(sample.image), problem))
+
+    def read(sample: Sample) -> Frame | Skipped:
+        return attempt(sample.image, lambda: _read(channels, sample))
+
+    for sample, frame in zip(samples, prefetch_map(read, samples), strict=True):
+        if isinstance(frame, Skipped):
+            skipped.append(frame)
             continue
         usable.append(sample)
         tally.add(sample.name, frame)
@@ -300,14 +304,6 @@ def _read(channels: int, sample: Sample) -> Frame:
     levels = gray_levels(image, channels)
     stored = np.rint(levels).astype(np.uint8) if image.dtype == np.uint8 else levels.astype(np.float16)
     return stored, read_mask(sample.mask, image.shape[:2])
-
-
-def _try(channels: int, sample: Sample) -> tuple[Frame | None, str]:
-    """A sample's levels and mask, or what is wrong with it."""
-    try:
-        return _read(channels, sample), ""
-    except InputError as error:
-        return None, Skipped.because(sample.image, error).why
 
 
 def _read_crops(samples: Sequence[Sample], channels: int, size: int, pin: bool, plan: Plan) -> Tensor:

@@ -1,6 +1,5 @@
 """Fit a detector epoch by epoch in a resumable run folder."""
 
-import csv
 import math
 import os
 import socket
@@ -18,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mclc_gpu.data.datasets import Sample
-from mclc_gpu.data.files import atomic_path, fingerprint_of, read_json, remove_leftovers, write_json
+from mclc_gpu.data.files import fingerprint_of, read_json, remove_leftovers, write_csv, write_json
 from mclc_gpu.data.validation import ValidationSet
 from mclc_gpu.detect.checkpoint import Normalisation, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
@@ -157,13 +156,7 @@ class RunLog:
         self.progress.advance(1, summary(row))
 
     def _write(self) -> None:
-        with (
-            atomic_path(self.path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(self.rows)
+        write_csv(self.path, COLUMNS, ([row[name] for name in COLUMNS] for row in self.rows))
 
     def __enter__(self) -> "RunLog":
         self.progress.__enter__()

@@ -1,7 +1,5 @@
 """A tuning run: images with true masks in; a config, the account of its search and a plot out."""
 
-import csv
-import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 
 from mclc_gpu.data.datasets import Sample, pair_samples
-from mclc_gpu.data.files import atomic_path, fingerprint_of, write_json
+from mclc_gpu.data.files import fingerprint_of, write_csv, write_json
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.data.validation import ValidationSet
 from mclc_gpu.errors import InputError, Skipped
@@ -257,12 +255,7 @@ class _Run:
 
     def write_search(self) -> None:
         """Write search.csv and search.png."""
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows({k: "" if v != v else v for k, v in row.items()} for row in self.rows)
-        with atomic_path(self.job.out / TABLE) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+        write_csv(self.job.out / TABLE, list(self.rows[0]), (row.values() for row in self.rows))
         orders = {parameter.name: parameter.values for parameter in self.space}
         title = f"{self.job.config.maker} from preset {self.job.start}, {len(self.rows)} evaluations"
         plot_search(self.rows, orders, self.searches[0].best, self.job.out / PLOT, title)

@@ -13,7 +13,7 @@ from mclc_gpu.data.files import fingerprint_of
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import CrfConfig
 from mclc_gpu.labels.config import LabelConfig, changed
-from mclc_gpu.labels.pipeline import ClusteredTargets, TargetMask, cluster_targets, compose, refine_targets
+from mclc_gpu.labels.pipeline import ClusteredTargets, by_image, cluster_targets, compose, refine_targets
 from mclc_gpu.labels.windows import PlacedTarget, place_targets
 
 Values = dict[str, Any]
@@ -198,9 +198,7 @@ class Evaluator:
     def _of_seed(self, config: LabelConfig, part: int, seed: int) -> list[tuple[int, int]]:
         frames = self.parts[part]
         _, placed, groups = self._clustered(config, part, seed)
-        of_image: list[list[TargetMask]] = [[] for _ in frames.images]
-        for target in refine_targets(placed, groups, config):
-            of_image[target.image].append(target)
+        of_image = by_image(refine_targets(placed, groups, config), len(frames.images))
         both = [
             (compose(truth.shape, own)[0], truth) for own, truth in zip(of_image, frames.truth, strict=True)
         ]

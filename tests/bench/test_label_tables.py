@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mclc_gpu.bench import label_measure, label_tables
-from mclc_gpu.bench.compare import markdown, shown, write_csv
+from mclc_gpu.bench.compare import markdown, shown, write_rows
 from mclc_gpu.bench.dataset import Frames
 from mclc_gpu.bench.label_measure import SWEEPS, Measured, Sample, Setting, measure
 from mclc_gpu.bench.label_tables import Curve, plot_sweep
@@ -284,7 +284,7 @@ def test_tables_and_their_cells(tmp_path: Path) -> None:
         "",
         "",
     ]
-    write_csv(tmp_path / "t.csv", [{"a": 0.1, "b": None}, {"a": math.nan, "b": "x,y"}])
+    write_rows(tmp_path / "t.csv", [{"a": 0.1, "b": None}, {"a": math.nan, "b": "x,y"}])
     assert (tmp_path / "t.csv").read_bytes() == b'a,b\n0.1,\n,"x,y"\n'
 
 

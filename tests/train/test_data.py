@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mclc_gpu.data.datasets import Sample
-from mclc_gpu.data.files import ahead
+from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.errors import InputError
 from mclc_gpu.train.data import open_training_set, plan_epoch
 
@@ -111,7 +111,7 @@ def test_a_file_that_vanishes_ends_a_streamed_epoch(samples: list[Sample]) -> No
 
 def test_work_ahead_is_bounded_and_in_order() -> None:
     begun: list[int] = []
-    results = ahead(lambda item: begun.append(item) or 2 * item, range(1000))
+    results = prefetch_map(lambda item: begun.append(item) or 2 * item, range(1000))
     assert [next(results) for _ in range(3)] == [0, 2, 4]
     assert len(begun) < 50
     results.close()
