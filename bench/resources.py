@@ -20,7 +20,6 @@ from mclc_gpu.kernels import (
     connectivity_triton,
     crf_triton,
     noise_triton,
-    scoring_triton,
     slic_triton,
     trials_triton,
 )
@@ -125,7 +124,7 @@ def _types(**names: str) -> dict[str, str]:
 _TYPES = _types(
     fp32="p_features p_centres p_grid p_windows p_out p_image p_colours p_values p_energy p_after p_shares"
     " p_tpm sigma scale tolerance weight low high unit sharper",
-    fp64="p_scales p_weights p_numbers p_sums p_totals",
+    fp64="p_scales p_weights p_numbers",
     i64="p_geometry p_items p_first p_images p_parts p_offsets p_keys p_targets mask_pitch map_pitch",
     i32="p_order p_labels p_active p_changed p_unreached p_counts p_moved p_seeds p_table p_area trial plane"
     " bound height width min_size max_size n_centres cell_y cell_x cells_y cells_x items state_size"
@@ -172,7 +171,7 @@ class Launch:
 
 def launches() -> list[Launch]:
     """Of all kernels, the smallest and the largest usual block shape, and those between of the trials."""
-    return [*_trials(), *_crf(), *_slic(), *_connectivity(), *_components(), *_scoring(), *_pixelwise()]
+    return [*_trials(), *_crf(), *_slic(), *_connectivity(), *_components(), *_pixelwise()]
 
 
 def _trials() -> list[Launch]:
@@ -237,17 +236,6 @@ def _components() -> list[Launch]:
         kernel = components_triton.components_kernel
         made.append(Launch("components", f"{pixels} pixels", kernel, shape, warps, (), types))
     return made
-
-
-def _scoring() -> list[Launch]:
-    made = []
-    for pixels, data in ((64, "u8"), (4096, "u8"), (4096, "fp32")):
-        block, _, warps = components_triton.block_shape(pixels, 64)
-        kernel, shape = scoring_triton.scoring_kernel, f"{pixels} pixels of {data}"
-        types = {"p_scores": "fp32", "p_data": data}
-        made.append(Launch("scoring", shape, kernel, {"PIXELS": block}, warps, (), types))
-    shares = scoring_triton.shares_kernel
-    return [*made, Launch("shares", "256 pixels", shares, {}, 4, (), {"p_shares": "fp64"})]
 
 
 def _pixelwise() -> list[Launch]:

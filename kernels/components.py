@@ -33,9 +33,6 @@ class ComponentVotes:
         Pixels of that mask.
     score : Tensor [targets], float32
         Of the best candidate; minus infinity where flat. No measure of confidence: it grows with contrast.
-    evidence : Tensor [targets], float32
-        ln of the sum of exp S over the candidates; minus infinity where flat. With it, further candidates can
-        join the vote.
     dark : Tensor [targets], bool
         Whether the target was taken as darker than its surroundings.
     flat : Tensor [targets], bool
@@ -47,7 +44,6 @@ class ComponentVotes:
     confidence: torch.Tensor
     area: torch.Tensor
     score: torch.Tensor
-    evidence: torch.Tensor
     dark: torch.Tensor
     flat: torch.Tensor
 
@@ -153,7 +149,7 @@ def vote_components(
     device, total, targets = images.data.device, int(offsets[-1]), len(windows)
     tpm = torch.empty((len(inversions), total), dtype=torch.float32, device=device)
     area = torch.empty((len(inversions), targets), dtype=torch.int32, device=device)
-    numbers = torch.empty((len(inversions), targets, 3), dtype=torch.float64, device=device)
+    numbers = torch.empty((len(inversions), targets, 2), dtype=torch.float64, device=device)
     if targets:
         if chosen == "triton":
             from mclc_gpu.kernels import components_triton as triton_backend
@@ -204,19 +200,17 @@ def _choose(
     config: ComponentConfig,
 ) -> ComponentVotes:
     """The polarity of each target, from [polarities, ...] of everything."""
-    score, confidence, evidence = numbers.unbind(2)
+    score, confidence = numbers.unbind(2)
     dark = torch.full_like(score[0], config.polarity == "dark", dtype=torch.bool)
     if config.polarity == "auto":
         dark = score[1] > score[0] + config.dark_margin
         sizes = offsets.diff().to(tpm.device)
         pixels = torch.repeat_interleave(dark, sizes, output_size=tpm.shape[1])
-        tpm, area, score, confidence, evidence = (
+        tpm, area, score, confidence = (
             torch.where(pixels, tpm[1], tpm[0])[None],
             torch.where(dark, area[1], area[0])[None],
             torch.where(dark, score[1], score[0])[None],
             torch.where(dark, confidence[1], confidence[0])[None],
-            torch.where(dark, evidence[1], evidence[0])[None],
         )
     flat = score[0] == -torch.inf
-    numbers_of = confidence[0].float(), area[0], score[0].float(), evidence[0].float()
-    return ComponentVotes(tpm[0], offsets, *numbers_of, dark, flat)
+    return ComponentVotes(tpm[0], offsets, confidence[0].float(), area[0], score[0].float(), dark, flat)

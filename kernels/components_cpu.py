@@ -267,7 +267,7 @@ def score_of(table, k, spread, click_y, click_x, least, most, settings):
 def _vote(table, kept, shares, scores):
     """Shares of the vote of the candidates that hold a pixel, by its join level, from the scores.
 
-    Returns the best score, the expected IoU of the mask, ln of the sum of exp S, and the mask's area.
+    Returns the best score, the expected IoU of the mask and the mask's area.
     """
     best = -np.inf
     for k in range(kept):
@@ -286,7 +286,7 @@ def _vote(table, kept, shares, scores):
     for k in range(kept):
         other = table[k, AREA]
         expected += scores[k] / total * (min(area, other) / max(area, other))
-    return best, expected, best + np.log(total), area
+    return best, expected, area
 
 
 @compiled()
@@ -323,7 +323,7 @@ def _item(values, batch, t, row, settings):
         kept = _grow(values, join, heads, following, seed, low, batch, t, settings, table)
     if kept == 0:
         batch.area[row, t] = _flat(h, w, click_y, click_x, tpm)
-        batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.numbers[row, t, 2] = -np.inf, 0.0, -np.inf
+        batch.numbers[row, t, 0], batch.numbers[row, t, 1] = -np.inf, 0.0
         return
     for p in range(join.shape[0]):
         join[p] = join[p] if join[p] < kept else settings.levels
@@ -334,8 +334,8 @@ def _item(values, batch, t, row, settings):
     for k in range(kept):
         fresh = k == 0 or table[k, AREA] > table[k - 1, AREA]
         scores[k] = score_of(table, k, spread, click_y, click_x, least, most, settings) if fresh else -np.inf
-    best, expected, evidence, area = _vote(table, kept, shares, scores)
-    batch.numbers[row, t, 0], batch.numbers[row, t, 1], batch.numbers[row, t, 2] = best, expected, evidence
+    best, expected, area = _vote(table, kept, shares, scores)
+    batch.numbers[row, t, 0], batch.numbers[row, t, 1] = best, expected
     batch.area[row, t] = area
     for y in range(h):
         start = (y + PAD) * stride + PAD
@@ -355,9 +355,9 @@ def run(
     area: np.ndarray,
     numbers: np.ndarray,
 ) -> None:
-    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 3].
+    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2].
 
-    The numbers are score, confidence and evidence.
+    The numbers are score and confidence.
     """
     settings = settings_of(config)
     batch = Batch(images, windows, offsets, areas, tpm, area, numbers)

@@ -316,7 +316,6 @@ def vote(p_shares, p_numbers, p_area, score, area, k, kept):
     tl.store(p_shares + k, tl.where(k < kept, share, 0.0))
     tl.store(p_numbers, best)
     tl.store(p_numbers + 1, tl.sum(weight / total * overlap, 0))
-    tl.store(p_numbers + 2, best + tl.log(total))
     tl.store(p_area, mask_area)
     tl.debug_barrier()
 
@@ -363,7 +362,7 @@ def components_kernel(
             outlines(p_table, p_join, g, k, v, level, kept, LEVELS)
             rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS)
             score, area = scores(p_table, p_weights, g, k, kept, spread, LEVELS)
-            vote(p_shares, p_numbers + item * 3, p_area + item, score, area, k, kept)
+            vote(p_shares, p_numbers + item * 2, p_area + item, score, area, k, kept)
             pixel, _, _, inside, _ = window_pixels(g, PIXELS)
             tl.store(p_map + pixel, tl.load(p_shares + level, inside, 0.0), inside)
         else:
@@ -373,9 +372,8 @@ def components_kernel(
             around = inside & (dy <= 1) & (dx <= 1)
             tl.store(p_map + pixel, around.to(tl.float32), inside)
             tl.store(p_area + item, tl.sum(around.to(tl.int32), 0))
-            tl.store(p_numbers + item * 3, float("-inf"))
-            tl.store(p_numbers + item * 3 + 1, 0.0)
-            tl.store(p_numbers + item * 3 + 2, float("-inf"))
+            tl.store(p_numbers + item * 2, float("-inf"))
+            tl.store(p_numbers + item * 2 + 1, 0.0)
         # The next item's scratch goes where other threads may still be reading.
         tl.debug_barrier()
 
@@ -409,9 +407,9 @@ def run(
     area: torch.Tensor,
     numbers: torch.Tensor,
 ) -> None:
-    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 3].
+    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2].
 
-    The numbers are score, confidence and evidence.
+    The numbers are score and confidence.
     """
     device = images.data.device
     weights = (*config.score_weights(), config.category_weight)

@@ -18,8 +18,7 @@ class LabelConfig:
         maker: "mclc": trials of noise and clustering (eq. 1-9), without noise and with one trial the paper's
             LCA; "components": the vote of `mclc_gpu.kernels.components.vote_components`; "grabcut": see
             `mclc_gpu.labels.makers.grabcut_mask`; "point": the marked pixels, or the whole box.
-        trials: K of eq. 9, 1 to 2^31; 1 for "grabcut" and "point". For "components" 0 to 2^31: as many trials
-            are scored like the components and share their vote (see `mclc_gpu.labels.makers`).
+        trials: K of eq. 9, 1 to 2^31; 1 for "grabcut" and "point", 0 for "components": these make none.
         trial: Settings of one trial.
         category: "given" takes a point's own category and estimates it where there is none; "estimate" always
             estimates it.
@@ -49,8 +48,8 @@ class LabelConfig:
             raise InputError(f"maker {self.maker!r}: use one of {', '.join(MAKERS)}")
         if self.maker in ("grabcut", "point") and self.trials != 1:
             raise InputError(f"trials {self.trials}: {self.maker} makes no trials; leave them out")
-        if self.maker == "components" and not 0 <= self.trials <= 2**31:
-            raise InputError(f"trials {self.trials}: use 0 to 2^31 beside the components")
+        if self.maker == "components" and self.trials != 0:
+            raise InputError(f"trials {self.trials}: maker 'components' makes no trials; use 0")
         if self.maker == "mclc" and not 1 <= self.trials <= 2**31:
             raise InputError(f"trials {self.trials}: at least one trial is needed, and at most 2^31")
         if self.category not in ("given", "estimate"):
@@ -62,7 +61,7 @@ class LabelConfig:
         if not (np.isfinite(self.stop_change) and self.stop_change >= 0):
             raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
         if self.maker == "components" and self.stop_change > 0:
-            raise InputError(f"stop_change {self.stop_change}: components run all trials; give 0")
+            raise InputError(f"stop_change {self.stop_change}: maker 'components' makes no trials; use 0")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

@@ -31,7 +31,8 @@ def data(tmp_path_factory) -> Path:
 
 def label(data: Path, out: Path, *more: object) -> int:
     source = [] if "--points" in more else ["--points-from-masks", data / "masks"]
-    words = ["label", "--images", data / "images", *source, "--out", out, "--trials", "8", *more]
+    few = "--preset", "paper", "--trials", "8"
+    words = ["label", "--images", data / "images", *source, "--out", out, *few, *more]
     return main([str(word) for word in words])
 
 
@@ -141,7 +142,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(data, tmp_path, monkeypatc
 def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
     data = tmp_path / "data"
     write_dataset(data, 40, 1, size=(48, 48))
-    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks", "--trials", "2000"]
+    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks"]
+    words += ["--preset", "paper", "--trials", "2000"]
     words = [str(word) for word in words]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "out"
@@ -205,7 +207,7 @@ def test_files_of_others_are_never_replaced(data, tmp_path, capsys, more):
 
 def test_names_that_the_output_cannot_show_are_escaped(data, tmp_path):
     out = os.fsencode(tmp_path) + b"/\xff"
-    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks", "--trials", "2"]
+    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks"]
     command = [sys.executable, "-m", "mclc_gpu", *map(str, words), "--out", out]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "udcff" in result.stdout
@@ -262,16 +264,17 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
     [
         (["--preset", "paper", "--trials", "0"], ["trials 0"]),
         (["--trials", "-1"], ["trials -1"]),
-        (["--stop-change", "0.3"], ["stop_change 0.3"]),
+        (["--preset", "default", "--trials", "5"], ["trials 5: maker 'components' makes no trials"]),
+        (["--preset", "default", "--trials", "0", "--stop-change", "0.3"], ["stop_change 0.3"]),
         (["--intensity", "2"], ["intensity", "2"]),
         (["--clusters", "0"], ["clusters", "0"]),
         (["--compactness", "-1"], ["compactness"]),
         (["--threshold", "7"], ["threshold 7"]),
-        (["--trials", "0", "--clusters", "5"], ["--clusters 5: of trials"]),
+        (["--preset", "default", "--trials", "0", "--clusters", "5"], ["--clusters 5: of trials"]),
         (["--preset", "point", "--trials", "1", "--noise", "salt"], ["--noise salt: of trials"]),
         (["--preset", "point", "--trials", "1", "--threshold", "0.5"], ["--threshold 0.5: of"]),
         (["--preset", "grabcut", "--trials", "1", "--stop-change", "1"], ["--stop-change 1.0: of"]),
-        (["--crf-gaussian", "1", "2"], ["--crf-gaussian 1 2: of --refine crf"]),
+        (["--preset", "lca", "--trials", "1", "--crf-gaussian", "1", "2"], ["--crf-gaussian 1 2: of --refine crf"]),
         (["--preset", "paper", "--threshold", "0.5"], ["--threshold 0.5: of --refine threshold"]),
         (["--crf-iterations", "-1"], ["iterations", "-1"]),
         (["--crf-gaussian", "0", "3"], ["gaussian_sxy", "0"]),

@@ -87,7 +87,7 @@ def test_sets_are_paired_in_order(data: Path, tmp_path: Path) -> None:
     y, x = np.argwhere(np.array(Image.open(other / "masks" / "frame2.png"))).mean(axis=0)
     points.write_text(f"image,x,y,category\nframe2,{x},{y},spot\n")
     lists = ["--list", tmp_path / "a.txt", "--list", tmp_path / "b.txt"]
-    more = ["--images", other / "images", "--points", points, *lists, "--trials", "3"]
+    more = ["--images", other / "images", "--points", points, *lists]
     assert main(words(data, tmp_path / "run", *more)) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["images"] == 3
@@ -207,7 +207,7 @@ def test_settings_are_looked_at_before_labelling(
 
 def test_two_processes_share_the_work(data: Path, tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mclc_gpu"]
-    held = ["--val-images", data / "images", "--val-masks", data / "masks", "--trials", "3"]
+    held = ["--val-images", data / "images", "--val-masks", data / "masks"]
     command = [sys.executable, *launcher, *words(data, tmp_path / "run", *held, source="--points-from-masks")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -17,7 +17,6 @@ class Votes(NamedTuple):
     area: int
     confidence: float
     score: float
-    evidence: float
     flat: bool
 
 
@@ -125,12 +124,11 @@ def reference_votes(
     if not len(masks):
         y, x = np.mgrid[:height, :width]
         tpm = np.maximum(abs(y - click[0]), abs(x - click[1])) <= 1
-        return Votes(tpm.astype(float), int(tpm.sum()), 0.0, -np.inf, -np.inf, True)
+        return Votes(tpm.astype(float), int(tpm.sum()), 0.0, -np.inf, True)
     scores = np.array([score(mask, v, low, frame, tuple(click), category, config) for mask in masks])
-    evidence = np.logaddexp.reduce(scores)
-    weights = np.exp(scores - evidence)
+    weights = np.exp(scores - np.logaddexp.reduce(scores))
     tpm = np.tensordot(weights, masks, 1)
     chosen = tpm >= 0.5
     overlaps = (masks & chosen).sum((1, 2)) / (masks | chosen).sum((1, 2))
     confidence = float(weights @ overlaps)
-    return Votes(tpm, int(chosen.sum()), confidence, float(scores.max()), float(evidence), False)
+    return Votes(tpm, int(chosen.sum()), confidence, float(scores.max()), False)

@@ -115,7 +115,6 @@ def test_no_targets(polarity: str) -> None:
         votes.confidence,
         votes.area,
         votes.score,
-        votes.evidence,
         votes.dark,
         votes.flat,
     ):

@@ -81,14 +81,14 @@ def configs(draw):
     config = changed(PRESETS[name], category=draw(st.sampled_from(["given", "estimate"])))
     config = replace(config, refine=draw(st.sampled_from(["crf", "threshold"])))
     config = replace(config, threshold=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])))
-    if name in ("paper", "default"):
+    if name == "paper":
         trial = {
             "method": draw(st.sampled_from(["slic", "kmeans"])),
             "clusters": draw(st.integers(1, 12)),
             "noise": draw(st.sampled_from(["none", "salt", "pepper", "gaussian"])),
             "intensity": draw(st.sampled_from([0.0, 0.01, 0.05, 0.5, 1.0])),
         }
-        config = changed(config, trials=draw(st.integers(int(name == "paper"), 4)), trial=trial)
+        config = changed(config, trials=draw(st.integers(1, 4)), trial=trial)
     if name == "default":
         polarity = draw(st.sampled_from(["bright", "dark", "auto"]))
         config = changed(config, components={"polarity": polarity})

@@ -77,8 +77,8 @@ def processes_of(data: Path, run: Path):
         (["--preset", "lca"], []),
         (["--preset", "point", "--supervision", "box"], []),
         (["--preset", "default"], []),
-        (["--preset", "default", "--trials", "9", "--supervision", "multi-point"], []),
-        (["--preset", "default", "--trials", "70", "--category", "estimate"], []),
+        (["--preset", "default", "--supervision", "multi-point"], []),
+        (["--preset", "default", "--category", "estimate"], []),
     ],
 )
 def test_the_runs_own_masks_are_found_again(data, tmp_path, more, planned):

@@ -33,6 +33,8 @@ def command(data: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
         data / "masks",
         "--out",
         out,
+        "--preset",
+        "paper",
         "--trials",
         "8",
     ]
