@@ -274,7 +274,10 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
         (["--preset", "point", "--trials", "1", "--noise", "salt"], ["--noise salt: of trials"]),
         (["--preset", "point", "--trials", "1", "--threshold", "0.5"], ["--threshold 0.5: of"]),
         (["--preset", "grabcut", "--trials", "1", "--stop-change", "1"], ["--stop-change 1.0: of"]),
-        (["--preset", "lca", "--trials", "1", "--crf-gaussian", "1", "2"], ["--crf-gaussian 1 2: of --refine crf"]),
+        (
+            ["--preset", "lca", "--trials", "1", "--crf-gaussian", "1", "2"],
+            ["--crf-gaussian 1 2: of --refine crf"],
+        ),
         (["--preset", "paper", "--threshold", "0.5"], ["--threshold 0.5: of --refine threshold"]),
         (["--crf-iterations", "-1"], ["iterations", "-1"]),
         (["--crf-gaussian", "0", "3"], ["gaussian_sxy", "0"]),
