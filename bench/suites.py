@@ -26,8 +26,9 @@ from mclc_gpu.labels.config import LabelConfig, preset
 from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets, warm_up
 from mclc_gpu.labels.windows import PlacedTarget, place_targets
 from mclc_gpu.networks.zoo import build
+from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch
-from mclc_gpu.train.trainer import OPTIMIZERS, TrainConfig, Trainer, detector_loss
+from mclc_gpu.train.trainer import Trainer, detector_loss
 
 INTERVAL, COMPACTNESS = 20, 10.0  # mean side of a segment in pixels
 # Height and width of a single image, and seconds that the contest may take.
@@ -320,8 +321,7 @@ def own_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
 def peer_step(data: TrainingSet, config: TrainConfig) -> Callable[[Batch], object]:
     """One step of the peer."""
     network = build(config.network).to(data.device)
-    kind, lr = OPTIMIZERS[config.optimizer]
-    optimizer = kind(network.parameters(), lr=lr)
+    optimizer = OPTIMIZERS[config.optimizer](network.parameters(), lr=config.first_lr)
 
     def step(batch: Batch) -> float:
         images, truth = batch

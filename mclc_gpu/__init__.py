@@ -23,7 +23,7 @@ _HOMES = {
     "Sample": "mclc_gpu.data.datasets",
     "Scores": "mclc_gpu.score.metrics",
     "TargetMask": "mclc_gpu.labels.pipeline",
-    "TrainConfig": "mclc_gpu.train.trainer",
+    "TrainConfig": "mclc_gpu.train.config",
     "TrialConfig": "mclc_gpu.kernels.config",
     "build": "mclc_gpu.networks.zoo",
     "dense_crf": "mclc_gpu.kernels.crf",

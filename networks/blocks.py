@@ -64,7 +64,7 @@ class Detector(nn.Module, ABC):
         cropped = tuple(mask[..., :height, :width] for mask in masks)
         return Logits(cropped, None if edge is None else edge[..., :height, :width])
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Set all parameters and statistics to their start: Xavier normal weights, biases and offsets 0.
 
         Glorot & Bengio, AISTATS 2010. Batch norm starts as the identity; a `ZeroConv2d` stays zero.

@@ -15,8 +15,8 @@ from mclc_gpu.data.datasets import Sample
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
+from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.fit import fit
-from mclc_gpu.train.trainer import TrainConfig
 
 TESTS = Path(__file__).parent
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]

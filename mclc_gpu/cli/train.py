@@ -17,8 +17,8 @@ from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.folder import LabelStore
 from mclc_gpu.report.folder import report_run
 from mclc_gpu.runs import locked
+from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.fit import EVENTS, KIND, LABELS, REPORT, Fitted, check_run, fit
-from mclc_gpu.train.trainer import TrainConfig
 
 _LABEL_OPTIONS = (
     "jitter", "supervision", "clicks", "preset", "config", "trials", "category", "refine", "threshold",

@@ -11,10 +11,10 @@ import torch
 
 from mclc_gpu.data.images import gray_levels
 from mclc_gpu.detect.checkpoint import Normalisation
+from mclc_gpu.detect.config import OVERLAP, TILE
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector
 
-TILE, OVERLAP = 1024, 64
 # Sixteen images of 256x256 at once: enough to keep a GPU busy, and within the memory of a small one.
 BATCH_PIXELS = 1 << 20
 _CHUNK_IMAGES = 32  # looked through for images of equal size

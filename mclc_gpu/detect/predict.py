@@ -15,7 +15,8 @@ from scipy import ndimage
 from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write_csv
 from mclc_gpu.data.images import MASK, read_image, stretched
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
-from mclc_gpu.detect.inference import OVERLAP, TILE, Predictor
+from mclc_gpu.detect.config import OVERLAP, TILE
+from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
 from mclc_gpu.runs import Journal, Layout, Progress, close_run, locked, provenance

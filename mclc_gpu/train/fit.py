@@ -27,8 +27,9 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import device_name
 from mclc_gpu.runs import Progress, locked, provenance
 from mclc_gpu.score.metrics import Result, Scores
+from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import open_training_set
-from mclc_gpu.train.trainer import TrainConfig, Trainer, share_of_batch
+from mclc_gpu.train.trainer import Trainer, share_of_batch
 
 
 class Events:

@@ -1,8 +1,7 @@
 """Losses, settings and steps of training."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Logits
 from mclc_gpu.networks.isnet import gradient_magnitude
 from mclc_gpu.networks.zoo import NETWORKS, build
+from mclc_gpu.train.config import LOSSES, OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import TrainingSet, plan_epoch
 
 Total = Callable[[Tensor], Tensor]
@@ -57,9 +57,6 @@ def cross_entropy(logits: Tensor, truth: Tensor, total: Total = here_only) -> Te
     return F.binary_cross_entropy_with_logits(logits.float(), truth)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Total], Tensor]] = {"soft-iou": soft_iou, "bce": cross_entropy}
-
-
 def detector_loss(answer: Logits, truth: Tensor, name: str = "soft-iou", total: Total = here_only) -> Tensor:
     """Loss of a network's answer in training mode: a scalar.
 
@@ -88,82 +85,6 @@ def edge_target(truth: Tensor) -> Tensor:
     return gradient_magnitude(truth).clamp(max=1)
 
 
-# Learning rates: Adagrad's is the paper's; Adam's is the one that the field's benchmark code trains with.
-OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
-    "adagrad": (torch.optim.Adagrad, 0.05),
-    "adam": (torch.optim.Adam, 5e-4),
-    "adamw": (torch.optim.AdamW, 5e-4),
-}
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run; the defaults are the paper's.
-
-    Attributes:
-        network: A name in `mclc_gpu.networks.zoo.NETWORKS`.
-        epochs: Each shows every image once, and some again to fill the last batch.
-        batch_size: Crops a step, of all processes together.
-        size: Side of the crops, pixels.
-        optimizer: adagrad, adam or adamw.
-        lr: Learning rate of the first epoch; it falls to 0 along half a cosine. None: the optimizer's own,
-            0.05 for Adagrad, 0.0005 for the others.
-        loss: soft-iou or bce; see `detector_loss`.
-        channels: Of the network's input, 1 or 3; see `gray_levels`.
-        amp: Forward pass in bfloat16 where PyTorch holds it safe (autocast); the loss stays float32.
-        compile: None, or a mode of torch.compile for the training pass ("reduce-overhead": CUDA graphs).
-        validate_every: Epochs from one validation to the next; the last epoch is always validated.
-        seed: Of initial weights, order, crops, flips and dropout.
-
-    Raises:
-        InputError: A value out of range.
-    """
-
-    network: str = "dnanet"
-    epochs: int = 1500
-    batch_size: int = 16
-    size: int = 256
-    optimizer: str = "adagrad"
-    lr: float | None = None
-    loss: str = "soft-iou"
-    channels: int = 1
-    amp: bool = False
-    compile: str | None = None
-    validate_every: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choices: dict[str, Sequence[Any]] = {
-            "network": list(NETWORKS),
-            "optimizer": list(OPTIMIZERS),
-            "loss": list(LOSSES),
-            "channels": (1, 3),
-            "compile": (None, *COMPILE_MODES),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} {getattr(self, name)!r}: use one of {', '.join(map(str, allowed))}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("size", 16), ("validate_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: use {least} or more")
-        if not (math.isfinite(self.first_lr) and self.first_lr > 0):
-            raise InputError(f"lr {self.lr}: use a number above 0")
-
-    @property
-    def first_lr(self) -> float:
-        """Learning rate of the first epoch."""
-        return OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
-
-    def settings(self) -> dict[str, Any]:
-        """All settings, with the learning rate that is used."""
-        return {**asdict(self), "lr": self.first_lr}
-
-    def lr_of(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0: cosine annealing to 0."""
-        return 0.5 * self.first_lr * (1 + math.cos(math.pi * epoch / self.epochs))
-
-
 class Trainer:
     """A network and its optimiser on one device. With several processes, their gradients are averaged."""
 
@@ -176,8 +97,7 @@ class Trainer:
         if ranks.world > 1 and ranks.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(ranks.device, memory_format=torch.channels_last)
-        kind, _ = OPTIMIZERS[config.optimizer]
-        self.optimizer = kind(self.network.parameters(), lr=config.first_lr)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.network.parameters(), lr=config.first_lr)
         self.model: Callable[[Tensor], Any] = self.network
         if ranks.world > 1:
             self.model = DistributedDataParallel(self.network, static_graph=True)

@@ -95,7 +95,7 @@ def test_files_of_other_programs(tmp_path: Path, content: Any) -> None:
     ("changes", "message"),
     [
         ({"version": 2}, "checkpoint version 2, this mclc-gpu reads 1"),
-        ({"network": "future"}, "unknown network 'future'.*use the version"),
+        ({"network": "future"}, "network 'future'.*use the version"),
         ({"network": "resunet"}, "not those of this version's resunet"),
         ({"in_channels": 1}, "not those of this version's acm"),
         ({"normalisation": {"mean": 0.0}}, "not those of this version's acm"),

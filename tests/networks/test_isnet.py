@@ -50,7 +50,7 @@ def trained_isnet(in_channels: int = 1) -> ISNet:
     """ISNet with motion in its deformable convolutions and statistics that fit its activations."""
     torch.manual_seed(0)
     detector = ISNet(in_channels)
-    detector.initialise()
+    detector.initialize()
     with torch.no_grad():
         for module in detector.modules():
             if isinstance(module, ZeroConv2d):

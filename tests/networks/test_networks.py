@@ -287,14 +287,14 @@ def test_wrong_images(name: str, x: Tensor, message: str) -> None:
 def test_initialisation(name: str) -> None:
     detector = build(name)
     torch.manual_seed(0)
-    detector.initialise()
+    detector.initialize()
     start = {key: value.clone() for key, value in detector.state_dict().items()}
     with torch.no_grad():
         detector(images(2, 1, 64, 64))
         for parameter in detector.parameters():
             parameter.fill_(9)
     torch.manual_seed(0)
-    detector.initialise()
+    detector.initialize()
     assert all(torch.equal(value, start[key]) for key, value in detector.state_dict().items())
     for module in detector.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -310,7 +310,7 @@ def test_initialisation(name: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"^unknown network 'unet': choose one of acm, resunet, .*dnanet"):
+    with pytest.raises(ValueError, match=r"^network 'unet': use one of acm, resunet, .*dnanet"):
         build("unet")
 
 

@@ -20,9 +20,10 @@ from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
+from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import open_training_set
 from mclc_gpu.train.fit import COLUMNS, fit, validate
-from mclc_gpu.train.trainer import TrainConfig, Trainer
+from mclc_gpu.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mclc_gpu.networks.blocks import Logits
-from mclc_gpu.train.trainer import LOSSES, cross_entropy, detector_loss, edge_target, here_only, soft_iou
+from mclc_gpu.train.config import LOSSES
+from mclc_gpu.train.trainer import cross_entropy, detector_loss, edge_target, here_only, soft_iou
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

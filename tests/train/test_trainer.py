@@ -12,8 +12,9 @@ from training_data import Tiny, write_frames
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
+from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import open_training_set, plan_epoch
-from mclc_gpu.train.trainer import TrainConfig, Trainer, share_of_batch
+from mclc_gpu.train.trainer import Trainer, share_of_batch
 
 CPU = torch.device("cpu")
 
