@@ -1,4 +1,4 @@
-"""Settings of `evaluate` and `predict`, free of torch and numpy so that the command line can read them quickly.
+"""Settings of `evaluate` and `predict`, free of torch and numpy so that the command line reads them quickly.
 
 See `mclc_gpu.train.config` for the metadata of the fields.
 """
