@@ -12,7 +12,7 @@ from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.report.folder import FILES, write_report
 from mclc_gpu.report.sheets import Extremes
-from mclc_gpu.score.metrics import convention_of
+from mclc_gpu.score.matching import CONVENTIONS
 
 
 def evaluate(arguments: argparse.Namespace, started: float) -> int:
@@ -20,7 +20,7 @@ def evaluate(arguments: argparse.Namespace, started: float) -> int:
     del started
     threshold = checked_threshold(arguments.threshold)
     checked_tiles(arguments.tile, arguments.overlap)
-    convention = convention_of(arguments.convention)
+    convention = CONVENTIONS.find(arguments.convention)
     keep_inputs(
         {"--roc": arguments.roc, "--json": arguments.json, "--out": arguments.out},
         (arguments.images, arguments.masks, arguments.list, arguments.checkpoint),

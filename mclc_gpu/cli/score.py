@@ -11,7 +11,8 @@ from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import find_files, read_mask, read_probability
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.runs import Progress
-from mclc_gpu.score.metrics import Convention, ImageScore, Scores, convention_of, score_image
+from mclc_gpu.score.matching import CONVENTIONS, Convention
+from mclc_gpu.score.metrics import ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
 
 if TYPE_CHECKING:  # they import PyTorch, which scores do without
@@ -24,7 +25,7 @@ Pair = tuple[str, tuple[Path, Path]]  # stem, files of prediction and truth
 def score(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs, true masks without a prediction among them."""
     del started
-    convention = convention_of(arguments.convention)
+    convention = CONVENTIONS.find(arguments.convention)
     threshold = None if arguments.threshold is None else checked_threshold(arguments.threshold)
     if threshold is None and arguments.roc is not None:
         threshold = 0.5

@@ -13,7 +13,8 @@ from mclc_gpu.data.validation import Named
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.runs import Progress
-from mclc_gpu.score.metrics import CANONICAL, Convention, ImageScore, Scores, score_image
+from mclc_gpu.score.matching import CANONICAL, Convention
+from mclc_gpu.score.metrics import ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
 
 

@@ -20,7 +20,7 @@ from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
 from mclc_gpu.runs import Journal, Layout, Progress, close_run, locked, provenance
-from mclc_gpu.score.metrics import components_of
+from mclc_gpu.score.matching import components_of
 
 LAYOUT = Layout("predict", ("masks", "probability", "overlays"), ("detections.csv",))
 _ONE = 65535  # value of probability 1 in the 16-bit files

@@ -15,7 +15,7 @@ from scipy import ndimage
 from mclc_gpu.data.annotations import POINT_AREA, SPOT_AREA, Point, category_of
 from mclc_gpu.labels.folder import LOW_CONFIDENCE, LabelFiles, Row
 from mclc_gpu.labels.windows import Window, box_pixels, nearest_pixel
-from mclc_gpu.score.metrics import Components, components_of
+from mclc_gpu.score.matching import Components, components_of
 
 # Each kind of doubt, and how urgent it is: the sum of a target's decides what is shown first.
 CLICK_DOUBTS: dict[str, float] = {

@@ -15,7 +15,7 @@ from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.report.plots import plot_curves, plot_roc
 from mclc_gpu.report.sheets import Extremes, case_sheet, evenly_spread
-from mclc_gpu.score.metrics import Result, Scores
+from mclc_gpu.score.metrics import SCORES, Result, Scores
 from mclc_gpu.score.roc import Roc, RocScores
 from mclc_gpu.train.fit import METRICS
 from mclc_gpu.train.fit import REPORT as RUN_REPORT
@@ -84,28 +84,20 @@ def write_report(
 
 
 def _score_lines(result: Result) -> list[str]:
-    numbers = {
-        "IoU": _number(result.iou),
-        "nIoU": _number(result.niou),
-        "Pd": _number(result.pd),
-        "Fa x1e-6": _number(result.fa * 1e6, 2),
-        "precision": _number(result.precision),
-        "recall": _number(result.recall),
-        "F1": _number(result.f1),
-    }
-    lines = [
-        f"{result.images} images, {result.detected} of {result.targets} targets detected, "
-        f"{result.false_alarm_pixels} false-alarm pixels; convention {result.convention}.",
-        "",
-        *_table(tuple(numbers), [tuple(numbers.values())]),
-        "",
-    ]
-    rows = [
-        (name, _number(one.iou), _number(one.pd), f"{one.detected} of {one.targets}")
-        for name, one in result.categories.items()
-    ]
-    if rows:
-        lines += [*_table(("targets", "IoU", "Pd", "detected"), rows), ""]
+    numbers = {SCORES[name].heading: SCORES[name].text(value) for name, value in result.values.items()}
+    lines = [f"{result.summary()}; convention {result.convention}.", ""]
+    lines += [*_table(tuple(numbers), [tuple(numbers.values())]), ""]
+    if result.categories:
+        shown = [score for score in SCORES.values() if score.by_category]
+        rows = [
+            (
+                category,
+                *(SCORES[name].text(value) for name, value in one.values.items()),
+                f"{one.detected} of {one.targets}",
+            )
+            for category, one in result.categories.items()
+        ]
+        lines += [*_table(("targets", *(score.heading for score in shown), "detected"), rows), ""]
     return lines
 
 
@@ -122,10 +114,6 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]
         inside = isinstance(value, Mapping) and value
         rows += _flat(value, f"{above}{name}.") if inside else [(f"{above}{name}", str(value))]
     return rows
-
-
-def _number(value: float, digits: int = 4) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _write_images(path: Path, scores: Scores) -> None:

@@ -20,7 +20,7 @@ from mclc_gpu.labels.folder import LabelFiles, open_labels, read_tpm
 from mclc_gpu.report.check import CLICK_DOUBTS, DOUBTS, TRUTH_DOUBTS, Checked, LabelCheck, Looked, look
 from mclc_gpu.report.sheets import CLICK, GAP, PANEL, TRUTH, draw_panels, enlarged, heat, outlined
 from mclc_gpu.runs import Progress
-from mclc_gpu.score.metrics import ImageScore, Result, Scores, score_image
+from mclc_gpu.score.metrics import SCORES, ImageScore, Result, Scores, score_image
 
 _WIDTH, _HEIGHT = 360, 230  # of a plot, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40  # around its axes
@@ -393,13 +393,7 @@ def _totals(check: LabelCheck, labels: LabelFiles | None, left_out: int) -> dict
 
 def _scores(result: Result) -> dict[str, str]:
     return {
-        "IoU": _number(result.iou),
-        "nIoU": _number(result.niou),
-        "Pd": _number(result.pd),
-        "Fa x1e-6": _number(result.fa * 1e6, 2),
-        "precision": _number(result.precision),
-        "recall": _number(result.recall),
-        "F1": _number(result.f1),
+        **{SCORES[name].heading: SCORES[name].text(value) for name, value in result.values.items()},
         "true targets detected": f"{result.detected:,} of {result.targets:,}",
     }
 

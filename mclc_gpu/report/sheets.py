@@ -21,7 +21,8 @@ from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import LabelStore, read_tpm
 from mclc_gpu.labels.replay import Process
 from mclc_gpu.labels.windows import place_window
-from mclc_gpu.score.metrics import components_of, mask_iou
+from mclc_gpu.score.matching import components_of
+from mclc_gpu.score.metrics import mask_iou
 
 PAPER: Colour = (250, 250, 247)
 FRAME: Colour = (214, 214, 208)

@@ -26,7 +26,7 @@ from mclc_gpu.distributed import Ranks, all_there, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import device_name
 from mclc_gpu.runs import Progress, locked, provenance
-from mclc_gpu.score.metrics import Result, Scores
+from mclc_gpu.score.metrics import SCORES, Result, Scores
 from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import open_training_set
 from mclc_gpu.train.trainer import Trainer, share_of_batch
@@ -68,9 +68,12 @@ class Events:
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
 LABELS, REPORT = "labels", "report"
 KIND = "train"  # of run, as `locked` tells them apart
-SCORES = ("iou", "niou", "pd", "fa", "precision", "recall", "f1")
-COLUMNS = ("epoch", "lr", "loss", "crop_iou", *SCORES)
-Row = dict[str, Any]  # of COLUMNS; None where there is no value
+Row = dict[str, Any]  # of the columns of metrics.csv; None where there is no value
+
+
+def columns() -> list[str]:
+    """Return the columns of metrics.csv: the training's own, and every score of `SCORES`."""
+    return ["epoch", "lr", "loss", "crop_iou", *SCORES]
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
@@ -152,12 +155,13 @@ class RunLog:
         """Note an epoch. `seconds`: how long it took, for TensorBoard."""
         self.rows.append(row)
         self._write()
-        values = {name: row[name] for name in COLUMNS[1:] if row[name] is not None}
+        values = {name: row[name] for name in columns()[1:] if row[name] is not None}
         self.events.add(row["epoch"], {**values, "seconds": seconds})
         self.progress.advance(1, summary(row))
 
     def _write(self) -> None:
-        write_csv(self.path, COLUMNS, ([row[name] for name in COLUMNS] for row in self.rows))
+        names = columns()
+        write_csv(self.path, names, ([row.get(name) for name in names] for row in self.rows))
 
     def __enter__(self) -> "RunLog":
         self.progress.__enter__()

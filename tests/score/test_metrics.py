@@ -5,15 +5,21 @@ import json
 import math
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
+from mclc_gpu.cli.main import main
 from mclc_gpu.errors import InputError
-from mclc_gpu.score.metrics import Result, Scores, mask_iou
+from mclc_gpu.report.folder import write_report
+from mclc_gpu.report.plots import plot_curves
+from mclc_gpu.score.metrics import SCORES, Result, Score, Scores, mask_iou, ratio
+from mclc_gpu.train.fit import columns, make_row
 
 Box = tuple[int, int, int, int]  # first row, first column, height, width
 
@@ -358,3 +364,46 @@ def test_iou_of_two_masks():
     assert mask_iou(mask, mask) == 1
     assert mask_iou(mask, ~mask) == 0
     assert math.isnan(mask_iou(mask & ~mask, mask & ~mask))
+
+
+def test_a_score_added_at_run_time_is_in_every_output(monkeypatch, tmp_path, capsys) -> None:
+    dice = Score(
+        "Dice",
+        lambda c: ratio(200 * c.intersection, c.predicted + c.true),
+        by_category=True,
+        unit="in %",
+        digits=1,
+        panel="IoU",
+    )
+    monkeypatch.setitem(SCORES, "dice", dice)
+    monkeypatch.setitem(SCORES, "image_dice", replace(dice, label="mean Dice", image_mean=True))
+    truth = mask((4, 4, 3, 3), (20, 20, 2, 2))
+    for name, pixels in (("pred", mask((4, 5, 3, 3))), ("truth", truth)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.uint8(pixels) * 255).save(tmp_path / name / "a.png")
+    report, page = tmp_path / "scores.json", tmp_path / "page.html"
+    words = ["score", "--pred", tmp_path / "pred", "--truth", tmp_path / "truth", "--json", report]
+    words += ["--report", page, "--roc", tmp_path / "roc.png"]
+    assert main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith("F1  Dice in %  mean Dice in %")
+    assert shown[1].split()[-2:] == ["54.5", "54.5"]
+    assert "Dice in % 54.5" in shown[3]
+    content = json.loads(report.read_text())
+    assert content["dice"] == content["image_dice"] == 200 * 6 / 22
+    assert content["categories"]["point"]["dice"] == 200 * 6 / 22
+    assert max(content["roc"]["dice"]) == content["dice"]
+    assert "image_dice" not in content["roc"]
+    assert "Dice in %" in page.read_text()
+
+    scores = Scores()
+    scores.update(mask((4, 5, 3, 3)), truth, "a")
+    write_report(tmp_path / "report", title="Run", scores=scores)
+    lines = (tmp_path / "report" / "report.md").read_text().splitlines()
+    assert [line for line in lines if "| Dice in % |" in line]
+    assert json.loads((tmp_path / "report" / "scores.json").read_text())["dice"] == content["dice"]
+    assert columns()[-2:] == ["dice", "image_dice"]
+    row = make_row(1, 0.1, 0.5, 0.2, scores.compute().as_dict())
+    assert row["dice"] == content["dice"]
+    (tmp_path / "metrics.csv").write_text(f"epoch,dice\n1,{row['dice']}\n")
+    plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")

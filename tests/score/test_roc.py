@@ -14,7 +14,8 @@ from skimage.measure import label, regionprops
 
 from mclc_gpu.data.images import read_probability
 from mclc_gpu.errors import InputError
-from mclc_gpu.score.metrics import CANONICAL, CONVENTIONS, DNANET, Scores, convention_of, score_image
+from mclc_gpu.score.matching import CANONICAL, CONVENTIONS, DNANET
+from mclc_gpu.score.metrics import Scores, score_image
 from mclc_gpu.score.roc import THRESHOLDS, Roc, RocScores, roc_counts
 
 Box = tuple[int, int, int, int]  # first row, first column, height, width
@@ -270,6 +271,6 @@ def test_the_sweep_agrees_with_single_masks_on_noise(field, random, convention) 
 def test_conventions_do_not_mix() -> None:
     with pytest.raises(ValueError, match="dnanet"):
         Scores().merge(Scores(DNANET))
-    assert convention_of("canonical") is CANONICAL
+    assert CONVENTIONS.find("canonical") is CANONICAL
     with pytest.raises(InputError, match="'acm'"):
-        convention_of("acm")
+        CONVENTIONS.find("acm")

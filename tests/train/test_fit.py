@@ -22,7 +22,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import open_training_set
-from mclc_gpu.train.fit import COLUMNS, fit, validate
+from mclc_gpu.train.fit import columns, fit, validate
 from mclc_gpu.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_a_run_learns_and_its_best_epoch_scores_as_written(samples: list[Sample]
     config = settings(epochs=12)
     fitted = fit(samples, config, tmp_path, validation=samples, device="cpu")
     rows = curve(tmp_path)
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(columns())
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
     best = load_checkpoint(fitted.best, "cpu")
