@@ -14,15 +14,20 @@ from mclc_gpu.data.points import read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError, Skipped
-from mclc_gpu.labels.config import PRESETS, LabelConfig, changed
+from mclc_gpu.labels.config import PRESETS, LabelConfig, changed, unused_settings
 from mclc_gpu.labels.folder import LAYOUT
 from mclc_gpu.labels.run import LabelJob, label_folder
 from mclc_gpu.report.page import REPORT, report_labels
 from mclc_gpu.report.sheets import write_overview
 from mclc_gpu.runs import locked
 
-_OF_TRIALS = ("--method", "--clusters", "--compactness", "--noise", "--intensity")
-_OF_CRF = ("--crf-iterations", "--crf-gaussian", "--crf-bilateral")
+_OPTIONS_OF = {
+    "trial": ("--method", "--clusters", "--compactness", "--noise", "--intensity"),
+    "components": ("--polarity",),
+    "threshold": ("--threshold",),
+    "stop_change": ("--stop-change",),
+    "crf": ("--crf-iterations", "--crf-gaussian", "--crf-bilateral"),
+}
 
 
 def label(arguments: argparse.Namespace, started: float) -> int:
@@ -119,27 +124,12 @@ def label_config(arguments: argparse.Namespace) -> LabelConfig:
 
 
 def _refuse_without_effect(arguments: argparse.Namespace, config: LabelConfig) -> None:
-    """See that the chain has a use for every setting that was asked for."""
-    graded = config.maker in ("mclc", "components")  # others make TPMs of 0 and 1
-    trials = graded and config.trials > 0
-    idle = {
-        "--polarity": (config.maker == "components", "of the preset default only"),
-        "--threshold": (
-            graded and config.refine == "threshold",
-            "of --refine threshold and graded maps only",
-        ),
-        "--stop-change": (config.maker == "mclc", "of the trials of the preset paper"),
-        **dict.fromkeys(_OF_TRIALS, (trials, "of trials, of which there are none")),
-        **dict.fromkeys(_OF_CRF, (config.refine == "crf", "of --refine crf only")),
-    }
-    for option, (used, why) in idle.items():
-        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
-        if value is not None and not used:
-            raise InputError(f"{option} {_said(value)}: {why}; leave it out")
-
-
-def _said(value: Any) -> str:
-    return " ".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
+    """Raise InputError for a given option that has no effect."""
+    unused = unused_settings(config)
+    for part, options in _OPTIONS_OF.items():
+        for option in options if part in unused else ():
+            if getattr(arguments, option.removeprefix("--").replace("-", "_")) is not None:
+                raise InputError(f"{option} {unused[part]}; remove it")
 
 
 def read_config(path: Path) -> LabelConfig:

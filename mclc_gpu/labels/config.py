@@ -1,74 +1,244 @@
-"""Settings of the label chain, and the presets: each way of making labels that the paper compares."""
+"""Settings of the label pipeline and of a label run; registries of label makers and presets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Self, get_type_hints
-
-import numpy as np
 
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
+from mclc_gpu.registry import Registry
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting that `tune` searches.
+
+    Attributes
+    ----------
+    name : str
+        Field of `LabelConfig`, or part and field with a dot between, such as "trial.clusters".
+    values : tuple
+        Values to try; numbers rise.
+    ordered : bool
+        Neighbors among the values are alike, so that the search may go step by step.
+    only : tuple or None
+        (name, values) of the setting that must have one of these values for this one to matter.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    ordered: bool = True
+    only: tuple[str, tuple[Any, ...]] | None = None
+
+    def with_value(self, value: Any) -> Self:
+        """Return the parameter with `value` among those to try."""
+        if value in self.values:
+            return self
+        more = (*self.values, value)
+        return replace(self, values=tuple(sorted(more)) if self.ordered else more)
+
+
+@dataclass(frozen=True)
+class MakerEntry:
+    """A registered label maker: its implementation, and the traits by which settings are checked.
+
+    Traits are known without importing the implementation, which may need PyTorch.
+
+    Attributes
+    ----------
+    implementation : object or str
+        Instance or class of a `mclc_gpu.labels.makers.Maker`, or the dotted path of one.
+    trials : (int, int)
+        Least and greatest `LabelConfig.trials`; equal where the maker makes no trials.
+    uses : tuple of str
+        Parts of `LabelConfig` that the maker reads: "trial", "components".
+    graded : bool
+        TPMs have values between 0 and 1, so that a threshold matters.
+    needs_category : bool
+        A target's category has to be known before it is labeled, and is estimated where it is not given.
+        Otherwise it follows from the label's area.
+    category_in_mask : bool
+        The mask depends on the category.
+    seeded : bool
+        Labels depend on the random seed.
+    stop_rule : bool
+        `LabelConfig.stop_change` ends the trials.
+    search_space : tuple of Parameter
+        Settings for `tune` to search, most telling first; empty where there are none.
+    """
+
+    implementation: Any
+    trials: tuple[int, int] = (1, 1)
+    uses: tuple[str, ...] = ()
+    graded: bool = True
+    needs_category: bool = True
+    category_in_mask: bool = True
+    seeded: bool = True
+    stop_rule: bool = False
+    search_space: tuple[Parameter, ...] = ()
+
+    def load(self) -> Any:
+        """Return the implementation, an instance of a `mclc_gpu.labels.makers.Maker`."""
+        found = self.implementation
+        if isinstance(found, str):
+            module, _, name = found.rpartition(".")
+            found = getattr(import_module(module), name)
+        return found() if isinstance(found, type) else found
+
+
+_NOISY = ("trial.noise", ("salt", "pepper", "gaussian"))
+_ENFORCED = ("trial.connectivity", ("enforce",))
+_CRF = ("refine", ("crf",))
+_THRESHOLD = ("refine", ("threshold",))
+
+# The values to search are about evenly spaced, on a logarithmic scale where a setting acts by its ratio,
+# around the presets'.
+MAKERS: Registry[MakerEntry] = Registry(
+    "maker",
+    {
+        "mclc": MakerEntry(
+            "mclc_gpu.labels.makers.MonteCarlo",
+            trials=(1, 2**31),
+            uses=("trial",),
+            stop_rule=True,
+            search_space=(
+                Parameter("trial.clusters", (4, 6, 9, 12, 16, 20)),
+                Parameter("trial.compactness", (2.5, 5.0, 10.0, 20.0, 40.0, 80.0)),
+                Parameter("trial.noise", ("none", "salt", "pepper", "gaussian"), ordered=False),
+                Parameter("trial.intensity", (0.01, 0.02, 0.05, 0.1, 0.2), only=_NOISY),
+                Parameter("refine", ("crf", "threshold"), ordered=False),
+                Parameter("threshold", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), only=_THRESHOLD),
+                Parameter("crf.bilateral_srgb", (3.0, 6.0, 9.0, 13.0, 19.0, 28.0, 40.0), only=_CRF),
+                Parameter("crf.bilateral_compat", (2.5, 5.0, 10.0, 20.0, 40.0), only=_CRF),
+                Parameter("crf.bilateral_sxy", (4.0, 8.0, 16.0, 32.0, 64.0), only=_CRF),
+                Parameter("crf.gaussian_compat", (0.0, 1.0, 3.0, 6.0, 12.0), only=_CRF),
+                Parameter("crf.gaussian_sxy", (1.0, 1.5, 2.0, 3.0, 5.0), only=_CRF),
+                Parameter("crf.iterations", (1, 2, 5), only=_CRF),
+                Parameter("trial.connectivity", ("enforce", "component", "cluster"), ordered=False),
+                Parameter("trial.min_size_factor", (0.0, 0.1, 0.25, 0.5, 1.0), only=_ENFORCED),
+                Parameter("trial.max_size_factor", (1.5, 3.0, 6.0), only=_ENFORCED),
+            ),
+        ),
+        "components": MakerEntry(
+            "mclc_gpu.labels.makers.ComponentVote",
+            trials=(0, 0),
+            uses=("components",),
+            needs_category=False,
+            seeded=False,
+            search_space=(
+                Parameter("components.polarity", ("bright", "dark", "auto"), ordered=False),
+                Parameter(
+                    "components.core", (-10.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
+                ),
+                Parameter("components.body", (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0)),
+                Parameter("threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+                Parameter("components.near", (1, 2, 3, 4, 6, 8, 11)),
+                Parameter("components.category_weight", (0.0, 2.5, 5.0, 10.0, 20.0, 40.0)),
+                Parameter("components.max_area", (125, 250, 500, 1000, 2000, 4096)),
+                Parameter("components.levels", (32, 64, 128, 254)),
+            ),
+        ),
+        "grabcut": MakerEntry("mclc_gpu.labels.makers.GrabCut", graded=False),
+        "point": MakerEntry(
+            "mclc_gpu.labels.makers.Marks", graded=False, category_in_mask=False, seeded=False
+        ),
+    },
+)
+
+CATEGORY_SOURCES = ("given", "estimate")
+REFINEMENTS = ("crf", "threshold")
 
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Settings of the chain; the defaults are those of the published procedure.
+    """Settings of the label pipeline; the defaults are those of the published procedure.
 
-    Attributes:
-        maker: "mclc": trials of noise and clustering (eq. 1-9), without noise and with one trial the paper's
-            LCA; "components": the vote of `mclc_gpu.kernels.components.vote_components`; "grabcut": see
-            `mclc_gpu.labels.makers.grabcut_mask`; "point": the marked pixels, or the whole box.
-        trials: K of eq. 9, 1 to 2^31; 1 for "grabcut" and "point", 0 for "components": these make none.
-        trial: Settings of one trial.
-        category: "given" takes a point's own category and estimates it where there is none; "estimate" always
-            estimates it.
-        refine: "crf": a dense CRF that starts from TPM / max(TPM); "threshold": TPM / max(TPM) >= threshold.
-        threshold: In 0..1.
-        crf: Settings of the CRF.
-        stop_change: T_F of the paper: a target's trials end once one more changes its TPM by less than this
-            (L2 norm). 0 runs all trials; the only choice for "components".
-        components: Settings of the vote of components.
+    Attributes
+    ----------
+    maker : str
+        Name in `MAKERS`. "mclc": trials of noise and clustering (Li et al., ICCV 2023, eq. 1-9), with one
+        trial without noise the paper's LCA; "components": the vote of
+        `mclc_gpu.kernels.components.vote_components`; "grabcut": see
+        `mclc_gpu.labels.makers.grabcut_mask`; "point": the marked pixels, or the whole box.
+    trials : int
+        K of eq. 9: 1 to 2^31 for "mclc"; the other makers make none and have a fixed number.
+    trial : TrialConfig
+        Settings of one trial.
+    category : {"given", "estimate"}
+        "given" takes a point's own category and estimates it where there is none; "estimate" always
+        estimates it.
+    refine : {"crf", "threshold"}
+        "crf": a dense CRF that starts from TPM / max(TPM); "threshold": TPM / max(TPM) >= threshold.
+    threshold : float in 0..1
+    crf : CrfConfig
+        Settings of the CRF.
+    stop_change : float >= 0
+        T_F of the paper: a target's trials end once one more changes its TPM by less than this (L2 norm).
+        0 runs all trials.
+    components : ComponentConfig
+        Settings of the vote of components.
 
-    Raises:
-        InputError: A value out of range.
+    Raises
+    ------
+    InputError
+        A value out of range.
     """
 
     maker: str = "mclc"
-    trials: int = 100
+    trials: int = field(default=100, metadata={"help": "noisy trials per target", "metavar": "K"})
     trial: TrialConfig = field(default_factory=TrialConfig)
-    category: str = "given"
-    refine: str = "crf"
-    threshold: float = 0.7
+    category: str = field(
+        default="given",
+        metadata={
+            "help": "target size category: as given, estimated where missing; or always estimated",
+            "choices": CATEGORY_SOURCES,
+        },
+    )
+    refine: str = field(default="crf", metadata={"help": "from TPM to mask", "choices": REFINEMENTS})
+    threshold: float = field(default=0.7, metadata={"help": "mask = TPM / max(TPM) >= this", "metavar": "P"})
     crf: CrfConfig = field(default_factory=CrfConfig)
-    stop_change: float = 0.0
+    stop_change: float = field(
+        default=0.0,
+        metadata={
+            "help": "end a target's trials when one more changes its TPM by less; 0: never",
+            "metavar": "T_F",
+        },
+    )
     components: ComponentConfig = field(default_factory=ComponentConfig)
 
     def __post_init__(self) -> None:
-        if self.maker not in MAKERS:
-            raise InputError(f"maker {self.maker!r}: use one of {', '.join(MAKERS)}")
-        if self.maker in ("grabcut", "point") and self.trials != 1:
-            raise InputError(f"trials {self.trials}: {self.maker} makes no trials; leave them out")
-        if self.maker == "components" and self.trials != 0:
-            raise InputError(f"trials {self.trials}: maker 'components' makes no trials; use 0")
-        if self.maker == "mclc" and not 1 <= self.trials <= 2**31:
-            raise InputError(f"trials {self.trials}: at least one trial is needed, and at most 2^31")
-        if self.category not in ("given", "estimate"):
-            raise InputError(f"category {self.category!r}: use given or estimate")
+        entry = self.entry
+        low, high = entry.trials
+        if not low <= self.trials <= high:
+            allowed = f"makes no trials; use {low}" if low == high else f"takes {low} to {high}"
+            raise InputError(f"trials {self.trials}: maker {self.maker!r} {allowed}")
+        if self.category not in CATEGORY_SOURCES:
+            raise InputError(f"category {self.category!r}: use one of {', '.join(CATEGORY_SOURCES)}")
         if self.refine not in REFINEMENTS:
             raise InputError(f"refine {self.refine!r}: use one of {', '.join(REFINEMENTS)}")
         if not 0.0 <= self.threshold <= 1.0:
             raise InputError(f"threshold {self.threshold}: use a number in 0..1")
-        if not (np.isfinite(self.stop_change) and self.stop_change >= 0):
+        if not (math.isfinite(self.stop_change) and self.stop_change >= 0):
             raise InputError(f"stop_change {self.stop_change}: use a number >= 0")
-        if self.maker == "components" and self.stop_change > 0:
-            raise InputError(f"stop_change {self.stop_change}: maker 'components' makes no trials; use 0")
+        if self.stop_change > 0 and not entry.stop_rule:
+            raise InputError(f"stop_change {self.stop_change}: maker {self.maker!r} has no stop rule; use 0")
+
+    @property
+    def entry(self) -> MakerEntry:
+        """Traits and implementation of the maker. Raises InputError for an unknown one."""
+        return MAKERS.find(self.maker)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """The config that a run was made with, from the "settings" of its label.json.
+        """Return the config that a run was made with, from the "settings" of its label.json.
 
-        Raises InputError for the settings of another version, which lack a field or have one more, and for a
-        value that cannot be used.
+        Raises
+        ------
+        InputError
+            Settings of another version, which lack a field or have one more, or a value that cannot be used.
         """
         own = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
         try:
@@ -77,20 +247,22 @@ class LabelConfig:
             raise InputError(f"these settings cannot be used ({error}); make them anew") from error
 
 
-_OF_THE_RUN = ("seed", "points")  # settings that are not the chain's
-MAKERS = ("mclc", "components", "grabcut", "point")
-REFINEMENTS = ("crf", "threshold")
-PRESETS = {
-    "paper": LabelConfig(),
-    "default": LabelConfig(maker="components", trials=0, refine="threshold", threshold=0.5),
-    "lca": LabelConfig(trials=1, trial=TrialConfig(noise="none"), refine="threshold"),
-    "grabcut": LabelConfig(trials=1, maker="grabcut", refine="threshold"),
-    "point": LabelConfig(trials=1, maker="point", refine="threshold"),
-}
+_OF_THE_RUN = ("seed", "points")  # settings that are not the pipeline's
+
+PRESETS: Registry[LabelConfig] = Registry(
+    "preset",
+    {
+        "paper": LabelConfig(),
+        "default": LabelConfig(maker="components", trials=0, refine="threshold", threshold=0.5),
+        "lca": LabelConfig(trials=1, trial=TrialConfig(noise="none"), refine="threshold"),
+        "grabcut": LabelConfig(trials=1, maker="grabcut", refine="threshold"),
+        "point": LabelConfig(trials=1, maker="point", refine="threshold"),
+    },
+)
 
 
 def _rebuilt(kind: type[Any], values: Any) -> Any:
-    """A dataclass, and those it is made of, from what `dataclasses.asdict` made of it."""
+    """Return a dataclass, and those it is made of, from what `dataclasses.asdict` made of it."""
     if not isinstance(values, Mapping):
         raise TypeError(f"no {kind.__name__}: {str(values)[:40]!r}")
     names = {item.name for item in fields(kind)}
@@ -116,17 +288,32 @@ def _rebuilt_value(name: str, kind: Any, value: Any) -> Any:
 
 
 def preset(name: str, **changes: Any) -> LabelConfig:
-    """A preset with some settings changed (see `changed`). Raises InputError for an unknown preset too."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
-    return changed(PRESETS[name], **changes)
+    """Return a preset with some settings changed (see `changed`).
+
+    Raises
+    ------
+    InputError
+        An unknown preset or setting, or a bad value.
+
+    Examples
+    --------
+    >>> from mclc_gpu.labels.config import preset
+    >>> config = preset("paper", trials=20, trial={"noise": "gaussian"})
+    >>> config.maker, config.trials, config.trial.noise
+    ('mclc', 20, 'gaussian')
+    """
+    return changed(PRESETS.find(name), **changes)
 
 
 def changed(config: LabelConfig, **changes: Any) -> LabelConfig:
-    """A config with some settings changed.
+    """Return a config with some settings changed.
 
     `trial`, `crf` and `components` may be mappings, which change only the settings they name.
-    Raises InputError for an unknown setting or a bad value.
+
+    Raises
+    ------
+    InputError
+        An unknown setting or a bad value.
     """
     try:
         for part in ("trial", "crf", "components"):
@@ -135,3 +322,96 @@ def changed(config: LabelConfig, **changes: Any) -> LabelConfig:
         return replace(config, **changes)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
+
+
+def unused_settings(config: LabelConfig) -> dict[str, str]:
+    """Return the settings without effect: names of fields or parts, with when they would have one."""
+    entry = config.entry
+    conditions = {
+        "trial": ("trial" in entry.uses, "only applies to presets with trials"),
+        "components": ("components" in entry.uses, "only applies to presets that vote by components"),
+        "stop_change": (entry.stop_rule, "only applies to presets with a stop rule"),
+        "threshold": (
+            entry.graded and config.refine == "threshold",
+            "only applies with --refine threshold, to presets with graded maps",
+        ),
+        "crf": (config.refine == "crf", "only applies with --refine crf"),
+    }
+    return {name: when for name, (used, when) in conditions.items() if not used}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Inputs, output and settings of a label run (see `mclc_gpu.labels.run.label_dataset`).
+
+    Attributes
+    ----------
+    images : Path
+        Folder of images.
+    points : Path or None
+        Point labels: a file or folder (see `mclc_gpu.data.points.read_points`).
+    points_from_masks : Path or None
+        Folder of true masks from which point labels are simulated; exactly one of `points` and
+        `points_from_masks` is given.
+    out : Path
+        Output folder.
+    list : Path or None
+        Text file that names the images to label, one a line; None: all.
+    jitter : float >= 0, pixels
+        Spread of simulated clicks.
+    supervision : {"point", "multi-point", "scribble", "box"}
+        Mark of a target: one click, several, a scribble or a bounding box.
+    clicks : int >= 1
+        Simulated clicks per target of "multi-point".
+    config : LabelConfig
+        Settings of the label pipeline; default: the preset "default".
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    seed : int
+        Any integer; see `mclc_gpu.labels.pipeline.label_images`.
+    resume : bool
+        Continue an interrupted run with the same settings.
+    overwrite : bool
+        Replace an earlier run's output.
+    shards : int >= 0
+        Images per tar archive of labels; 0: a mask and a TPM file for each image.
+    """
+
+    images: Path = field(metadata={"metavar": "DIR"})
+    points: Path | None = field(
+        default=None, metadata={"help": "point labels: CSV, JSON, XML, txt, PNG", "metavar": "FILE|DIR"}
+    )
+    points_from_masks: Path | None = field(
+        default=None, metadata={"help": "simulate clicks from true masks", "metavar": "DIR"}
+    )
+    out: Path = field(metadata={"metavar": "DIR"})
+    list: Path | None = field(
+        default=None, metadata={"help": "only the images named here, one a line", "metavar": "TXT"}
+    )
+    jitter: float = field(default=0.0, metadata={"help": "spread of simulated clicks", "metavar": "PX"})
+    supervision: str = field(
+        default="point",
+        metadata={
+            "help": "mark of a target: one click, several, a scribble or a bounding box",
+            "choices": ("point", "multi-point", "scribble", "box"),
+        },
+    )
+    clicks: int = field(
+        default=3, metadata={"help": "simulated clicks per target of multi-point", "metavar": "N"}
+    )
+    config: LabelConfig = field(default_factory=lambda: PRESETS["default"])
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
+    seed: int = 0
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in --out"})
+    shards: int = field(
+        default=0,
+        metadata={
+            "help": "write the labels of N images each into tar archives, instead of two files an image",
+            "metavar": "N",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.shards < 0:
+            raise InputError(f"shards {self.shards}: use 1 or more images per archive, or 0 for single files")

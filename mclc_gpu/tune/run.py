@@ -75,7 +75,7 @@ class TuneJob:
             raise InputError(f"seeds {self.seeds}: give at least 1")
         if self.budget < 1:
             raise InputError(f"budget {self.budget}: give at least 1 evaluation")
-        if self.config.maker == "components" and not self.jitter:
+        if not (self.config.entry.seeded or self.jitter):
             self.seeds = 1  # nothing is drawn at random
 
     def settings(self) -> dict[str, Any]:

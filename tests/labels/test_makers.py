@@ -197,7 +197,7 @@ def test_marks_outside_are_refused(disc, point, message):
     [
         ({"maker": "sam"}, "maker 'sam'"),
         ({"maker": "grabcut", "trials": 5}, "trials 5"),
-        ({"maker": "point"}, "point makes no trials"),
+        ({"maker": "point"}, "maker 'point' makes no trials; use 1"),
         ({"maker": "components", "trials": 5}, "trials 5: maker 'components' makes no trials; use 0"),
         ({"maker": "components", "trials": -1}, "trials -1: maker 'components' makes no trials"),
         ({"maker": "components", "trials": 0, "stop_change": 0.2}, "stop_change 0.2: maker 'components'"),

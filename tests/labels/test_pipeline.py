@@ -217,9 +217,9 @@ def test_nuaa_categories(nuaa):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"trials": 0}, "at least one trial"),
-        ({"trials": 2**31 + 1}, "at most"),
-        ({"category": "guess"}, "given or estimate"),
+        ({"trials": 0}, "maker 'mclc' takes 1 to"),
+        ({"trials": 2**31 + 1}, "takes 1 to 2147483648"),
+        ({"category": "guess"}, "given, estimate"),
         ({"refine": "magic"}, "use one of"),
         ({"threshold": 1.5}, "0..1"),
         ({"threshold": float("nan")}, "0..1"),

@@ -16,13 +16,11 @@ from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
-from mclc_gpu.labels.config import preset
+from mclc_gpu.labels.config import MAKERS, Parameter, preset
 from mclc_gpu.labels.pipeline import compose, label_images
 from mclc_gpu.score.metrics import Scores
 from mclc_gpu.tune.search import (
-    SPACES,
     Evaluator,
-    Parameter,
     Search,
     TuneSet,
     gain_of,
@@ -142,7 +140,12 @@ def test_what_a_space_holds_follows_the_config():
     (threshold,) = (parameter for parameter in own if parameter.name == "threshold")
     assert threshold.values == (0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9)
     assert not matters(threshold, {"refine": "crf"})
-    assert {p.name.split(".")[0] for p in SPACES["mclc"]} == {"trial", "refine", "threshold", "crf"}
+    assert {p.name.split(".")[0] for p in MAKERS["mclc"].search_space} == {
+        "trial",
+        "refine",
+        "threshold",
+        "crf",
+    }
 
 
 @pytest.mark.parametrize("config", [preset("paper", trials=4), preset("default")], ids=["paper", "default"])
