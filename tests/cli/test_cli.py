@@ -270,8 +270,14 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
         (["--clusters", "0"], ["clusters", "0"]),
         (["--compactness", "-1"], ["compactness"]),
         (["--threshold", "7"], ["threshold 7"]),
-        (["--preset", "default", "--trials", "0", "--clusters", "5"], ["--clusters only applies to presets with trials"]),
-        (["--preset", "point", "--trials", "1", "--noise", "salt"], ["--noise only applies to presets with trials"]),
+        (
+            ["--preset", "default", "--trials", "0", "--clusters", "5"],
+            ["--clusters only applies to presets with trials"],
+        ),
+        (
+            ["--preset", "point", "--trials", "1", "--noise", "salt"],
+            ["--noise only applies to presets with trials"],
+        ),
         (["--preset", "point", "--trials", "1", "--threshold", "0.5"], ["--threshold only applies"]),
         (["--preset", "grabcut", "--trials", "1", "--stop-change", "1"], ["stop_change 1.0"]),
         (
