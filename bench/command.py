@@ -36,7 +36,7 @@ from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.packed import PackedImages
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.windows import Window, nearest_pixel
-from mclc_gpu.runs import Layout
+from mclc_gpu.runs import RunLayout
 
 # Targets, trials and side of the windows: one of the three grows, the others stay.
 _BASE = {"targets": 32, "K": 20, "side": 21}
@@ -151,7 +151,7 @@ def _item(number: int, crop: np.ndarray, click: tuple[int, int]) -> Item:
 
 LIMITS = "limits"
 CSV, COST_CSV, PLOT, PLAN = "bench.csv", "cost.csv", "cost.png", "plan.json"
-LAYOUT = Layout("bench", (), (CSV, COST_CSV, PLOT, PLAN, "roofline.csv", "resources.csv"))
+LAYOUT = RunLayout("bench", (), (CSV, COST_CSV, PLOT, PLAN, "roofline.csv", "resources.csv"))
 _HEADER = ("work", "who", "rate", "unit", "slowest", "fastest", "runs", "ratio")
 _LEGEND = (
     "rate: of the median run, after a warm-up; slowest, fastest: of single runs; ratio: to the fastest peer "

@@ -9,7 +9,7 @@ import pytest
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
-from mclc_gpu.runs import Journal, Layout, Noted, close_run, locked
+from mclc_gpu.runs import Journal, JournalEntries, RunLayout, close_run, completed_run, locked, open_run
 
 HOLD = "import sys; from pathlib import Path; from mclc_gpu.runs import locked\n"
 HOLD += "with locked(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.read()"
@@ -33,7 +33,7 @@ def test_a_second_run_is_refused_and_nothing_is_touched(holder, tmp_path, capsys
     words = ["label", *map(str, folders), "--out", str(tmp_path / "out")]
     for more in ((), ("--resume",), ("--overwrite",)):
         assert main([*words, *more]) == 2
-        assert "another label run is at work there; wait for it" in capsys.readouterr().err
+        assert "another label run is active there; wait for it" in capsys.readouterr().err
         assert sorted(tmp_path.rglob("*")) == before
     with locked(tmp_path / "out", "predict"):  # other kinds of runs have files of their own
         pass
@@ -47,7 +47,7 @@ def test_what_a_kill_left_of_a_report_is_removed_with_the_next_run(tmp_path):
     close_run(LAYOUT, tmp_path, {"fingerprint": "print"})
     left = tmp_path / ".0123456789abcdef.tmp.png"
     left.touch()
-    assert Journal.completed(LAYOUT, tmp_path, "print") is not None
+    assert completed_run(LAYOUT, tmp_path, "print") is not None
     assert not left.exists()
 
 
@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         pass
 
 
-LAYOUT = Layout("label", ("masks",), ())
+LAYOUT = RunLayout("label", ("masks",), ())
 
 
 def test_journals_give_the_last_word_on_each_image(tmp_path):
@@ -76,11 +76,11 @@ def test_journals_give_the_last_word_on_each_image(tmp_path):
         with Journal(LAYOUT, tmp_path, "print", rank) as journal:
             for value in values:
                 journal.append({"image": f"image {value % 2}", "value": value})
-    with Noted(LAYOUT.journals(tmp_path), "print") as noted:
+    with JournalEntries(LAYOUT.journals(tmp_path), "print") as noted:
         assert list(noted) == ["image 1", "image 0"]
         assert [noted[stem]["value"] for stem in noted] == [3, 2]
         assert "image 2" not in noted
-    with Journal.open(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as noted:
+    with open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as noted:
         assert [noted[stem]["value"] for stem in noted] == [3, 2]
     assert LAYOUT.journals(tmp_path) == [LAYOUT.journal(tmp_path)]
 
@@ -92,11 +92,11 @@ def test_a_torn_last_line_is_no_record_and_others_are_errors(tmp_path, torn):
     path = LAYOUT.journal(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
-    with Journal.open(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as noted:
+    with open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as noted:
         assert list(noted) == ["a"]
     assert path.read_bytes() == whole
     path.write_bytes(whole + torn[:9] + b"\n" + b'{"image": "c"}\n')
     with pytest.raises(InputError, match="line 3 is damaged"):
-        Journal.open(LAYOUT, tmp_path, "print", resume=True, overwrite=False)
+        open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False)
     with pytest.raises(InputError, match="other settings"):
-        Journal.open(LAYOUT, tmp_path, "another", resume=True, overwrite=False)
+        open_run(LAYOUT, tmp_path, "another", resume=True, overwrite=False)

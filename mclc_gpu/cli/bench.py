@@ -6,6 +6,7 @@ import shlex
 from mclc_gpu.cli.options import BENCH_SUITES
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.runs import keep_apart
 
 
 def bench(arguments: argparse.Namespace, started: float) -> int:
@@ -20,7 +21,7 @@ def bench(arguments: argparse.Namespace, started: float) -> int:
         raise InputError(f"--list {arguments.list}: names images of --images; give that too")
     if arguments.plan is not None and arguments.plan < 1:
         raise InputError(f"--plan {arguments.plan}: give 1 image or more")
-    LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.masks, arguments.list))
+    keep_apart("--out", LAYOUT.places(arguments.out), (arguments.images, arguments.masks, arguments.list))
     if arguments.out.exists() and not arguments.out.is_dir():
         raise InputError(f"--out {arguments.out}: is no folder; give another place")
     device = pick_device(arguments.device)

@@ -1,7 +1,7 @@
 """What the commands that score have in common: their arguments' checks, and what they print and write."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mclc_gpu.data.files import write_json
@@ -23,17 +23,6 @@ def checked_tiles(tile: int, overlap: int) -> None:
     """Raise InputError unless images can be cut into such tiles."""
     if tile < 1 or not 0 <= overlap <= tile // 2:
         raise InputError(f"--tile {tile} --overlap {overlap}: give 1 px or more, and 0 to half of a tile")
-
-
-def keep_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
-    """See that no file to be written replaces an input, or lies in a folder of inputs.
-
-    `outputs` by the option that names them; None is what was not given. Raises InputError.
-    """
-    kept = {path.resolve() for path in inputs if path is not None}
-    for option, path in outputs.items():
-        if path is not None and not kept.isdisjoint((path.resolve(), path.resolve().parent)):
-            raise InputError(f"{option} {path}: lies among the inputs; choose another place")
 
 
 def say_skipped(skipped: Sequence[Skipped], where: Path | None = None) -> None:

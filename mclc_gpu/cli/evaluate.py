@@ -2,7 +2,7 @@
 
 import argparse
 
-from mclc_gpu.cli.common import checked_threshold, checked_tiles, keep_inputs, say_scores, say_skipped
+from mclc_gpu.cli.common import checked_threshold, checked_tiles, say_scores, say_skipped
 from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.checkpoint import load_checkpoint
@@ -12,6 +12,7 @@ from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.report.folder import FILES, write_report
 from mclc_gpu.report.sheets import Extremes
+from mclc_gpu.runs import keep_apart
 from mclc_gpu.score.matching import CONVENTIONS
 
 
@@ -21,10 +22,11 @@ def evaluate(arguments: argparse.Namespace, started: float) -> int:
     threshold = checked_threshold(arguments.threshold)
     checked_tiles(arguments.tile, arguments.overlap)
     convention = CONVENTIONS.find(arguments.convention)
-    keep_inputs(
-        {"--roc": arguments.roc, "--json": arguments.json, "--out": arguments.out},
-        (arguments.images, arguments.masks, arguments.list, arguments.checkpoint),
-    )
+    inputs = (arguments.images, arguments.masks, arguments.list, arguments.checkpoint)
+    for option in ("roc", "json", "out"):
+        path = getattr(arguments, option)
+        if path is not None:
+            keep_apart(f"--{option}", (path, path.resolve().parent), inputs)
     _keep_older_report(arguments)
     images, masks = find_files(arguments.images), find_files(arguments.masks)
     skipped: list[Skipped] = []

@@ -19,7 +19,7 @@ from mclc_gpu.labels.folder import LAYOUT
 from mclc_gpu.labels.run import LabelJob, label_folder
 from mclc_gpu.report.page import REPORT, report_labels
 from mclc_gpu.report.sheets import write_overview
-from mclc_gpu.runs import locked
+from mclc_gpu.runs import keep_apart, locked
 
 _OPTIONS_OF = {
     "trial": ("--method", "--clusters", "--compactness", "--noise", "--intensity"),
@@ -43,7 +43,11 @@ def label_set(
 
     Returns the images by stem, and label.json's content.
     """
-    LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.points, arguments.points_from_masks))
+    keep_apart(
+        "--out",
+        LAYOUT.places(arguments.out),
+        (arguments.images, arguments.points, arguments.points_from_masks),
+    )
     config = label_config(arguments)
     files = find_files(arguments.images)
     skipped: list[Skipped] = []

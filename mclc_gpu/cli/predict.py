@@ -7,11 +7,12 @@ from mclc_gpu.data.datasets import read_list, select
 from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.predict import LAYOUT, PredictJob, predict_folder
 from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.runs import keep_apart
 
 
 def predict(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
-    LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.checkpoint))
+    keep_apart("--out", LAYOUT.places(arguments.out), (arguments.images, arguments.checkpoint))
     checked_tiles(arguments.tile, arguments.overlap)
     images = find_files(arguments.images)
     skipped: list[Skipped] = []

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mclc_gpu.cli.common import checked_threshold, keep_inputs, say_scores, say_skipped
+from mclc_gpu.cli.common import checked_threshold, say_scores, say_skipped
 from mclc_gpu.data.datasets import pair_files, read_list, select
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import find_files, read_mask, read_probability
 from mclc_gpu.errors import InputError, Skipped, attempt
-from mclc_gpu.runs import Progress
+from mclc_gpu.runs import Progress, keep_apart
 from mclc_gpu.score.matching import CONVENTIONS, Convention
 from mclc_gpu.score.metrics import ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
@@ -29,10 +29,11 @@ def score(arguments: argparse.Namespace, started: float) -> int:
     threshold = None if arguments.threshold is None else checked_threshold(arguments.threshold)
     if threshold is None and arguments.roc is not None:
         threshold = 0.5
-    keep_inputs(
-        {"--roc": arguments.roc, "--json": arguments.json, "--report": arguments.report},
-        (arguments.pred, arguments.truth, arguments.images, arguments.list),
-    )
+    inputs = (arguments.pred, arguments.truth, arguments.images, arguments.list)
+    for option in ("roc", "json", "report"):
+        path = getattr(arguments, option)
+        if path is not None:
+            keep_apart(f"--{option}", (path, path.resolve().parent), inputs)
     predictions, truths = find_files(arguments.pred), find_files(arguments.truth)
     skipped: list[Skipped] = []
     if arguments.list is not None:

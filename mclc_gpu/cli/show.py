@@ -12,6 +12,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.labels.folder import LAYOUT
 from mclc_gpu.labels.replay import Run, Target, find_targets, make_processes, open_run, rank_targets
 from mclc_gpu.report.sheets import evenly_spread, mask_facts, process_sheet
+from mclc_gpu.runs import keep_apart
 
 _SPREAD = 6  # targets shown when none are named
 _MOST = 48
@@ -42,13 +43,11 @@ def show(arguments: argparse.Namespace, started: float) -> int:
 
 def _check_out(arguments: argparse.Namespace) -> None:
     """The picture must not replace an input."""
-    out = arguments.out.resolve()
+    out: Path = arguments.out
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {arguments.out}: the picture is a PNG file; give a name that ends in .png")
-    folders = [arguments.images, arguments.truth, *(arguments.labels / name for name in LAYOUT.folders)]
-    kept = [arguments.labels / name for name in LAYOUT.files]
-    if out in [path.resolve() for path in kept] or out.parent in [path.resolve() for path in folders if path]:
-        raise InputError(f"--out {arguments.out}: lies among the inputs; choose another file")
+        raise InputError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
+    read = LAYOUT.places(arguments.labels)[1:]
+    keep_apart("--out", (out, out.resolve().parent), (arguments.images, arguments.truth, *read))
 
 
 def _chosen(arguments: argparse.Namespace, run: Run, truths: Mapping[str, Path]) -> list[Target]:

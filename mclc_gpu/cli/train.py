@@ -16,7 +16,7 @@ from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.folder import LabelStore
 from mclc_gpu.report.folder import report_run
-from mclc_gpu.runs import locked
+from mclc_gpu.runs import keep_apart, locked
 from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.fit import EVENTS, KIND, LABELS, REPORT, Fitted, check_run, fit
 
@@ -48,7 +48,9 @@ def train(arguments: argparse.Namespace, started: float) -> int:
     )
     validation, skipped = _validation(arguments)
     inputs = [*arguments.images, *(path for _, path in arguments.sources)]
-    _keep_apart(arguments.out, [*inputs, *arguments.val_images, *arguments.val_masks])
+    out: Path = arguments.out
+    written = (out, out / REPORT, out / EVENTS)
+    keep_apart("--out", written, [*inputs, *arguments.val_images, *arguments.val_masks])
     ranks = join(arguments.device)
     check_run(config, arguments.out, ranks, arguments.resume, arguments.overwrite)
     # From here on: another run must not label anew what this one trains on.
@@ -93,14 +95,6 @@ def _refuse_label_options(arguments: argparse.Namespace) -> None:
     for name in _LABEL_OPTIONS:
         if getattr(arguments, name) != getattr(plain, name):
             raise InputError(f"--{name.replace('_', '-')}: of labels that are made; --masks gives true ones")
-
-
-def _keep_apart(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse inputs where the run writes: they would be overwritten, or hold its files the next time."""
-    places = {out.resolve(), (out / REPORT).resolve(), (out / EVENTS).resolve()}
-    for path in inputs:
-        if path.resolve() in places:
-            raise InputError(f"{path}: lies where --out {out} writes; choose another --out")
 
 
 def _paired(arguments: argparse.Namespace) -> list[argparse.Namespace]:

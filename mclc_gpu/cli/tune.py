@@ -13,13 +13,14 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import Skipped
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.labels.config import preset
+from mclc_gpu.runs import keep_apart
 from mclc_gpu.tune.run import CONFIG, FEW_IMAGES, LAYOUT, PLOT, TuneJob, tune_labels
 
 
 def tune(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     del started
-    LAYOUT.keep_apart(arguments.out, (arguments.images, arguments.masks, arguments.list))
+    keep_apart("--out", LAYOUT.places(arguments.out), (arguments.images, arguments.masks, arguments.list))
     changes = {} if arguments.category is None else {"category": arguments.category}
     images, masks = find_files(arguments.images), find_files(arguments.masks)
     skipped: list[Skipped] = []

@@ -19,10 +19,10 @@ from mclc_gpu.detect.config import OVERLAP, TILE
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
-from mclc_gpu.runs import Journal, Layout, Progress, close_run, locked, provenance
+from mclc_gpu.runs import Journal, Progress, RunLayout, close_run, completed_run, locked, open_run, provenance
 from mclc_gpu.score.matching import components_of
 
-LAYOUT = Layout("predict", ("masks", "probability", "overlays"), ("detections.csv",))
+LAYOUT = RunLayout("predict", ("masks", "probability", "overlays"), ("detections.csv",))
 _ONE = 65535  # value of probability 1 in the 16-bit files
 _COMPRESSION = 1
 _NEAR, _FAR = 2, 3  # the ring around a detection lies at this distance from it, pixels
@@ -111,9 +111,9 @@ def predict_folder(job: PredictJob) -> dict[str, Any]:
 def _predict_folder(
     job: PredictJob, device: torch.device, trained: Trained, digest: str, fingerprint: str
 ) -> dict[str, Any]:
-    if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)):
+    if job.resume and (complete := completed_run(LAYOUT, job.out, fingerprint)):
         return complete
-    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
+    with open_run(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
         records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
     todo = [stem for stem in job.images if stem not in records]
     begin = time.perf_counter()

@@ -27,7 +27,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import MAX_WINDOW
 from mclc_gpu.labels.pipeline import TargetMask, compose
 from mclc_gpu.labels.windows import Window, around, place_window
-from mclc_gpu.runs import Layout, read_account
+from mclc_gpu.runs import RunLayout, read_summary
 
 TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
 MASKS, TPMS, SHARDS = "masks", "tpm", "shards"  # folders of a run
@@ -132,7 +132,9 @@ def write_shard(out: Path, number: int, images: Sequence[Encoded]) -> None:
     write_archive(shard_path(out, number), members)
 
 
-LAYOUT = Layout("label", (MASKS, TPMS, SHARDS), ("points.csv", "targets.csv", "overview.png", "report.html"))
+LAYOUT = RunLayout(
+    "label", (MASKS, TPMS, SHARDS), ("points.csv", "targets.csv", "overview.png", "report.html")
+)
 
 TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
 LOW_CONFIDENCE = 0.6
@@ -318,7 +320,7 @@ def open_labels(folder: Path) -> LabelFiles:
     """Open a finished label run. Raises InputError when the folder holds none, or files that do not fit."""
     path = LAYOUT.summary(folder)
     try:
-        summary = read_account(path, "label again")
+        summary = read_summary(path, "label again")
     except OSError as error:
         raise InputError(
             f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"

@@ -22,7 +22,7 @@ from mclc_gpu.labels.folder import LAYOUT, LabelStore, seed_of
 from mclc_gpu.labels.makers import marked_mask
 from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets
 from mclc_gpu.labels.windows import PlacedTarget, Window, around, place_targets, place_window
-from mclc_gpu.runs import Progress, read_account
+from mclc_gpu.runs import Progress, read_summary
 from mclc_gpu.score.metrics import mask_iou
 
 TRIALS_SHOWN = (1, 2, 20)  # besides all: the numbers of the paper's Fig. 9
@@ -109,7 +109,7 @@ def open_run(folder: Path) -> Run:
     """
     path = LAYOUT.summary(folder)
     try:
-        summary = read_account(path, "label again")
+        summary = read_summary(path, "label again")
     except OSError as error:
         raise InputError(
             f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"

@@ -44,7 +44,16 @@ from mclc_gpu.labels.folder import (
 )
 from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, refine_targets, warm_up
 from mclc_gpu.labels.windows import place_targets
-from mclc_gpu.runs import Journal, Noted, Progress, close_run, locked, provenance
+from mclc_gpu.runs import (
+    Journal,
+    JournalEntries,
+    Progress,
+    close_run,
+    completed_run,
+    locked,
+    open_run,
+    provenance,
+)
 
 _CHUNK_BYTES = 64 << 20
 _CHUNK_IMAGES = 256
@@ -277,13 +286,13 @@ def _blocks(job: LabelJob, stems: Sequence[str]) -> Iterator[_Block]:
 
 
 def _completed(job: LabelJob, fingerprint: str) -> dict[str, Any] | None:
-    return Journal.completed(LAYOUT, job.out, fingerprint) if job.resume else None
+    return completed_run(LAYOUT, job.out, fingerprint) if job.resume else None
 
 
 def _finished(job: LabelJob, fingerprint: str, stems: Sequence[str]) -> np.ndarray:
     """bool [images], those that need no more work: unusable ones, and those whose files are complete."""
     done = np.zeros(len(stems), bool)
-    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as noted:
+    with open_run(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as noted:
         for block in _blocks(job, stems):
             own = stems[block.places]
             if all(stem in noted for stem in own):
@@ -318,7 +327,7 @@ def _close(
     skipped: Sequence[Skipped],
 ) -> dict[str, Any]:
     """Write points.csv, targets.csv and label.json from what all processes noted, now and before."""
-    with Noted(LAYOUT.journals(job.out), fingerprint) as noted:
+    with JournalEntries(LAYOUT.journals(job.out), fingerprint) as noted:
         records = Records(stems, noted)
         totals = Totals.of(records.values())
         unusable = [Skipped(str(job.images[stem]), why) for stem, why in totals.skipped]

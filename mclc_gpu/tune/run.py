@@ -18,7 +18,7 @@ from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.report.plots import plot_search
-from mclc_gpu.runs import Journal, Layout, Progress, close_run, locked, provenance
+from mclc_gpu.runs import Journal, Progress, RunLayout, close_run, completed_run, locked, open_run, provenance
 from mclc_gpu.tune.search import (
     Evaluator,
     Search,
@@ -33,7 +33,7 @@ from mclc_gpu.tune.search import (
 )
 
 CONFIG, TABLE, PLOT = "config.json", "search.csv", "search.png"
-LAYOUT = Layout("tune", (), (CONFIG, TABLE, PLOT))
+LAYOUT = RunLayout("tune", (), (CONFIG, TABLE, PLOT))
 SEARCH_TRIALS = 30  # of a target at most while searching; what is reported has the config's own number
 FEW_IMAGES = 4
 
@@ -107,9 +107,9 @@ def tune_labels(job: TuneJob) -> dict[str, Any]:
 
 def _tune_labels(job: TuneJob, whole: TuneSet, skipped: Sequence[Skipped], started: float) -> dict[str, Any]:
     fingerprint = fingerprint_of([job.settings(), whole.names, [int(mask.sum()) for mask in whole.truth]])
-    if job.resume and (complete := Journal.completed(LAYOUT, job.out, fingerprint)) is not None:
+    if job.resume and (complete := completed_run(LAYOUT, job.out, fingerprint)) is not None:
         return complete
-    with Journal.open(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
+    with open_run(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
         known = {key: entry["pixels"] for key, entry in before.items()}
     with Journal(LAYOUT, job.out, fingerprint) as journal:
         parts = [members for members in whole.halves(job.seed) if members]

@@ -78,7 +78,10 @@ def test_what_is_written_never_replaces_an_input(folders, capsys, option, folder
     words = ["score", "--pred", folders / "pred", "--truth", folders / "truth", option, path]
     assert main([str(word) for word in words]) == 2
     assert path.read_bytes() == before
-    assert f"{option} {path}: lies among the inputs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        f"{folders / folder}: is an input, and {option} would write there; choose another {option}" in error
+    )
 
 
 @pytest.mark.parametrize("value", ["-1", "1.01", "nan"])

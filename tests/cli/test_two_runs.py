@@ -71,7 +71,7 @@ def test_the_second_in_a_folder_is_refused(root, tmp_path, capsys, first, name, 
         assert main(words(root, out, name, *more)) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{out}: " in line
-        assert f"another {name} run is at work there" in line or (name == "train" and not more)
+        assert f"another {name} run is active there" in line or (name == "train" and not more)
         assert files_of(out) == before
     os.kill(process.pid, signal.SIGCONT)
     assert ended(process) == 0
