@@ -7,14 +7,19 @@ INSTALLED := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 TYPES := build/types
 
-.PHONY: demo test lint bench reference clean
+.PHONY: demo test test-all lint bench reference try-reference clean
 
 demo: $(INSTALLED)
 	$(BIN)/mclc-gpu demo --out demo-out
 
-test: lint
-	@$(MAKE) --no-print-directory reference || echo "pydensecrf did not build: the tests that compare with it are skipped"
+test: lint try-reference
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint try-reference
 	$(BIN)/python -m pytest
+
+try-reference: $(INSTALLED)
+	@$(MAKE) --no-print-directory reference || echo "pydensecrf did not build: the tests that compare with it are skipped"
 
 # mypy sees the layout of an installed package through links: see [tool.mypy] in pyproject.toml.
 lint: $(INSTALLED)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 _MAX_LANES = 32
-_PROGRAMS_WANTED = 512
+PROGRAMS_WANTED = 512
 
 
 @triton.jit
@@ -141,10 +141,12 @@ def connectivity_kernel(p_state, p_queue, height, width, min_size, max_size, LAN
     relabel_lanes(p_state, p_queue, lane, LANES, height, width, min_size, max_size)
 
 
-def launch(labels: torch.Tensor, min_size: int, max_size: int) -> torch.Tensor:
+def launch(
+    labels: torch.Tensor, min_size: int, max_size: int, programs_wanted: int = PROGRAMS_WANTED
+) -> torch.Tensor:
     batch, height, width = labels.shape
     # One image per warp while warps are wanting: neighbours then share cache lines instead of lanes.
-    lanes = min(_MAX_LANES, triton.next_power_of_2(triton.cdiv(batch, _PROGRAMS_WANTED)))
+    lanes = min(_MAX_LANES, triton.next_power_of_2(triton.cdiv(batch, programs_wanted)))
     groups = triton.cdiv(batch, lanes)
     state = labels.new_zeros(groups, height + 2, width + 1, lanes)
     queue = labels.new_empty(groups, height * width, lanes)

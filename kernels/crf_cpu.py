@@ -26,9 +26,9 @@ _MAKE, _KEEP, _READ = range(3)
 # of the appearance kernel and of the smoothness kernel; two rows for the smoothness kernel's passes.
 _VALUES, _SUMS, _PRE, _POST, _SMOOTH_PRE, _SMOOTH_POST, _LINES, _CROSSED, _PLANES = range(5, 14)
 # Weights kept per thread at most: 8 MiB. Reading more from memory takes as long as making them.
-_KEPT = 1 << 21
+KEPT_WEIGHTS = 1 << 21
 # Windows of more pixels are shared between threads.
-_LARGE = 4096
+SHARED_PIXELS = 4096
 # Vectors of keys whose features stay in the first-level cache.
 _TILE = 256
 _BLOCK = LANES * QUERIES
@@ -68,11 +68,11 @@ class Scratch(NamedTuple):
     kept: np.ndarray  # float32, weights
 
 
-def _scratch(sizes: np.ndarray) -> Scratch:
-    """Scratch for windows of these numbers of pixels."""
+def _scratch(sizes: np.ndarray, kept_weights: int = KEPT_WEIGHTS) -> Scratch:
+    """Return scratch for windows of these numbers of pixels."""
     vectors = -(-sizes // LANES)
     weights = _BLOCK * vectors * (vectors + 1)
-    kept = int(weights[weights <= _KEPT].max(initial=_BLOCK))
+    kept = int(weights[weights <= kept_weights].max(initial=_BLOCK))
     # Two vectors more: planes a power of two apart would share the sets of the cache.
     return Scratch(np.empty((_PLANES, LANES * (int(vectors.max()) + 2)), F), np.empty(kept, F))
 
@@ -332,7 +332,13 @@ def window_colours(
 
 
 def run(
-    energy: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor, config: "CrfConfig"
+    energy: torch.Tensor,
+    colours: torch.Tensor,
+    windows: torch.Tensor,
+    config: "CrfConfig",
+    *,
+    kept_weights: int = KEPT_WEIGHTS,
+    shared_pixels: int = SHARED_PIXELS,
 ) -> torch.Tensor:
     """Logits relative to the first class [classes - 1, pixels] after all iterations; see `crf.dense_crf`."""
     exponent = math.sqrt(0.5 * math.log2(math.e))
@@ -354,16 +360,16 @@ def run(
     )  # fmt: skip
     threads = numba.get_num_threads()
     # Runs of neighbouring windows of like work, none with a large one inside.
-    work = np.cumsum(np.where(sizes > _LARGE, 0, sizes.astype(np.float64) ** 2))
+    work = np.cumsum(np.where(sizes > shared_pixels, 0, sizes.astype(np.float64) ** 2))
     parts = np.searchsorted(work, np.linspace(0, work[-1], 8 * threads + 1)[1:-1])
-    large = np.flatnonzero(sizes > _LARGE)
+    large = np.flatnonzero(sizes > shared_pixels)
     bounds = np.unique(np.concatenate([[0, len(sizes)], parts, large, large + 1]))
 
-    spare = deque(_scratch(np.minimum(sizes, _LARGE)) for _ in range(threads))
+    spare = deque(_scratch(np.minimum(sizes, shared_pixels), kept_weights) for _ in range(threads))
 
     def small(i: int) -> None:
         begin, end = int(bounds[i]), int(bounds[i + 1])
-        if sizes[begin] <= _LARGE:
+        if sizes[begin] <= shared_pixels:
             s = spare.pop()
             _windows(f, s, begin, end, settings)
             spare.append(s)

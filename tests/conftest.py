@@ -1,15 +1,15 @@
-"""Shared fixtures, and how kernels are compiled during the whole test run.
+"""Fixtures that several test modules share, options and markers, and how kernels are compiled in the tests.
 
-The variable set here is read when a Triton kernel is decorated, so before any module of mclc_gpu.kernels is
-imported. Subprocesses inherit it: a test that compiles Triton kernels ahead of time has to drop it.
-OpenMP workers that wait must not spin, or tests take ten times as long on cores that others use too; OpenMP
-reads that when torch is imported.
+`TRITON_INTERPRET` is read when a Triton kernel is decorated, so it is set before any module of
+mclc_gpu.kernels is imported. Subprocesses inherit it: a test that compiles Triton kernels ahead of time
+drops it. Idle OpenMP workers must not spin, or the tests take ten times as long on cores that others use too;
+OpenMP reads that setting when torch is imported.
 
-Hypothesis tries the same examples in every run; with MCLC_EXAMPLES=N it tries N new ones.
+Hypothesis repeats the same examples in every run; `--hypothesis-profile long` tries many new ones.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,16 +19,43 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from hypothesis import settings
 
-EXAMPLES = os.environ.get("MCLC_EXAMPLES")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.register_profile("long", max_examples=int(EXAMPLES or 1), deadline=None)
-settings.load_profile("long" if EXAMPLES else "repeatable")
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
 NUAA_DEFAULT = ROOT.parent / "shared" / "data" / "NUAA-SIRST"
+CUDA = torch.cuda.is_available()
 
-if not torch.cuda.is_available():
+if not CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, metavar="N", help="cases of each test of damaged files")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import fuzzing
+
+    fuzzing.CASES = config.getoption("--fuzz")
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` on machines without CUDA."""
+    if CUDA:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Device on which Triton kernels run: CUDA where there is one, else the CPU with Triton's interpreter."""
+    from devices import device_of
+
+    return device_of("triton")
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +69,7 @@ def nuaa() -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_network() -> Iterator[None]:
-    """A detector named "tiny", which trains in a moment."""
+    """Register a detector named "tiny", which trains in a moment."""
     from training_data import Tiny
 
     from mclc_gpu.networks.zoo import NETWORKS

@@ -106,6 +106,7 @@ def test_install(way: str, python: Path, checkout: Path, archives: tuple[Path, P
     assert "usage: mclc-gpu" in run(python, "-m", "mclc_gpu", "--help", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_every_module_of_the_wheel_imports(
     python: Path, archives: tuple[Path, Path], checkout: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def test_frames_beyond_the_different_ones_are_links(tmp_path):
     assert any(points.values())
 
 
+@pytest.mark.slow
 def test_both_runs_are_compared(tmp_path, capsys):
     assert main(["--count", "9", "--kills", "0", "--shards", "4", "--out", str(tmp_path)]) == 0
     account = json.loads((tmp_path / "scale.json").read_text())

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -136,32 +134,6 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(data, tmp_path, monkeypatc
     (out / "tpm" / ".0123456789abcdef.tmp.png").write_bytes(b"half a pict")
     assert label(data, out, "--resume") == 0
     assert json.loads((out / "label.json").read_text())["resumed_images"] == 2
-    assert files_of(out) == files_of(tmp_path / "whole")
-
-
-def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
-    data = tmp_path / "data"
-    write_dataset(data, 40, 1, size=(48, 48))
-    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks"]
-    words += ["--preset", "paper", "--trials", "2000"]
-    words = [str(word) for word in words]
-    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    out = tmp_path / "out"
-    code = (
-        "import sys; from mclc_gpu.labels import run; run._CHUNK_IMAGES = 1; "
-        "from mclc_gpu.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, *words, "--out", str(out)], cwd=ROOT)
-    journal = out / "label.partial.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if journal.exists() and journal.read_text().count("\n") >= 5:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    assert process.wait() == -signal.SIGKILL
-    assert 4 <= len(list((out / "masks").glob("synthetic*.png"))) < 40
-    assert main([*words, "--out", str(out), "--resume"]) == 0
     assert files_of(out) == files_of(tmp_path / "whole")
 
 

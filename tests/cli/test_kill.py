@@ -1,16 +1,12 @@
-"""Processes killed at any moment: nothing is lost, nothing half-written, and the end is that of a whole run.
+"""Processes killed at any moment: nothing is lost or half-written, and the end is that of a whole run."""
 
-MCLC_SLOW=1 kills a hundred times.
-"""
-
-import os
 import random
 import socket
 import time
 
 import pytest
 import torch
-from processes import command, ended, kill, wait_for
+from processes import command, ended, kill, wait_for, wait_until_stopped
 from training_data import write_frames
 
 from mclc_gpu.cli.main import main
@@ -20,7 +16,7 @@ from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.detect.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
-KILLS = 100 if os.environ.get("MCLC_SLOW") == "1" else 3
+KILLS = 100  # of each test at random moments
 TIMED = {"label.json", "report.html", "config.json", "scores.json"}  # they state the seconds
 
 
@@ -38,6 +34,15 @@ def labels(frames):
     return frames / "whole"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Frames, and a training run on them that nothing disturbed."""
+    root = tmp_path_factory.mktemp("trained")
+    write_frames(root, 4, 32)
+    finish(train(root, root / "whole"))
+    return root
+
+
 def words(data, out, name, *more):
     given = [name, "--images", data / "images", "--points-from-masks", data / "masks", "--out", out]
     return [*given, "--device", "cpu", *more]
@@ -50,7 +55,8 @@ def label(data, out, *more):
 
 def train(data, out, *more):
     some = "--network", "tiny", "--epochs", 12, "--batch-size", 2, "--size", 32
-    return words(data, out, "train", *some, *more)
+    held = "--val-images", data / "images", "--val-masks", data / "masks"
+    return words(data, out, "train", *some, *held, *more)
 
 
 def finish(words):
@@ -78,7 +84,16 @@ def check_whole(out):
             assert path.read_bytes().endswith(b"\n")
 
 
-def kill_and_resume(words, out, seed):
+def kill_after(words, out, file):
+    """Kill a run as soon as it has written a file, and resume it."""
+    process = command(words, stop=out / file)
+    wait_until_stopped(process)
+    assert kill(process)
+    check_whole(out)
+    finish([*words, "--resume"])
+
+
+def kill_at_random(words, out, seed):
     """Kill a run at random moments, the first once it has begun, and let it end."""
     rng = random.Random(seed)
     process = command(words)
@@ -94,22 +109,8 @@ def kill_and_resume(words, out, seed):
     assert killed > 0
 
 
-def test_label_killed_at_any_moment(frames, labels, tmp_path):
-    kill_and_resume(label(frames, tmp_path), tmp_path, 1)
-    assert files_of(tmp_path) == files_of(labels)
-
-
-def test_label_into_archives_killed_at_any_moment(frames, tmp_path):
-    finish(label(frames, tmp_path / "whole", "--shards", 7))
-    kill_and_resume(label(frames, tmp_path / "out", "--shards", 7), tmp_path / "out", 2)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-
-
-def test_train_killed_at_any_moment(tmp_path):
-    write_frames(tmp_path, 4, 32)
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    finish(train(tmp_path, whole))
-    kill_and_resume(train(tmp_path, out), out, 3)
+def check_trained_alike(whole, out):
+    """Check that two training runs wrote the same files; checkpoints may differ in their pickled bytes."""
     one, other = files_of(whole), files_of(out)
     for name in ("best.pt", "last.pt"):
         first, second = (torch.load(run / name, weights_only=True)["weights"] for run in (whole, out))
@@ -117,6 +118,46 @@ def test_train_killed_at_any_moment(tmp_path):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
         one.pop(name), other.pop(name)
     assert one == other
+
+
+def test_a_killed_label_run_resumes_to_the_same_bytes(frames, labels, tmp_path):
+    kill_after(label(frames, tmp_path), tmp_path, "masks/synthetic_00012.png")
+    assert files_of(tmp_path) == files_of(labels)
+
+
+def test_a_killed_label_run_resumes_to_the_same_archives(frames, tmp_path):
+    finish(label(frames, tmp_path / "whole", "--shards", 7))
+    out = tmp_path / "out"
+    kill_after(label(frames, out, "--shards", 7), out, "shards/000002.tar")
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "file", ["metrics.csv", "last.pt", pytest.param("report/scores.json", marks=pytest.mark.slow)]
+)
+def test_a_killed_training_run_resumes_to_the_same_curve(trained, tmp_path, file):
+    out = tmp_path / "out"
+    kill_after(train(trained, out), out, file)
+    check_trained_alike(trained / "whole", out)
+
+
+@pytest.mark.slow
+def test_label_killed_at_random(frames, labels, tmp_path):
+    kill_at_random(label(frames, tmp_path), tmp_path, 1)
+    assert files_of(tmp_path) == files_of(labels)
+
+
+@pytest.mark.slow
+def test_label_into_archives_killed_at_random(frames, tmp_path):
+    finish(label(frames, tmp_path / "whole", "--shards", 7))
+    kill_at_random(label(frames, tmp_path / "out", "--shards", 7), tmp_path / "out", 2)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_train_killed_at_random(trained, tmp_path):
+    kill_at_random(train(trained, tmp_path / "out"), tmp_path / "out", 3)
+    check_trained_alike(trained / "whole", tmp_path / "out")
 
 
 @pytest.mark.parametrize("moment", ["cleared", "begun"])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from training_data import write_frames
 
@@ -97,31 +96,6 @@ def test_sets_are_paired_in_order(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "labels" / "2" / "masks" / "frame2.png").exists()
 
 
-def test_a_killed_run_resumes_to_the_curve_of_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    held = ["--val-images", data / "images", "--val-masks", data / "masks", "--epochs", 8]
-    assert main(words(data, whole, *held)) == 0
-    command = [sys.executable, "-m", "mclc_gpu", *words(data, parts, *held)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while not (parts / "metrics.csv").exists() or len(rows(parts)) < 3:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert 3 <= len(rows(parts)) < 8
-    assert main(words(data, parts, *held, "--resume")) == 0
-    assert (parts / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
-    for name in ("best.pt", "last.pt"):
-        pair = (load_checkpoint(run / name, "cpu").network.state_dict() for run in (whole, parts))
-        for a, b in zip(*(weights.values() for weights in pair), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert not list(parts.glob(".*")), "leftovers of the kill"
-
-
 def test_an_interrupt_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     # Whoever started the tests may have told its children to ignore interrupts.
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -205,6 +179,7 @@ def test_settings_are_looked_at_before_labelling(
     assert not (run / "labels").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(data: Path, tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mclc_gpu"]
     held = ["--val-images", data / "images", "--val-masks", data / "masks"]

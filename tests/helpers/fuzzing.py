@@ -1,10 +1,9 @@
 """Damage for the tests of damaged files: bytes and values changed at random, by a seed.
 
-MCLC_FUZZ is how many cases each test tries; a long run is MCLC_FUZZ=20000 pytest tests/test_fuzz_*.py.
+`pytest --fuzz N` sets the number of cases of each test; a long run is `pytest --fuzz 20000 -k fuzz`.
 """
 
 import copy
-import os
 import signal
 import struct
 import zlib
@@ -16,7 +15,7 @@ import numpy as np
 
 from mclc_gpu.errors import InputError
 
-CASES = int(os.environ.get("MCLC_FUZZ", "0"))
+CASES: int | None = None  # set by conftest.py from --fuzz
 _SECONDS = 120  # after which a case counts as one that hangs, on a machine that does much else
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 0x10000, 100_000]
@@ -29,7 +28,7 @@ _VALUES: list[Any] = [
 
 
 def rngs(few: int) -> Iterator[np.random.Generator]:
-    """A generator for each case: `few`, or as many as MCLC_FUZZ says."""
+    """Yield a random generator for each case: `few` of them, or as many as --fuzz gives."""
     return (np.random.default_rng(seed) for seed in range(CASES or few))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import BACKENDS, device_of
 from skimage.color import rgb2lab
 
 from mclc_gpu.kernels.color import rgb_to_lab
@@ -17,17 +18,21 @@ def colours(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def lab_of(image: torch.Tensor, backend: str) -> torch.Tensor:
+    return rgb_to_lab(image.to(device_of(backend)), backend).cpu()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_scikit_image(backend: str) -> None:
     image = colours((2, 3, 90, 111))
-    ours = rgb_to_lab(image, backend).double().permute(0, 2, 3, 1).numpy()
+    ours = lab_of(image, backend).double().permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - rgb2lab(image.double().permute(0, 2, 3, 1).numpy())).max() < 1e-3
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_every_gray_level(backend: str) -> None:
     gray = (torch.arange(256) / 255).reshape(1, 1, 16, 16).expand(-1, 3, -1, -1)
-    lightness, a, b = rgb_to_lab(gray, backend)[0]
+    lightness, a, b = lab_of(gray, backend)[0]
     assert float(torch.stack([a, b]).abs().max()) < 0.01
     assert bool((lightness.flatten().diff() > 0).all())
     assert float(lightness[0, 0]) == pytest.approx(0, abs=1e-3)
@@ -37,7 +42,7 @@ def test_every_gray_level(backend: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (3, 3, 5, 7), (1, 3, 31, 17), (2, 3, 64, 8)], ids=str)
 def test_backends_give_the_same_bits(shape: tuple[int, ...]) -> None:
     image = colours(shape)
-    ours = [rgb_to_lab(image, backend).view(torch.int32) for backend in ("cpu", "triton")]
+    ours = [lab_of(image, backend).view(torch.int32) for backend in BACKENDS]
     assert torch.equal(*ours)
 
 
@@ -57,9 +62,9 @@ def test_reads_strided_images_and_keeps_them() -> None:
     assert torch.equal(image, before)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_batch(backend: str) -> None:
-    assert rgb_to_lab(torch.zeros(0, 3, 4, 5), backend).shape == (0, 3, 4, 5)
+    assert lab_of(torch.zeros(0, 3, 4, 5), backend).shape == (0, 3, 4, 5)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from component_reference import reference_votes
+from devices import BACKENDS, device_of, on_cpu
 
 from mclc_gpu.data.annotations import CATEGORIES, POINT_AREA, SPOT_AREA
 from mclc_gpu.data.datasets import find_split, read_list
@@ -49,16 +50,18 @@ class Case:
         self.category = int(rng.integers(-1, 3))
 
 
-def windows_of(cases: list[Case], radius: int) -> tuple[PackedImages, torch.Tensor, torch.Tensor]:
-    images = PackedImages.pack([case.image for case in cases])
+def windows_of(
+    cases: list[Case], radius: int, device: torch.device | str = "cpu"
+) -> tuple[PackedImages, torch.Tensor, torch.Tensor]:
+    images = PackedImages.pack([case.image for case in cases], device)
     clicks = torch.tensor([(i, *case.click) for i, case in enumerate(cases)]).reshape(-1, 3)
     categories = torch.tensor([case.category for case in cases], dtype=torch.int64)
     return images, component_windows(images, clicks, radius), categories
 
 
 def vote(cases: list[Case], config: ComponentConfig, backend: str | None = None) -> ComponentVotes:
-    images, windows, categories = windows_of(cases, config.radius)
-    return vote_components(images, windows, categories, config, backend=backend)
+    images, windows, categories = windows_of(cases, config.radius, device_of(backend))
+    return on_cpu(vote_components(images, windows, categories, config, backend=backend))
 
 
 def map_of(votes: ComponentVotes, t: int) -> np.ndarray:
@@ -146,7 +149,7 @@ def test_triton_equals_cpu(config: ComponentConfig, dtype: type, channels: int, 
     assert torch.allclose(ours.score, theirs.score)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_limits_and_ties(backend: str) -> None:
     case = Case(0, (16, 15))
     case.image[:] = 20

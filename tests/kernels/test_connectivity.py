@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from devices import BACKENDS, device_of
 from skimage.segmentation._slic import _enforce_label_connectivity_cython
 
+from mclc_gpu.kernels import connectivity_triton
 from mclc_gpu.kernels.slic import enforce_connectivity
 
 
@@ -29,9 +31,10 @@ def reference(labels: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
 
 
 def check(labels: np.ndarray, min_size: int, max_size: int, backend: str) -> None:
-    ours = enforce_connectivity(torch.from_numpy(labels), min_size, max_size, backend=backend)
+    given = torch.from_numpy(labels).to(device_of(backend))
+    ours = enforce_connectivity(given, min_size, max_size, backend=backend)
     assert ours.dtype == torch.int32
-    np.testing.assert_array_equal(ours.numpy(), reference(labels, min_size, max_size))
+    np.testing.assert_array_equal(ours.cpu().numpy(), reference(labels, min_size, max_size))
 
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (1, 2), (5, 17), (16, 7), (22, 22), (31, 6)]
@@ -64,16 +67,17 @@ def test_triton_equals_scikit_image(
     shape: tuple[int, int],
     limits: tuple[int, int],
     programs: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mclc_gpu.kernels.connectivity_triton._PROGRAMS_WANTED", programs)
     rng = np.random.default_rng([batch, *shape, *limits])
-    check(np.stack([random_labels(rng, *shape) for _ in range(batch)]), *limits, backend="triton")
+    labels = np.stack([random_labels(rng, *shape) for _ in range(batch)])
+    given = torch.from_numpy(labels).to(device_of("triton"))
+    ours = connectivity_triton.launch(given, *limits, programs_wanted=programs).cpu()
+    np.testing.assert_array_equal(ours.numpy(), reference(labels, *limits))
 
 
 def test_max_size_below_one_counts_as_one() -> None:
-    labels = torch.zeros(1, 3, 4, dtype=torch.int32)
-    for backend in ("cpu", "triton"):
+    for backend in BACKENDS:
+        labels = torch.zeros(1, 3, 4, dtype=torch.int32, device=device_of(backend))
         assert enforce_connectivity(labels, 0, 0, backend=backend).flatten().tolist() == list(range(12))
 
 

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from devices import BACKENDS, device_of
 
 from mclc_gpu.data.datasets import find_split, read_list, select
 from mclc_gpu.data.images import find_files, read_image, read_mask
@@ -24,7 +25,7 @@ from mclc_gpu.labels.windows import draw_window, name_key
 
 SHAPES = ((1, 1), (1, 9), (5, 1), (6, 7))
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
-backends = pytest.mark.parametrize("backend", ["cpu", "triton"])
+backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 class Batch:
@@ -38,6 +39,12 @@ class Batch:
         self.unary = torch.from_numpy(rng.normal(0, 2, (classes, pixels)).astype(np.float32))
         bright = 60 + 40 * (rng.random((pixels, 1)) < 0.4) + rng.normal(0, 8, (pixels, channels))
         self.colours = torch.from_numpy(bright.clip(0, 255).astype(np.uint8))
+
+    def solved(self, config: CrfConfig | None = None, backend: str | None = None) -> torch.Tensor:
+        """Return the probabilities of all windows, computed by a backend, on the CPU."""
+        place = device_of(backend)
+        unary, colours = self.unary.to(place), self.colours.to(place)
+        return dense_crf(unary, colours, self.windows, config, backend=backend).cpu()
 
     def expected(self, config: CrfConfig) -> np.ndarray:
         return np.concatenate(
@@ -96,9 +103,9 @@ def test_cpu_is_exact(classes: int, channels: int, iterations: int, normalizatio
 def test_triton_is_exact(classes: int, channels: int, normalization: str) -> None:
     batch = Batch(SHAPES, classes, channels, seed=1)
     config = CrfConfig(normalization=normalization, iterations=2)
-    found = dense_crf(batch.unary, batch.colours, batch.windows, config, backend="triton")
+    found = batch.solved(config, "triton")
     np.testing.assert_allclose(found.numpy(), batch.expected(config), atol=1e-5)
-    here = dense_crf(batch.unary, batch.colours, batch.windows, config, backend="cpu")
+    here = batch.solved(config, "cpu")
     torch.testing.assert_close(found, here, rtol=0, atol=1e-5)
 
 
@@ -119,15 +126,16 @@ def test_other_widths_and_terms_switched_off(settings: dict, backend: str) -> No
     # In the long window, smoothing of width 0.4 leaves whole blocks of keys out; of width 9 it reaches all.
     batch = Batch([(8, 9), (80, 1)], seed=2)
     config = replace(CrfConfig(iterations=2), **settings)
-    found = dense_crf(batch.unary, batch.colours, batch.windows, config, backend=backend)
+    found = batch.solved(config, backend)
     np.testing.assert_allclose(found.numpy(), batch.expected(config), atol=1e-5)
 
 
 @backends
 def test_two_pixels_by_hand(backend: str) -> None:
     config = CrfConfig(gaussian_sxy=1.0, bilateral_sxy=2.0, bilateral_srgb=10.0)
-    probability = torch.tensor([0.9, 0.2])
-    colours = torch.tensor([[10.0, 20.0, 30.0], [16.0, 20.0, 22.0]])
+    place = device_of(backend)
+    probability = torch.tensor([0.9, 0.2], device=place)
+    colours = torch.tensor([[10.0, 20.0, 30.0], [16.0, 20.0, 22.0]], device=place)
     logits = [math.log(9.0), math.log(0.25)]
     belief = [0.8, -0.6]  # probability of the second class minus that of the first
     expected = []
@@ -137,17 +145,16 @@ def test_two_pixels_by_hand(backend: str) -> None:
             logit += compat * (belief[i] + weight * belief[1 - i]) / (1 + weight)
         expected.append(1 / (1 + math.exp(-logit)))
     found = dense_crf(probability, colours, torch.tensor([[1, 2]]), config, backend=backend)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-5)
 
 
-def test_weights_are_the_same_made_kept_or_shared_between_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_the_same_made_kept_or_shared_between_threads() -> None:
     batch = Batch([(20, 21), (3, 3), (47, 50)], seed=3)
-    config = CrfConfig(iterations=2)
-    kept = dense_crf(batch.unary, batch.colours, batch.windows, config)
-    monkeypatch.setattr(crf_cpu, "_KEPT", 0)
-    made = dense_crf(batch.unary, batch.colours, batch.windows, config)
-    monkeypatch.setattr(crf_cpu, "_LARGE", 100)
-    shared = dense_crf(batch.unary, batch.colours, batch.windows, config)
+    energy = batch.unary[:1] - batch.unary[1:]
+    given = energy, batch.colours, batch.windows, CrfConfig(iterations=2)
+    kept = crf_cpu.run(*given)
+    made = crf_cpu.run(*given, kept_weights=0)
+    shared = crf_cpu.run(*given, kept_weights=0, shared_pixels=100)
     assert torch.equal(made, kept)
     assert not torch.equal(shared, kept)  # it adds up in another order
     torch.testing.assert_close(shared, kept, rtol=0, atol=1e-5)
@@ -157,25 +164,26 @@ def test_weights_are_the_same_made_kept_or_shared_between_threads(monkeypatch: p
 def test_a_window_does_not_depend_on_the_others(backend: str) -> None:
     batch = Batch(SHAPES, seed=5)
     config = CrfConfig(iterations=2)
-    together = dense_crf(batch.unary, batch.colours, batch.windows, config, backend=backend)
+    together = batch.solved(config, backend)
     bounds = list(zip(batch.offsets, batch.offsets[1:], strict=False))
     for i, (a, b) in enumerate(bounds):
-        alone = dense_crf(
-            batch.unary[:, a:b], batch.colours[a:b], batch.windows[i : i + 1], config, backend=backend
-        )
+        place = device_of(backend)
+        unary, colours = batch.unary[:, a:b].to(place), batch.colours[a:b].to(place)
+        alone = dense_crf(unary, colours, batch.windows[i : i + 1], config, backend=backend).cpu()
         assert torch.equal(alone, together[:, a:b])
 
 
-@pytest.mark.parametrize("large", [4096, 16])
-def test_threads_do_not_change_a_bit(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crf_cpu, "_LARGE", large)
+@pytest.mark.parametrize("shared_pixels", [4096, 16])
+def test_threads_do_not_change_a_bit(shared_pixels: int) -> None:
     batch = Batch([*SHAPES, (24, 31)], seed=6)
     results = []
     before = numba.get_num_threads()
     try:
         for threads in (1, before):
             numba.set_num_threads(threads)
-            results.append(dense_crf(batch.unary, batch.colours, batch.windows))
+            energy = batch.unary[:1] - batch.unary[1:]
+            given = energy, batch.colours, batch.windows, CrfConfig()
+            results.append(crf_cpu.run(*given, shared_pixels=shared_pixels))
     finally:
         numba.set_num_threads(before)
     assert torch.equal(*results)
@@ -184,8 +192,9 @@ def test_threads_do_not_change_a_bit(large: int, monkeypatch: pytest.MonkeyPatch
 @backends
 def test_certain_probabilities_are_floored(backend: str) -> None:
     windows = torch.tensor([[6, 7], [4, 4], [1, 1]])
-    probability = (torch.arange(59) % 3 == 0).float()
-    colours = torch.full((59, 1), 93, dtype=torch.uint8)
+    place = device_of(backend)
+    probability = (torch.arange(59, device=place) % 3 == 0).float()
+    colours = torch.full((59, 1), 93, dtype=torch.uint8, device=place)
     config = CrfConfig(floor=1e-3)
     found = dense_crf(probability, colours, windows, config, backend=backend)
     unary = -torch.log(torch.stack([1 - probability, probability]).clamp(min=1e-3))
@@ -201,9 +210,11 @@ def test_certain_probabilities_are_floored(backend: str) -> None:
 @backends
 def test_one_channel_counts_as_three_equal_ones(backend: str) -> None:
     batch = Batch(SHAPES[2:], channels=1)
-    gray = dense_crf(batch.unary, batch.colours, batch.windows, backend=backend)
-    rgb = dense_crf(batch.unary, batch.colours.repeat(1, 3), batch.windows, backend=backend)
-    real = dense_crf(batch.unary, batch.colours.float(), batch.windows, backend=backend)
+    place = device_of(backend)
+    gray, rgb, real = (
+        dense_crf(batch.unary.to(place), colours.to(place), batch.windows, backend=backend)
+        for colours in (batch.colours, batch.colours.repeat(1, 3), batch.colours.float())
+    )
     torch.testing.assert_close(gray, rgb, rtol=0, atol=1e-6)
     assert torch.equal(gray, real)
 
@@ -220,7 +231,9 @@ def test_zero_iterations_give_the_probabilities_back() -> None:
 @pytest.mark.parametrize("shape", [(0,), (3, 0)])
 def test_empty_batch(shape: tuple[int, ...], backend: str) -> None:
     windows = torch.empty(0, 2, dtype=torch.int64)
-    found = dense_crf(torch.empty(shape), torch.empty(0, 3), windows, backend=backend)
+    place = device_of(backend)
+    potential, colours = torch.empty(shape, device=place), torch.empty(0, 3, device=place)
+    found = dense_crf(potential, colours, windows, backend=backend)
     assert found.shape == shape
 
 

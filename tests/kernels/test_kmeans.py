@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 from clustering_reference import features, lloyd, near_tie
+from devices import BACKENDS, device_of
 
 from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.packed import PackedImages
 from mclc_gpu.kernels.slic import kmeans, slic
 from mclc_gpu.kernels.trials import run_trials
-
-BACKENDS = ["cpu", "triton"]
 
 
 def image_of(seed: int, height: int, width: int, channels: int) -> np.ndarray:
@@ -29,9 +28,11 @@ def planes(*images: np.ndarray) -> torch.Tensor:
 
 
 def check(images: list[np.ndarray], clusters: int, backend: str, iterations: int = 10, **options) -> None:
-    ours = kmeans(planes(*images), clusters, max_iterations=iterations, backend=backend, **options)
+    place = device_of(backend)
+    given = planes(*images).to(place)
+    ours = kmeans(given, clusters, max_iterations=iterations, backend=backend, **options)
     assert ours.dtype == torch.int32
-    for image, labels in zip(images, ours.numpy(), strict=True):
+    for image, labels in zip(images, ours.cpu().numpy(), strict=True):
         feature = features(image, options.get("compactness", 20.0), options.get("lab"))
         tolerance = options.get("tolerance", 0.0)
 
@@ -39,7 +40,8 @@ def check(images: list[np.ndarray], clusters: int, backend: str, iterations: int
             return lloyd(feature, clusters, n, tolerance, windowed=False)
 
         def mine(n: int, image: np.ndarray = image) -> np.ndarray:
-            return kmeans(planes(image), clusters, max_iterations=n, backend=backend, **options)[0].numpy()
+            given = planes(image).to(place)
+            return kmeans(given, clusters, max_iterations=n, backend=backend, **options)[0].cpu().numpy()
 
         differs = labels != theirs(iterations)
         assert not differs.any() or near_tie(mine, theirs, feature, clusters, iterations, windowed=False)
@@ -112,7 +114,7 @@ def test_trials_by_kmeans_are_the_same_clustering() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_does_not_depend_on_the_batch(backend: str) -> None:
-    images = planes(*(image_of(seed, 9, 10, 1) for seed in range(3)))
+    images = planes(*(image_of(seed, 9, 10, 1) for seed in range(3))).to(device_of(backend))
     options = {"max_iterations": 3, "backend": backend}
     together = kmeans(images, 4, **options)
     for i in range(3):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import device_of, on_cpu
 
 from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.packed import PackedImages, Seeds
@@ -13,20 +14,25 @@ MARKS = [[3, 70, 3], [], [13, 0], [99, 55, 44, 0, 12]]
 KEYS = torch.tensor([11, 12, 13, 14])
 
 
-def packed() -> tuple[PackedImages, torch.Tensor]:
+def packed(device: torch.device | str = "cpu") -> tuple[PackedImages, torch.Tensor]:
     rng = np.random.default_rng(5)
     images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in SHAPES]
     rows = [(i, 0, 0, *shape, shape[0] // 2, shape[1] // 2, i) for i, shape in enumerate(SHAPES)]
-    return PackedImages.pack(images), torch.tensor(rows)
+    return PackedImages.pack(images, device), torch.tensor(rows)
 
 
 @pytest.mark.parametrize("connectivity", ["enforce", "component", "cluster"])
-@pytest.mark.parametrize(("backend", "trials"), [("cpu", 20), ("triton", 2)])
-def test_every_mark_counts_its_segment(connectivity: str, backend: str, trials: int) -> None:
+@pytest.mark.parametrize(
+    ("backend", "trials", "iterations"), [("cpu", 20, 10), ("triton", 1, 2)], ids=["cpu", "triton"]
+)
+def test_every_mark_counts_its_segment(connectivity: str, backend: str, trials: int, iterations: int) -> None:
     images, windows = packed()
-    config = TrialConfig(connectivity=connectivity)
+    there, _ = packed(device_of(backend))
+    config = TrialConfig(connectivity=connectivity, max_iterations=iterations)
     seeds = Seeds.pack(MARKS)
-    result = run_trials(images, windows, KEYS, config, trials, seeds=seeds, keep_masks=True, backend=backend)
+    result = on_cpu(
+        run_trials(there, windows, KEYS, config, trials, seeds=seeds, keep_masks=True, backend=backend)
+    )
     assert result.masks is not None
     total = run_trials(images, windows, KEYS, config, trials, keep_masks=True, backend="cpu").masks
     assert total is not None

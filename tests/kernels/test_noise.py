@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import BACKENDS, device_of
 from scipy import special, stats
 
 from mclc_gpu.kernels.config import KINDS
@@ -30,9 +31,11 @@ def noisy(
     targets: int | list[int] = 0,
     **options,
 ) -> torch.Tensor:
-    """`add_noise` with one key and one target for all windows, or a list of each."""
+    """Return `add_noise` of windows, with one key and one target for all of them or a list of each."""
+    place = device_of(options.get("backend"))
     listed = [[v] * len(windows) if isinstance(v, int) else v for v in (keys, targets)]
-    return add_noise(windows, *(torch.tensor(v, dtype=torch.int64) for v in listed), trial, **options)
+    indices = (torch.tensor(v, dtype=torch.int64, device=place) for v in listed)
+    return add_noise(windows.to(place), *indices, trial, **options).cpu()
 
 
 def windows_of(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -65,7 +68,7 @@ def test_generator_is_philox_4x32_10() -> None:
         assert tuple(map(int, words)) == philox_reference((c0, c1, c2, 0), (k0, k1))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_counter_and_key_are_as_documented(backend: str) -> None:
     trial, target, key = 41, 7, -(2**62) - 12345
     window = torch.full((1, 3, 3, 5), 100.0)
@@ -85,7 +88,7 @@ def test_backends_draw_the_same_bits(kind: str, shared: bool, shape: tuple[int, 
     keys = [KEY + 10**15 * i for i in range(shape[0])]
     targets = [0, 3, 2**31 - 1][: shape[0]]
     options = {"kind": kind, "shared": shared, "intensity": 0.2, "low": -3.5, "high": 261.0}
-    ours = [noisy(windows, 2**31 - 1, keys, targets, backend=b, **options) for b in ("cpu", "triton")]
+    ours = [noisy(windows, 2**31 - 1, keys, targets, backend=b, **options) for b in BACKENDS]
     assert ours[0].shape == windows.shape
     assert torch.equal(ours[0].view(torch.int32), ours[1].view(torch.int32))
     assert torch.equal(ours[0], windows) == (kind == "none") or windows.numel() < 10

@@ -1,21 +1,20 @@
 """SLIC against scikit-image's on real windows, against a plain float64 trace, and at the edges."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from devices import BACKENDS, device_of
 from PIL import Image
 from skimage.color import rgb2lab
 from skimage.segmentation import slic as skimage_slic
 from skimage.util import regular_grid
 
-from mclc_gpu.kernels import connectivity_triton, slic_cpu, slic_triton
+from mclc_gpu.kernels import slic_cpu, slic_triton
 from mclc_gpu.kernels.slic import grid_centres, lowest_gradient, slic, window_steps
 
-BACKENDS = ["cpu", "triton"]
 NEAR_TIE = 1e-4
 
 
@@ -110,14 +109,18 @@ def assert_near_tie(window: np.ndarray, n_segments: int, compactness: float, bac
         theirs = reference(
             window, n_segments, compactness, enforce_connectivity=False, max_num_iter=iterations
         )
-        ours = slic(
-            planes(window),
-            n_segments,
-            compactness,
-            max_iterations=iterations,
-            enforce_connectivity=False,
-            backend=backend,
-        )[0].numpy()
+        ours = (
+            slic(
+                planes(window).to(device_of(backend)),
+                n_segments,
+                compactness,
+                max_iterations=iterations,
+                enforce_connectivity=False,
+                backend=backend,
+            )[0]
+            .cpu()
+            .numpy()
+        )
         y, x = np.nonzero(ours != theirs)
         if len(y):
             assert before is not None, "the first assignment is purely spatial and has to be the same"
@@ -136,9 +139,9 @@ def check_windows(windows: list[np.ndarray], backend: str, connectivity: bool) -
         by_size.setdefault(window.shape, []).append(window)
     labelled = []
     for same in by_size.values():
-        batch = torch.cat([planes(window) for window in same])
-        labels = slic(batch, 9, 20.0, enforce_connectivity=connectivity, backend=backend).numpy()
-        labelled += zip(same, labels, strict=True)
+        batch = torch.cat([planes(window) for window in same]).to(device_of(backend))
+        labels = slic(batch, 9, 20.0, enforce_connectivity=connectivity, backend=backend)
+        labelled += zip(same, labels.cpu().numpy(), strict=True)
     for window, ours in labelled:
         theirs = reference(window, 9, 20.0, enforce_connectivity=connectivity)
         pixels += ours.size
@@ -152,14 +155,12 @@ def test_thousand_real_windows(nuaa: Path) -> None:
     check_windows(salted_windows(nuaa, 1000, 50, seed=0), "cpu", connectivity=True)
 
 
-def test_real_windows_in_triton(nuaa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slic_triton, "_TILE_Y", 16)
-    check_windows(salted_windows(nuaa, 8, 14, seed=1), "triton", connectivity=False)
+def test_real_windows_in_triton(nuaa: Path) -> None:
+    check_windows(salted_windows(nuaa, 4, 12, seed=1), "triton", connectivity=False)
 
 
-@pytest.mark.skipif(os.environ.get("MCLC_SLOW") != "1", reason="an hour in the interpreter: set MCLC_SLOW=1")
-def test_thousand_real_windows_in_triton(nuaa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connectivity_triton, "_PROGRAMS_WANTED", 1)  # 32 images a program: fewer to interpret
+@pytest.mark.gpu  # an hour in the interpreter
+def test_thousand_real_windows_in_triton(nuaa: Path) -> None:
     check_windows(salted_windows(nuaa, 1024, 20, seed=0, of_a_size=32), "triton", connectivity=True)
 
 
@@ -192,16 +193,15 @@ def test_whole_image_of_odd_size(nuaa: Path) -> None:
 def test_small_images_equal_scikit_image(shape: tuple[int, int, int], n_segments: int, backend: str) -> None:
     image = np.random.default_rng(shape).integers(0, 65535, shape).astype(np.uint16)
     for compactness in (0.1, 10.0):
-        ours = slic(planes(image), n_segments, compactness, backend=backend)
-        np.testing.assert_array_equal(ours[0].numpy(), reference(image, n_segments, compactness))
+        ours = slic(planes(image).to(device_of(backend)), n_segments, compactness, backend=backend)
+        np.testing.assert_array_equal(ours[0].cpu().numpy(), reference(image, n_segments, compactness))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_image(backend: str) -> None:
     image = np.full((5, 6, 1), 77, np.uint8)
-    np.testing.assert_array_equal(
-        slic(planes(image), 6, backend=backend)[0].numpy(), reference(image, 6, 10.0)
-    )
+    ours = slic(planes(image).to(device_of(backend)), 6, backend=backend)
+    np.testing.assert_array_equal(ours[0].cpu().numpy(), reference(image, 6, 10.0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -217,8 +217,8 @@ def test_equals_plain_trace(
     image.flat[:2] = 0, 1  # so that rescaling changes nothing
     expected = trace(image.astype(np.float64) * weight, *grid_start(height, width, n_segments, channels))
     options = {"lab": False, "enforce_connectivity": False, "backend": backend}
-    ours = slic(torch.from_numpy(image)[None], n_segments, 1 / weight, **options)
-    np.testing.assert_array_equal(ours[0].numpy(), expected)
+    ours = slic(torch.from_numpy(image)[None].to(device_of(backend)), n_segments, 1 / weight, **options)
+    np.testing.assert_array_equal(ours[0].cpu().numpy(), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -229,8 +229,9 @@ def test_gradient_start_equals_plain_trace(backend: str) -> None:
     features = torch.from_numpy(image)[None]
     moved = lowest_gradient(features, *torch.from_numpy(start[:, :2]).long().unbind(1))[0].numpy()
     expected = trace(image.astype(np.float64), moved.astype(np.float64), reach, step)
-    ours = slic(features, 6, 1.0, start="gradient", enforce_connectivity=False, backend=backend)
-    np.testing.assert_array_equal(ours[0].numpy(), expected)
+    given = features.to(device_of(backend))
+    ours = slic(given, 6, 1.0, start="gradient", enforce_connectivity=False, backend=backend)
+    np.testing.assert_array_equal(ours[0].cpu().numpy(), expected)
 
 
 @pytest.mark.parametrize("cluster", [slic_cpu.cluster, slic_triton.cluster], ids=BACKENDS)
@@ -241,12 +242,13 @@ def test_pixels_out_of_reach_keep_their_label(cluster: Callable[..., None]) -> N
     start = np.array([[[1, 2, 0], [4, 3, 0.5], [2, 8, 0.7], [3, 6, 1]]], np.float32)
     assert np.isinf(distances(image[0], start[0], (2, 2), 2)).all(0).any(), "no pixel is out of reach"
     expected = trace(image[0].astype(np.float64), start[0].astype(np.float64), (2, 2), 2, before[0])
-    features, centres, labels = (torch.from_numpy(array.copy()) for array in (image, start, before))
+    place = device_of("cpu" if cluster is slic_cpu.cluster else "triton")
+    features, centres, labels = (torch.from_numpy(array.copy()).to(place) for array in (image, start, before))
     arrays = (features, centres, labels)
     if cluster is slic_cpu.cluster:
         arrays = tuple(tensor.numpy() for tensor in arrays)
     cluster(*arrays[:2], 2, 2, np.float32(0.25), 10, 0.0, arrays[2])
-    np.testing.assert_array_equal(labels[0].numpy(), expected)
+    np.testing.assert_array_equal(labels[0].cpu().numpy(), expected)
 
 
 def test_lowest_gradient_by_hand() -> None:
@@ -262,6 +264,7 @@ def test_does_not_depend_on_the_batch(backend: str) -> None:
     compiled = backend == "cpu"  # then a single image is cut into bands, and three are not
     size = (3, 96, 81) if compiled else (1, 9, 11)
     images = torch.from_numpy(np.random.default_rng(2).integers(0, 255, (3, *size)).astype(np.uint8))
+    images = images.to(device_of(backend))
     options = {"n_segments": 12 if compiled else 4, "compactness": 5.0, "tolerance": 0.5, "backend": backend}
     together = slic(images, enforce_connectivity=compiled, **options)
     for i in range(3):
@@ -271,6 +274,7 @@ def test_does_not_depend_on_the_batch(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tolerance_ends_the_iterations(backend: str) -> None:
     image = torch.from_numpy(np.random.default_rng(9).random((1, 1, 12, 12), np.float32))
+    image = image.to(device_of(backend))
     options = {"n_segments": 4, "compactness": 0.1, "enforce_connectivity": False, "backend": backend}
     first = slic(image, max_iterations=1, **options)
     assert torch.equal(slic(image, tolerance=1e6, **options), first)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from clustering_reference import features, lloyd, near_tie
+from devices import device_of, on_cpu
 from skimage.measure import label as components
 from skimage.segmentation import slic
 
@@ -73,12 +74,12 @@ class Case:
         every[:, 4 + 1] = torch.arange(height * width) // width
         every[:, 4 + 2] = torch.arange(height * width) % width
         config = replace(config, connectivity="cluster", max_iterations=iterations)
-        result = run_trials(
-            PackedImages.pack([self.image]), every, torch.full((height * width,), self.key), config, 1,
-            first_trial=trial, keep_masks=True, backend=backend,
-        )  # fmt: skip
+        images = PackedImages.pack([self.image], device_of(backend))
+        keys = torch.full((height * width,), self.key)
+        options = {"first_trial": trial, "keep_masks": True, "backend": backend}
+        result = run_trials(images, every, keys, config, 1, **options)
         assert result.masks is not None
-        return result.masks.reshape(height * width, -1).argmax(1).reshape(height, width).numpy()
+        return result.masks.reshape(height * width, -1).argmax(1).reshape(height, width).cpu().numpy()
 
 
 def run(cases: list[Case], config: TrialConfig, trials: int, **options) -> TrialCounts:
@@ -86,9 +87,8 @@ def run(cases: list[Case], config: TrialConfig, trials: int, **options) -> Trial
         -1, 8
     )
     keys = torch.tensor([case.key for case in cases], dtype=torch.int64)
-    return run_trials(
-        PackedImages.pack([case.image for case in cases]), windows, keys, config, trials, **options
-    )
+    images = PackedImages.pack([case.image for case in cases], device_of(options.get("backend")))
+    return on_cpu(run_trials(images, windows, keys, config, trials, **options))
 
 
 def masks_of(result: TrialCounts, i: int, shape: tuple[int, int]) -> np.ndarray:
@@ -237,7 +237,7 @@ def check_triton(cases: list[Case], config: TrialConfig, trials: int, first_tria
 @pytest.mark.parametrize(
     ("config", "channels", "dtype"),
     [
-        (TrialConfig(), 3, np.uint8),
+        (TrialConfig(max_iterations=4), 3, np.uint8),
         (TrialConfig(connectivity="component", noise="gaussian", tolerance=0.371), 1, np.float32),
         (TrialConfig(connectivity="cluster", noise="pepper", intensity=0.3, shared_noise=True), 3, np.uint8),
         (TrialConfig(method="kmeans", noise="none", clusters=5), 3, np.float32),

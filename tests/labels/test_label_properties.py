@@ -1,6 +1,5 @@
 """What holds of labels whatever the images, points and settings."""
 
-import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import PRESETS, changed
 from mclc_gpu.labels.pipeline import compose, label_images
 
-FEW = settings(max_examples=int(os.environ.get("MCLC_EXAMPLES", "40")))
+FEW = settings(max_examples=40) if settings.default.derandomize else settings.default
 DTYPES = np.uint8, np.uint16, np.int16, np.float32, np.float64
 CATEGORY = st.sampled_from([None, "point", "spot", "extended"])
 

@@ -85,6 +85,7 @@ def ranks_of(torchrun: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_of_two_which_goes_on_in_one(
     data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_killed_process_ends_the_run_of_two_which_goes_on_in_one(
     assert not list(out.glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_an_error_is_every_process_s(data: Path, tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "true.png").write_bytes(b"someone's")

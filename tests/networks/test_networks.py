@@ -37,7 +37,13 @@ FACTS = {
     "uiunet": Facts({1: 50_540_309, 3: 50_541_461}, 54.3, masks=7),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
-every_structure = pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resunet-slim"])
+STRUCTURES = [name for name in NETWORKS if name != "resunet-slim"]
+every_structure = pytest.mark.parametrize("name", STRUCTURES)
+# Exporting and tracing the large networks takes seconds each.
+LARGE = {"dnanet", "isnet", "uiunet"}
+every_structure_traced = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in STRUCTURES]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +203,7 @@ def test_a_saved_state_restores_the_detector(name: str) -> None:
     assert torch.equal(answer(detector, x), answer(other, x))
 
 
-@every_structure
+@every_structure_traced
 def test_compiles_without_graph_breaks(name: str) -> None:
     detector, x = seeded(name), images(2, 1, 61, 64)
     for module in detector.modules():
@@ -219,7 +225,7 @@ def onnx_session(detector: Detector, x: Tensor, file: Path, **how: object) -> on
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
-@every_structure
+@every_structure_traced
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_onnx(name: str, tmp_path: Path) -> None:
     detector, x = seeded(name).eval(), images(1, 1, 61, 64)
