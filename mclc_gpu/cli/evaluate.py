@@ -3,7 +3,7 @@
 import argparse
 
 from mclc_gpu.cli.common import checked_threshold, checked_tiles, say_scores, say_skipped
-from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.evaluate import evaluate as evaluate_files
@@ -28,10 +28,8 @@ def evaluate(arguments: argparse.Namespace, started: float) -> int:
         if path is not None:
             keep_apart(f"--{option}", (path, path.resolve().parent), inputs)
     _keep_older_report(arguments)
-    images, masks = find_files(arguments.images), find_files(arguments.masks)
-    skipped: list[Skipped] = []
-    if arguments.list is not None:
-        images, skipped = select(images, read_list(arguments.list))
+    images, skipped = listed(find_files(arguments.images), arguments.list, arguments.images)
+    masks = find_files(arguments.masks)
     trained = load_checkpoint(arguments.checkpoint, pick_device(arguments.device))
     predictor = Predictor(
         trained.network, trained.normalisation, arguments.tile, arguments.overlap, arguments.amp

@@ -7,7 +7,7 @@ from typing import Any
 
 from mclc_gpu.cli.common import say_skipped
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import read_json
 from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import read_points
@@ -50,14 +50,7 @@ def label_set(
     )
     config = label_config(arguments)
     files = find_files(arguments.images)
-    skipped: list[Skipped] = []
-    images = files
-    if arguments.list is not None:
-        images, skipped = select(files, read_list(arguments.list))
-        if not images:
-            raise InputError(
-                f"{arguments.list}: none of its {len(skipped)} names is an image in {arguments.images}"
-            )
+    images, skipped = listed(files, arguments.list, arguments.images)
     points, truth, problems = _points(arguments, files, images)
     job = LabelJob(
         images=images,

@@ -3,7 +3,7 @@
 import argparse
 
 from mclc_gpu.cli.common import checked_threshold, checked_tiles, say_skipped
-from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.predict import LAYOUT, PredictJob, predict_folder
 from mclc_gpu.errors import InputError, Skipped
@@ -14,14 +14,7 @@ def predict(arguments: argparse.Namespace, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     keep_apart("--out", LAYOUT.places(arguments.out), (arguments.images, arguments.checkpoint))
     checked_tiles(arguments.tile, arguments.overlap)
-    images = find_files(arguments.images)
-    skipped: list[Skipped] = []
-    if arguments.list is not None:
-        images, skipped = select(images, read_list(arguments.list))
-        if not images:
-            raise InputError(
-                f"{arguments.list}: none of its {len(skipped)} names is an image in {arguments.images}"
-            )
+    images, skipped = listed(find_files(arguments.images), arguments.list, arguments.images)
     summary = predict_folder(
         PredictJob(
             checkpoint=arguments.checkpoint,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mclc_gpu.cli.common import checked_threshold, say_scores, say_skipped
-from mclc_gpu.data.datasets import pair_files, read_list, select
+from mclc_gpu.data.datasets import listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import find_files, read_mask, read_probability
 from mclc_gpu.errors import InputError, Skipped, attempt
@@ -35,9 +35,7 @@ def score(arguments: argparse.Namespace, started: float) -> int:
         if path is not None:
             keep_apart(f"--{option}", (path, path.resolve().parent), inputs)
     predictions, truths = find_files(arguments.pred), find_files(arguments.truth)
-    skipped: list[Skipped] = []
-    if arguments.list is not None:
-        predictions, skipped = select(predictions, read_list(arguments.list))
+    predictions, skipped = listed(predictions, arguments.list, arguments.pred)
     pairs, unpaired = pair_files(predictions, truths)
     skipped += unpaired
     scores, roc = Scores(convention), RocScores(convention)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import InputError
@@ -52,9 +52,7 @@ def _check_out(arguments: argparse.Namespace) -> None:
 
 def _chosen(arguments: argparse.Namespace, run: Run, truths: Mapping[str, Path]) -> list[Target]:
     """The targets asked for, each once: those named, then the worst, then the best."""
-    stems = dict.fromkeys(run.points)
-    if arguments.list is not None:
-        stems = select(stems, read_list(arguments.list))[0]
+    stems, _ = listed(dict.fromkeys(run.points), arguments.list, arguments.labels)
     targets = [target for word in arguments.target for target in find_targets(run, word)]
     counts = {"--worst": arguments.worst, "--best": arguments.best}
     asked = {option: count for option, count in counts.items() if count is not None}
@@ -67,10 +65,10 @@ def _chosen(arguments: argparse.Namespace, run: Run, truths: Mapping[str, Path])
         ranked = [target for _, target in rank_targets(run, truths, stems)]
         targets += ranked[: arguments.worst or 0] + ranked[::-1][: arguments.best or 0]
     elif not targets:
-        listed = [target for target in run.targets if target.stem in stems]
-        if not listed:
-            raise InputError(f"{arguments.labels}: no target to show; check --list")
-        targets = [listed[at] for at in evenly_spread(len(listed), _SPREAD)]
+        candidates = [target for target in run.targets if target.stem in stems]
+        if not candidates:
+            raise InputError(f"{arguments.labels}: no target to show in the images of the list")
+        targets = [candidates[at] for at in evenly_spread(len(candidates), _SPREAD)]
     targets = list(dict.fromkeys(targets))
     if len(targets) > _MOST:
         raise InputError(f"{len(targets)} targets do not fit in one picture: choose at most {_MOST}")

@@ -10,7 +10,7 @@ from typing import Any
 from mclc_gpu.cli.common import say_skipped
 from mclc_gpu.cli.label import label_set
 from mclc_gpu.cli.options import parser
-from mclc_gpu.data.datasets import Sample, pair_samples, read_list, select
+from mclc_gpu.data.datasets import Sample, listed, pair_samples
 from mclc_gpu.data.images import find_files
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError, Skipped
@@ -141,10 +141,7 @@ def _samples(
 
 def _listed(images: Path, masks: Path, names: Path | None, prefix: str) -> tuple[list[Sample], list[Skipped]]:
     """Samples of two folders, and what was left out."""
-    files = find_files(images)
-    missing: list[Skipped] = []
-    if names is not None:
-        files, missing = select(files, read_list(names))
+    files, missing = listed(find_files(images), names, images)
     samples, unpaired = pair_samples(files, find_files(masks), prefix)
     if not samples:
         raise InputError(f"{masks}: holds no mask of an image in {images}; check the paths and lists")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mclc_gpu.cli.common import say_skipped
-from mclc_gpu.data.datasets import read_list, select
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import Skipped
 from mclc_gpu.kernels.backend import pick_device
@@ -22,10 +22,8 @@ def tune(arguments: argparse.Namespace, started: float) -> int:
     del started
     keep_apart("--out", LAYOUT.places(arguments.out), (arguments.images, arguments.masks, arguments.list))
     changes = {} if arguments.category is None else {"category": arguments.category}
-    images, masks = find_files(arguments.images), find_files(arguments.masks)
-    skipped: list[Skipped] = []
-    if arguments.list is not None:
-        images, skipped = select(images, read_list(arguments.list))
+    images, skipped = listed(find_files(arguments.images), arguments.list, arguments.images)
+    masks = find_files(arguments.masks)
     device = pick_device(arguments.device)
     job = TuneJob(
         images=images,

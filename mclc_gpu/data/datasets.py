@@ -48,6 +48,35 @@ def select(files: Mapping[str, Item], names: Iterable[str]) -> tuple[dict[str, I
     return chosen, skipped
 
 
+def listed(
+    files: Mapping[str, Item], names: Path | None, folder: Path
+) -> tuple[dict[str, Item], list[Skipped]]:
+    """Return the files of a folder that a split list names, in its order, and the names without a file.
+
+    Parameters
+    ----------
+    files : mapping
+        Anything by stem, such as the paths that `mclc_gpu.data.images.find_files` returns.
+    names : Path or None
+        The list (see `read_list`); None selects all files.
+    folder : Path
+        Folder of the files, for messages.
+
+    Raises
+    ------
+    InputError
+        The list cannot be read, or names none of the files.
+    """
+    if names is None:
+        return dict(files), []
+    chosen, skipped = select(files, read_list(names))
+    if not chosen:
+        raise InputError(
+            f"{names}: none of its {len(skipped)} names is in {folder}; check the list and the folder"
+        )
+    return chosen, skipped
+
+
 def find_split(root: Path | str, split: Literal["train", "test"]) -> Path:
     """The list of a data set's train or test images, in the layout of any of the field's releases.
 

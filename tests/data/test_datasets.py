@@ -2,7 +2,7 @@
 
 import pytest
 
-from mclc_gpu.data.datasets import find_split, pair_files, read_list, select
+from mclc_gpu.data.datasets import find_split, listed, pair_files, read_list, select
 from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import InputError
 
@@ -51,6 +51,7 @@ def test_select_keeps_the_order_and_reports_what_is_missing():
         ("50_50/test.txt", "test"),
     ],
 )
+
 def test_find_split(tmp_path, name, split):
     for other in ("splits/val.txt", "readme.txt", "img_idx/val_IRSTD-1k.txt", name):
         (tmp_path / other).parent.mkdir(exist_ok=True)
@@ -92,3 +93,13 @@ def test_nuaa_splits(nuaa):
         counts[split] = set(chosen)
     assert {split: len(names) for split, names in counts.items()} == {"train": 213, "test": 214}
     assert counts["train"] | counts["test"] == set(images)
+
+
+def test_a_list_that_names_none_of_the_files_is_refused(tmp_path):
+    names = tmp_path / "list.txt"
+    names.write_text("c\nghost\n")
+    chosen, skipped = listed({"a": 1, "c": 3}, names, tmp_path)
+    assert (chosen, [item.file for item in skipped]) == ({"c": 3}, ["ghost"])
+    assert listed({"a": 1}, None, tmp_path) == ({"a": 1}, [])
+    with pytest.raises(InputError, match=r"list.txt: none of its 2 names is in"):
+        listed({"a": 1}, names, tmp_path)
