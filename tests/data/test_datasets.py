@@ -51,7 +51,6 @@ def test_select_keeps_the_order_and_reports_what_is_missing():
         ("50_50/test.txt", "test"),
     ],
 )
-
 def test_find_split(tmp_path, name, split):
     for other in ("splits/val.txt", "readme.txt", "img_idx/val_IRSTD-1k.txt", name):
         (tmp_path / other).parent.mkdir(exist_ok=True)
