@@ -8,7 +8,7 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.evaluate import evaluate as evaluate_files
 from mclc_gpu.detect.inference import Predictor
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.report.folder import FILES, write_report
 from mclc_gpu.report.sheets import Extremes

@@ -6,7 +6,7 @@ from mclc_gpu.cli.common import checked_threshold, checked_tiles, say_skipped
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.predict import LAYOUT, PredictJob, predict_folder
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import Skipped
 from mclc_gpu.runs import keep_apart
 
 
