@@ -1,4 +1,4 @@
-"""What the detectors share: their outputs, their base class, and the parts that more than one of them has."""
+"""Protocol of a detector (`Detector`, `Logits`) and blocks that several detectors share."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 
 class Logits(NamedTuple):
-    """What a detector answers; a sigmoid turns its values into probabilities.
+    """Output of a detector; a sigmoid turns its values into probabilities.
 
-    masks : float [B, 1, H, W] each; the answer first, then the deeply supervised side outputs, which exist in
-        training mode only.
-    edge : float [B, 1, H, W], outlines of the targets; networks with an edge branch in training mode only.
+    Attributes
+    ----------
+    masks : tuple of Tensor [B, 1, H, W], floating-point
+        The detector's mask first; it alone is used for prediction. In training mode the masks of side outputs
+        follow, to each of which the loss is applied as well (deep supervision).
+    edge : Tensor [B, 1, H, W], floating-point, or None
+        Outlines of the targets, from networks with an edge branch in training mode only; None otherwise.
     """
 
     masks: tuple[Tensor, ...]
@@ -20,15 +24,44 @@ class Logits(NamedTuple):
 
 
 class Detector(nn.Module, ABC):
-    """A segmentation network for images of any size.
+    """Segmentation network for images of any size; base class of all detectors.
 
-    Sub-classes define `segment` and say by class attributes what it can take:
+    A subclass takes the number of input channels in its constructor, passes it on, and implements `segment`,
+    which maps images whose sides are multiples of `divisor` and at least `smallest_size` to `Logits` of the
+    same size. This class does the rest: `forward` checks the input, pads it to such a size, calls `segment`
+    and crops its output; `initialize` sets the initial weights. Side outputs and edges are returned while
+    ``self.training`` is true, never in evaluation mode.
 
-    divisor : height and width must be multiples of it.
-    smallest_size : least height and width, a multiple of `divisor`. Batch norm cannot train on a single value
-        a channel, so it should leave the deepest map more than one pixel.
-    smallest_batch : least number of images in training mode: 2 for networks with batch norm after global
-        pooling, where each image leaves one value a channel. A training loop drops a smaller last batch.
+    Attributes
+    ----------
+    divisor : int
+        Height and width of the input of `segment` are multiples of it.
+    smallest_size : int, pixels
+        Least height and width of the input of `segment`, a multiple of `divisor`. The deepest feature map
+        should have more than one pixel, since batch norm cannot train on one value per channel.
+    smallest_batch : int
+        Least number of images in training mode: 2 for networks with batch norm after global pooling, where
+        each image leaves one value per channel.
+
+    Raises
+    ------
+    ValueError
+        If `in_channels` is below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from mclc_gpu.networks.blocks import Detector, Logits
+    >>> class Halving(Detector):
+    ...     divisor = smallest_size = 2
+    ...     def __init__(self, in_channels: int = 1) -> None:
+    ...         super().__init__(in_channels)
+    ...         self.layers = nn.Sequential(nn.Conv2d(in_channels, 4, 2, 2), nn.PixelShuffle(2))
+    ...     def segment(self, x: torch.Tensor) -> Logits:
+    ...         return Logits((self.layers(x),))
+    >>> Halving()(torch.zeros(3, 1, 5, 7)).masks[0].shape
+    torch.Size([3, 1, 5, 7])
     """
 
     divisor: int = 1
@@ -43,31 +76,42 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def segment(self, x: Tensor) -> Logits:
-        """Logits of images [B, in_channels, H, W] of a size the network can take."""
+        """Return the logits of images [B, in_channels, H, W] of a size that the network takes."""
 
     def forward(self, x: Tensor) -> Logits:
-        """Logits of images of any size from 1x1, which are padded at the right and bottom, never resized.
+        """Return the logits of images of any size from 1x1.
+
+        Images are padded at the right and bottom by repeating their border, never resized.
 
         Parameters
         ----------
-        x : floating-point Tensor [B, in_channels, H, W], normalised to a mean near 0 and a deviation near 1.
+        x : Tensor [B, in_channels, H, W], floating-point
+            Images, normalized to a mean near 0 and a standard deviation near 1.
+
+        Returns
+        -------
+        Logits
+            Of the images' own height and width.
 
         Raises
         ------
         ValueError
-            Wrong shape, number of channels or dtype; in training mode, fewer than `smallest_batch` images.
+            If shape, number of channels or dtype is wrong, or, in training mode, there are fewer than
+            `smallest_batch` images.
         """
         self._check(x)
         height, width = x.shape[-2:]
-        bottom, right = self._missing(height), self._missing(width)
+        bottom, right = self._padding(height), self._padding(width)
         masks, edge = self.segment(F.pad(x, (0, right, 0, bottom), mode="replicate"))
         cropped = tuple(mask[..., :height, :width] for mask in masks)
         return Logits(cropped, None if edge is None else edge[..., :height, :width])
 
     def initialize(self) -> None:
-        """Set all parameters and statistics to their start: Xavier normal weights, biases and offsets 0.
+        """Set all parameters and statistics to their initial values.
 
-        Glorot & Bengio, AISTATS 2010. Batch norm starts as the identity; a `ZeroConv2d` stays zero.
+        Weights of convolutions and linear layers are drawn from the Xavier normal distribution (Glorot &
+        Bengio, AISTATS 2010, https://proceedings.mlr.press/v9/glorot10a.html) with torch's global generator;
+        biases are 0. Batch norm starts as the identity, a `ZeroConv2d` as zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -77,41 +121,53 @@ class Detector(nn.Module, ABC):
             if isinstance(module, nn.BatchNorm2d | ZeroConv2d):
                 module.reset_parameters()
 
-    def _missing(self, size: int) -> int:
-        """Pixels that a side of `size` lacks to one that the network can take."""
-        # Not by floor division of a negative, which ONNX rounds towards zero.
+    def _padding(self, size: int) -> int:
+        """Return the pixels by which a side is padded to one that the network takes."""
+        # No floor division of a negative number, which ONNX rounds towards zero.
         multiple = (size + self.divisor - 1) // self.divisor * self.divisor
         return max(multiple, self.smallest_size) - size
 
     def _check(self, x: Tensor) -> None:
+        """Raise ValueError for input that `forward` cannot take."""
         name = type(self).__name__
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"{name} takes images [B, {self.in_channels}, H, W], got {list(x.shape)}")
         if x.numel() == 0:
             raise ValueError(f"{name} needs at least one image of one pixel, got {list(x.shape)}")
         if not x.is_floating_point():
-            raise ValueError(f"{name} takes normalised floating-point images, got {x.dtype}")
+            raise ValueError(f"{name} takes normalized floating-point images, got {x.dtype}")
         if self.training and x.shape[0] < self.smallest_batch:
             raise ValueError(
-                f"{name} trains on {self.smallest_batch} images or more at once, got {x.shape[0]}: its batch "
-                "norm sits after global pooling; drop such a batch"
+                f"{name} trains on batches of {self.smallest_batch} images or more, got {x.shape[0]}: "
+                "its batch norm follows global pooling; drop smaller batches"
             )
 
 
 class ZeroConv2d(nn.Conv2d):
-    """A convolution that starts as zero, such as one that predicts offsets."""
+    """Convolution whose weights start as zero, such as one that predicts offsets."""
 
     def reset_parameters(self) -> None:
+        """Set weights and bias to zero."""
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with batch norm, beside a shortcut (He et al., CVPR 2016, arXiv:1512.03385).
+    """Residual block of two 3x3 convolutions with batch norm.
 
-    The shortcut is a 1x1 convolution with batch norm where channels or size change. `attention` reweighs the
-    convolutions' result before the shortcut is added.
+    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, doi:10.1109/CVPR.2016.90,
+    arXiv:1512.03385. The shortcut is a 1x1 convolution with batch norm where channels or size change.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    stride : int
+        Stride of the first convolution and of the shortcut.
+    bias : bool
+        Whether the convolutions have biases.
+    attention : nn.Module, optional
+        Reweights the result [B, out_channels, H, W] of the convolutions before the shortcut is added.
     """
 
     def __init__(
@@ -138,11 +194,12 @@ class Residual(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         return F.relu(self.attention(self.body(x)) + self.shortcut(x))
 
 
 def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int = 1) -> nn.Sequential:
-    """`blocks` residual blocks without biases; the first changes channels and size."""
+    """Build a stage of residual blocks without biases, the first of which changes channels and size."""
     first = Residual(in_channels, out_channels, stride, bias=False)
     return nn.Sequential(
         first, *(Residual(out_channels, out_channels, bias=False) for _ in range(blocks - 1))
@@ -157,7 +214,7 @@ def conv_norm_relu(
     bias: bool = False,
     dilation: int = 1,
 ) -> list[nn.Module]:
-    """Convolution that keeps the size (at stride 1), batch norm and ReLU, to be put into a sequence."""
+    """Build a convolution that keeps the size at stride 1, batch norm and ReLU, for use in a sequence."""
     return [
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 * dilation, dilation, bias=bias),
         nn.BatchNorm2d(out_channels),
@@ -166,7 +223,7 @@ def conv_norm_relu(
 
 
 def quarter_stem(in_channels: int, width: int) -> nn.Sequential:
-    """Start of ACM and ISNet: images [B, in_channels, H, W] to maps [B, 2 width, H/4, W/4]."""
+    """Build the stem of ACM and ISNet: images [B, in_channels, H, W] to features [B, 2 width, H/4, W/4]."""
     return nn.Sequential(
         nn.BatchNorm2d(in_channels),
         *conv_norm_relu(in_channels, width, stride=2),
@@ -177,11 +234,11 @@ def quarter_stem(in_channels: int, width: int) -> nn.Sequential:
 
 
 def mask_head(channels: int) -> nn.Sequential:
-    """End of ACM and ISNet: maps [B, channels, H, W] to logits [B, 1, H, W]."""
+    """Build the head of ACM and ISNet: features [B, channels, H, W] to logits [B, 1, H, W]."""
     narrow = channels // 4
     return nn.Sequential(*conv_norm_relu(channels, narrow), nn.Dropout(0.1), nn.Conv2d(narrow, 1, 1))
 
 
 def rescale(x: Tensor, factor: float) -> Tensor:
-    """Bilinear resampling of [B, C, H, W] with corners on corners, as DNANet and ResUNet were published."""
+    """Resample features [B, C, H, W] bilinearly, corner aligned, as DNANet and ResUNet were published."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)

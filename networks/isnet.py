@@ -1,4 +1,4 @@
-"""ISNet: a detector that also draws the outlines of the targets and weighs its features with them.
+"""ISNet: a detector that also predicts the outlines of the targets and weights its features with them.
 
 Zhang, Zhang, Yang, Bai, Zhang & Guo, "ISNet: Shape Matters for Infrared Small Target Detection", CVPR 2022,
 doi:10.1109/CVPR52688.2022.00095.
@@ -20,19 +20,20 @@ from mclc_gpu.networks.blocks import (
 
 
 def gradient_magnitude(images: Tensor) -> Tensor:
-    """Length of the gradient by central differences (not halved), channel by channel.
+    """Compute the length of the gradient by central differences (not halved), channel by channel.
 
-    Of an image it is the edge branch's input. Of a mask it is the published edge target: 1 on the two pixels
-    either side of a straight outline, sqrt(2) at corners, 0.001 elsewhere. The border is repeated outwards,
-    so that the image's end is no edge.
+    The gradient of an image is the input of the edge branch. The gradient of a mask is the published edge
+    target: 1 on the two pixels either side of a straight outline, sqrt(2) at corners, 0.001 elsewhere. The
+    border is repeated outwards, so that the end of the image is no edge.
 
     Parameters
     ----------
-    images : floating-point Tensor [B, C, H, W].
+    images : Tensor [B, C, H, W], floating-point
 
     Returns
     -------
-    Tensor of the same shape and dtype, at least 0.001: the root's derivative has to stay finite.
+    Tensor [B, C, H, W]
+        Same dtype, at least 0.001, so that the derivative of the root stays finite.
     """
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
@@ -43,25 +44,37 @@ def gradient_magnitude(images: Tensor) -> Tensor:
 def deformable_conv2d(
     x: Tensor, offsets: Tensor, modulation: Tensor | None, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Convolution whose taps are moved by `offsets` and weighed by `modulation` pixel by pixel.
+    """Convolve with taps that are moved by `offsets` and weighted by `modulation`, pixel by pixel.
 
-    Zhu et al., "Deformable ConvNets v2", CVPR 2019, arXiv:1811.11168. Samples are bilinear; what lies outside
-    the map counts as 0. All taps are read by one `grid_sample`, in float32 at least: bfloat16 cannot tell
-    neighbouring pixels apart beyond the 256th. Memory is that of `x` times the number of taps.
+    Zhu, Hu, Lin & Dai, "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
+    doi:10.1109/CVPR.2019.00953, arXiv:1811.11168. Samples are bilinear; positions outside the map count as 0.
+    All taps are read by one `grid_sample`, in float32 at least, since bfloat16 cannot distinguish neighboring
+    pixels beyond the 256th. Memory is that of `x` times the number of taps.
 
     Parameters
     ----------
-    x : floating-point Tensor [B, C, H, W].
+    x : Tensor [B, C, H, W], floating-point
     offsets : Tensor [B, 2 T, H, W], pixels
         Channels 2t and 2t + 1 move tap t, counted row by row, down and right.
     modulation : Tensor [B, T, H, W] or None
-        Weight of each sample; None leaves them as they are (v1 of the paper).
-    weight : Tensor [O, C, kernel height, kernel width], odd sizes, T taps.
-    bias : Tensor [O], optional.
+        Weight of each sample; None is a weight of 1 (v1 of the paper).
+    weight : Tensor [O, C, KH, KW]
+        Odd KH and KW, T = KH KW taps.
+    bias : Tensor [O], optional
 
     Returns
     -------
-    Tensor [B, O, H, W]; at zero offsets and without modulation that of `conv2d` with "same" zero padding.
+    Tensor [B, O, H, W]
+        With zero offsets and without modulation equal to `conv2d` with "same" zero padding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mclc_gpu.networks.isnet import deformable_conv2d
+    >>> x = torch.arange(4.0).view(1, 1, 1, 4)
+    >>> right = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
+    >>> deformable_conv2d(x, right, None, torch.ones(1, 1, 1, 1)).flatten().tolist()
+    [1.0, 2.0, 3.0, 0.0]
     """
     batch, channels, height, width = x.shape
     rows, columns = weight.shape[2:]
@@ -69,12 +82,12 @@ def deformable_conv2d(
     dtype = torch.promote_types(x.dtype, torch.float32)
     moved = offsets.to(dtype).unflatten(1, (rows, columns, 2))
 
-    def places(steps: int) -> Tensor:
-        return torch.arange(steps, device=x.device, dtype=dtype)
+    def steps(count: int) -> Tensor:
+        return torch.arange(count, device=x.device, dtype=dtype)
 
-    down = (places(rows) - rows // 2)[:, None, None, None] + places(height)[:, None] + moved[:, :, :, 0]
-    right = (places(columns) - columns // 2)[:, None, None] + places(width) + moved[:, :, :, 1]
-    # grid_sample counts from -1 to 1 between the outer sides of the outer pixels.
+    down = (steps(rows) - rows // 2)[:, None, None, None] + steps(height)[:, None] + moved[:, :, :, 0]
+    right = (steps(columns) - columns // 2)[:, None, None] + steps(width) + moved[:, :, :, 1]
+    # The coordinates of grid_sample run from -1 to 1 between the outer sides of the outer pixels.
     grid = torch.stack(((2 * right + 1) / width - 1, (2 * down + 1) / height - 1), dim=-1)
     samples = F.grid_sample(x.to(dtype), grid.view(batch, taps * height, width, 2), align_corners=False)
     samples = samples.to(x.dtype).view(batch, channels, taps, height, width)
@@ -86,8 +99,8 @@ def deformable_conv2d(
 class DeformableConv2d(nn.Conv2d):
     """Modulated deformable convolution that keeps the size.
 
-    It predicts offsets and modulation from its input. The prediction starts as zero: samples stay in place
-    and all have a weight of 1/2.
+    Offsets and modulation are predicted from its input. The prediction starts as zero: samples stay in place
+    and have a weight of 1/2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int]) -> None:
@@ -97,12 +110,13 @@ class DeformableConv2d(nn.Conv2d):
         self.motion = ZeroConv2d(in_channels, 3 * self.taps, kernel_size, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features [B, in_channels, H, W] to [B, out_channels, H, W]."""
         offsets, modulation = self.motion(x).split((2 * self.taps, self.taps), dim=1)
         return deformable_conv2d(x, offsets, modulation.sigmoid(), self.weight, self.bias)
 
 
 class OrientedAggregation(nn.Module):
-    """Two-orientation attention aggregation: the deep map weighs the skipped one along columns and rows."""
+    """Two-orientation attention aggregation: deep features weight skipped ones along columns and rows."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -119,9 +133,10 @@ class OrientedAggregation(nn.Module):
 
 
 class Gate(nn.Module):
-    """Gated convolution: a map weighed by 1 to 2 per pixel, as it and a cue say, then mixed across channels.
+    """Gated convolution: features weighted by 1 to 2 per pixel, then mixed across channels.
 
-    Takikawa et al., "Gated-SCNN", ICCV 2019, arXiv:1907.05740.
+    The weight depends on the features and on a cue. Takikawa, Acuna, Jampani & Fidler, "Gated-SCNN: Gated
+    Shape CNNs for Semantic Segmentation", ICCV 2019, doi:10.1109/ICCV.2019.00533, arXiv:1907.05740.
     """
 
     def __init__(self, channels: int) -> None:
@@ -137,6 +152,7 @@ class Gate(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor, cue: Tensor) -> Tensor:
+        """Gate features [B, channels, H, W] by themselves and a cue [B, 1, H, W]."""
         attention = self.attention(torch.cat((x, cue), dim=1))
         return self.mix(x * (1 + attention))
 
@@ -144,7 +160,7 @@ class Gate(nn.Module):
 class EdgeBlock(nn.Module):
     """Taylor finite difference block: a third step u3 from the differences of the first two.
 
-    With D1, D2 two residual functions, u1 = relu(u0 + D1(u0)) and u2 = relu(D2(u1)):
+    With the residual functions D1 and D2, u1 = relu(u0 + D1(u0)) and u2 = relu(D2(u1)):
     u3 = 3 relu(D1(u0)) + u2 + gate(u2, cue).
     """
 
@@ -162,29 +178,29 @@ class EdgeBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, cue: Tensor) -> Tensor:
-        """Edge features [B, channels, H, W] from such and a cue [B, 1, H, W]."""
+        """Map edge features [B, channels, H, W] and a cue [B, 1, H, W] to edge features."""
         difference = self.first(x)
         step = F.relu(self.second(F.relu(x + difference)))
         return 3 * F.relu(difference) + step + self.gate(step, cue)
 
 
 class ISNet(Detector):
-    """ISNet with four residual blocks a stage, 8 to 64 channels, and modulated deformable convolutions.
+    """ISNet with four residual blocks per stage, 8 to 64 channels, and modulated deformable convolutions.
 
     986,686 parameters for one channel, 986,962 for three; 31.1 G multiply-adds for 256x256. The published
     code holds a tenth more parameters, which its forward pass never uses.
 
-    The body is ACM's: a quarter-size stem, three stages, a decoder of two. The edge branch runs at full
-    resolution on the image's gradient, with a cue from each of the three decoder levels; the sigmoid of its
-    logits weighs the features that the mask is read from. In training mode `Logits.edge` holds these logits.
+    The body is that of ACM: a quarter-size stem, three stages and a decoder of two. The edge branch runs at
+    full resolution on the gradient of the image, with a cue from each of the three decoder levels; the
+    sigmoid of its logits weights the features from which the mask is predicted. In training mode
+    `Logits.edge` holds these logits.
 
     Published training: the sum of the mask's soft-IoU loss and, against the `gradient_magnitude` of the mask,
     of the edge's soft-IoU loss and ten times its binary cross-entropy.
 
-    Two things differ from the published code and leave the structure alone. Borders are repeated before
-    gradients are taken, not set to zero, which draws a frame. Cues are enlarged with pixel centres on pixel
-    centres, as the decoder's features are, not with corners on corners, which moves them near the border by
-    up to half a pixel of their own size, 8 pixels of the image.
+    Two details differ from the published code. Borders are repeated before gradients are taken; zeros would
+    draw a frame. Cues are enlarged with aligned pixel centers, like the features of the decoder; aligned
+    corners move them near the border by up to half a pixel of their own size, 8 pixels of the image.
     """
 
     divisor = 16
@@ -209,6 +225,7 @@ class ISNet(Detector):
         self.edge_head = nn.Conv2d(64, 1, 1, bias=False)
 
     def segment(self, x: Tensor) -> Logits:
+        """Return the logits; see `Detector`."""
         shallow = self.shallow(self.stem(x))
         middle = self.middle(shallow)
         deep = self.deep(middle)

@@ -1,8 +1,9 @@
-"""UIU-Net: a U-Net whose every stage is a small U-Net, with attention across its skip connections.
+"""UIU-Net: a U-Net whose stages are small U-Nets, with attention across its skip connections.
 
 Wu, Hong & Chanussot, "UIU-Net: U-Net in U-Net for Infrared Small Object Detection", IEEE Transactions on
-Image Processing 32, 2023, doi:10.1109/TIP.2022.3228497, arXiv:2212.00968. The U-Net in U-Net is that of Qin
-et al., "U2-Net", Pattern Recognition 106, 2020, arXiv:2005.09007.
+Image Processing 32, 2023, doi:10.1109/TIP.2022.3228497, arXiv:2212.00968. The nested U-Net is that of Qin et
+al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 106,
+2020, doi:10.1016/j.patcog.2020.107404, arXiv:2005.09007.
 """
 
 import torch
@@ -21,13 +22,16 @@ def _double(x: Tensor) -> Tensor:
 
 
 class ResidualU(nn.Module):
-    """Residual U-block (RSU): a U-Net of `depth` levels, added to its first layer's map.
+    """Residual U-block (RSU): a small U-Net whose output is added to that of its first layer.
 
-    The levels halve the size, all but the last, which is dilated instead. In a `dilated` block none of them
-    does: their dilations are 1, 2, 4, ...
-
-    Maps [B, in_channels, H, W] to [B, out_channels, H, W], `inner_channels` inside; H and W must be multiples
-    of 2 ** (depth - 2) unless `dilated`.
+    Parameters
+    ----------
+    in_channels, inner_channels, out_channels : int
+        Channels of the input, of the inner levels and of the output.
+    depth : int
+        Levels. Each halves the size, except the last one, which is dilated.
+    dilated : bool
+        Keep the size at every level and use dilations of 1, 2, 4, ... instead.
     """
 
     def __init__(
@@ -48,6 +52,10 @@ class ResidualU(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features [B, in_channels, H, W] to [B, out_channels, H, W].
+
+        H and W are multiples of 2 ** (depth - 2), unless the block is dilated.
+        """
         start = self.start(x)
         levels = [self.down[0](start)]
         for layer in self.down[1:]:
@@ -61,10 +69,7 @@ class ResidualU(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Interactive-cross attention: the deep map weighs the skipped one's channels, which weighs its pixels.
-
-    Both maps are [B, channels, H, W]; the two results, side by side, [B, 2 channels, H, W].
-    """
+    """Interactive-cross attention: deep features weight the channels of skipped ones, these its pixels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,12 +87,13 @@ class CrossAttention(nn.Module):
         self.finish = _layer(channels, channels)
 
     def forward(self, deep: Tensor, skipped: Tensor) -> Tensor:
+        """Map two feature maps [B, channels, H, W] to their concatenation [B, 2 channels, H, W]."""
         deep = self.prepare(deep)
         skipped = skipped * self.of_channels(deep)
         squeezed = self.squeeze(skipped)
         summary = torch.cat((squeezed.mean(1, keepdim=True), squeezed.amax(1, keepdim=True)), dim=1)
         deep = deep * self.of_pixels(summary)
-        # Not one batch: each of the two is normalised by its own statistics.
+        # Not as one batch: each of the two is normalized by its own statistics.
         return torch.cat((self.finish(2 * skipped), self.finish(2 * deep)), dim=1)
 
 
@@ -96,9 +102,8 @@ class UIUNet(Detector):
 
     50,540,309 parameters for one channel, 50,541,461 for three; 54.3 G multiply-adds for 256x256.
 
-    In training mode seven masks: the fusion of the six side outputs by a 1x1 convolution, which is the
-    answer, then these side outputs from the finest to the coarsest. Published training: the sum of the seven
-    binary cross-entropies.
+    The mask is the fusion of six side outputs by a 1x1 convolution; in training mode these side outputs
+    follow it from the finest to the coarsest. Published training: the sum of seven binary cross-entropies.
 
     The published code takes any size and lets the pooling round up; here images are padded to multiples of
     32, which keeps the levels aligned.
@@ -136,6 +141,7 @@ class UIUNet(Detector):
         self.fusion = nn.Conv2d(6, 1, 1)
 
     def segment(self, x: Tensor) -> Logits:
+        """Return the logits; see `Detector`."""
         levels: list[Tensor] = []
         for level, stage in enumerate(self.encoder):
             levels.append(stage(F.max_pool2d(levels[-1], 2) if level else x))
@@ -145,8 +151,8 @@ class UIUNet(Detector):
             joined = self.attention[level - 1](deep, skipped) if level else torch.cat((deep, skipped), dim=1)
             maps.insert(0, self.decoder[level](joined))
         sides = [self._enlarge(side(features), x) for side, features in zip(self.sides, maps, strict=True)]
-        answer = self.fusion(torch.cat(sides, dim=1))
-        return Logits((answer, *sides) if self.training else (answer,))
+        mask = self.fusion(torch.cat(sides, dim=1))
+        return Logits((mask, *sides) if self.training else (mask,))
 
     @staticmethod
     def _enlarge(logits: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Every detector of the zoo, asked the same questions."""
+"""General tests of every registered detector, and the facts of the published ones.
+
+A new detector is tested here as soon as it is registered in networks/zoo.py:
+``pytest tests/networks -k NAME``. Add its parameters and multiply-adds to FACTS where they are published.
+"""
 
 import io
 from collections.abc import Iterator
@@ -20,11 +24,19 @@ from mclc_gpu.networks.zoo import NETWORKS, build
 
 @dataclass(frozen=True)
 class Facts:
-    """What the published networks have."""
+    """Facts of a published network.
 
-    parameters: dict[int, int]  # by input channels
-    multiply_adds: float  # 1e9, for one gray image of 256x256
-    masks: int = 1  # in training mode
+    Attributes
+    ----------
+    parameters : parameters by number of input channels
+    multiply_adds : 1e9 multiply-adds for one gray image of 256x256
+    masks : masks in training mode, side outputs included
+    edge : whether an edge is predicted in training mode
+    """
+
+    parameters: dict[int, int]
+    multiply_adds: float
+    masks: int = 1
     edge: bool = False
 
 
@@ -37,6 +49,7 @@ FACTS = {
     "uiunet": Facts({1: 50_540_309, 3: 50_541_461}, 54.3, masks=7),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
+every_published = pytest.mark.parametrize("name", FACTS)
 STRUCTURES = [name for name in NETWORKS if name != "resunet-slim"]
 every_structure = pytest.mark.parametrize("name", STRUCTURES)
 # Exporting and tracing the large networks takes seconds each.
@@ -48,7 +61,7 @@ every_structure_traced = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other over small maps take longer than one, far longer on a busy machine."""
+    """Use one thread: on small maps several take longer, far longer on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,7 +74,7 @@ def seeded(name: str, in_channels: int = 1) -> Detector:
 
 
 def meta(name: str, in_channels: int = 1) -> Detector:
-    """A detector without values: shapes alone cost little."""
+    """Build a detector without values, since shapes alone cost little."""
     with torch.device("meta"):
         return build(name, in_channels)
 
@@ -74,30 +87,37 @@ def outputs(logits: Logits) -> list[Tensor]:
     return [*logits.masks, *([] if logits.edge is None else [logits.edge])]
 
 
-def answer(detector: Detector, x: Tensor) -> Tensor:
-    """The only output in evaluation mode."""
+def mask_of(detector: Detector, x: Tensor) -> Tensor:
+    """Return the only output in evaluation mode."""
     with torch.no_grad():
         (mask,) = outputs(detector.eval()(x))
     return mask
 
 
 def apart(one: Tensor, other: Tensor) -> float:
-    """The difference, relative to how much the values vary."""
+    """Return the difference, relative to how much the values vary."""
     assert one.shape == other.shape
     return ((one - other).norm() / (other - other.mean()).norm()).item()
 
 
-@every_network
+@every_published
 def test_parameter_counts(name: str) -> None:
     expected = FACTS[name].parameters
     assert {c: sum(p.numel() for p in meta(name, c).parameters()) for c in expected} == expected
 
 
-@every_network
+@every_published
 def test_multiply_adds(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
-        answer(meta(name), torch.empty(1, 1, 256, 256, device="meta"))
+        mask_of(meta(name), torch.empty(1, 1, 256, 256, device="meta"))
     assert counter.get_total_flops() / 2e9 == pytest.approx(FACTS[name].multiply_adds, rel=0.02)
+
+
+@every_published
+def test_side_outputs(name: str) -> None:
+    training = meta(name)(torch.empty(2, 1, 64, 64, device="meta"))
+    assert len(training.masks) == FACTS[name].masks
+    assert (training.edge is not None) == FACTS[name].edge
 
 
 @every_network
@@ -105,11 +125,9 @@ def test_shapes(name: str) -> None:
     sizes = [(256, 256), (135, 96), (97, 131), (33, 17), (1, 1)]
     detector = meta(name)
     training = detector(torch.empty(2, 1, 135, 96, device="meta"))
-    assert len(training.masks) == FACTS[name].masks
-    assert (training.edge is not None) == FACTS[name].edge
     assert {out.shape for out in outputs(training)} == {(2, 1, 135, 96)}
     for size in sizes:
-        assert answer(detector, torch.empty(2, 1, *size, device="meta")).shape == (2, 1, *size)
+        assert mask_of(detector, torch.empty(2, 1, *size, device="meta")).shape == (2, 1, *size)
 
 
 @every_network
@@ -118,8 +136,8 @@ def test_images_are_padded_not_resized(name: str, size: tuple[int, int]) -> None
     detector, x = seeded(name), images(1, 1, *size)
     height, width = (max(-(-s // detector.divisor) * detector.divisor, detector.smallest_size) for s in size)
     padded = F.pad(x, (0, width - size[1], 0, height - size[0]), mode="replicate")
-    whole = answer(detector, padded)
-    assert torch.equal(answer(detector, x), whole[..., : size[0], : size[1]])
+    whole = mask_of(detector, padded)
+    assert torch.equal(mask_of(detector, x), whole[..., : size[0], : size[1]])
     assert whole.std() > 0
 
 
@@ -139,7 +157,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 
 
 @every_network
-def test_side_outputs_say_something_of_their_own(name: str) -> None:
+def test_side_outputs_differ(name: str) -> None:
     with torch.no_grad():
         found = outputs(seeded(name)(images(2, 1, 64, 64)))
     assert all(out.std() > 0 for out in found)
@@ -150,37 +168,37 @@ def test_side_outputs_say_something_of_their_own(name: str) -> None:
 def test_evaluation_is_deterministic(name: str) -> None:
     detector, x = seeded(name), images(3, 1, 64, 64)
     kept = x.clone()
-    first = answer(detector, x)
+    first = mask_of(detector, x)
     state = {key: value.clone() for key, value in detector.state_dict().items()}
-    assert torch.equal(answer(detector, x), first)
+    assert torch.equal(mask_of(detector, x), first)
     assert torch.equal(x, kept)
     assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
-    assert apart(answer(detector, x[1:2]), first[1:2]) < 1e-5  # whatever else is in the batch
+    assert apart(mask_of(detector, x[1:2]), first[1:2]) < 1e-5  # whatever else is in the batch
 
 
 @every_network
-def test_the_answer_follows_the_image(name: str) -> None:
+def test_the_mask_follows_the_image(name: str) -> None:
     detector, x = seeded(name), images(1, 1, 64, 64)
     changed = x.clone()
     changed[..., 40, 24] += 20
-    difference = (answer(detector, changed) - answer(detector, x)).abs()[0, 0]
+    difference = (mask_of(detector, changed) - mask_of(detector, x)).abs()[0, 0]
     row, column = divmod(difference.argmax().item(), 64)
     assert max(abs(row - 40), abs(column - 24)) <= 8
 
 
 @every_structure
-def test_bfloat16_answers_are_near_those_of_float32(name: str) -> None:
+def test_bfloat16_masks_are_near_those_of_float32(name: str) -> None:
     detector = seeded(name).eval()
     x = images(1, 1, detector.smallest_size, detector.smallest_size)
     with torch.autocast("cpu", torch.bfloat16):
-        mask = answer(detector, x)
+        mask = mask_of(detector, x)
     assert mask.dtype == torch.bfloat16
-    assert apart(mask.float(), answer(detector, x)) < 0.1
+    assert apart(mask.float(), mask_of(detector, x)) < 0.1
 
 
 @every_structure
 def test_bfloat16_training(name: str) -> None:
-    """Types only, on tensors without values: many CPUs are slow at bfloat16."""
+    """Check types only, on tensors without values, since many CPUs are slow at bfloat16."""
     with FakeTensorMode():
         detector = build(name)
         with torch.autocast("cpu", torch.bfloat16):
@@ -195,12 +213,12 @@ def test_a_saved_state_restores_the_detector(name: str) -> None:
     detector, other, x = seeded(name), build(name), images(2, 1, 64, 64)
     with torch.no_grad():
         detector(x)  # so that the statistics are not those of a new detector
-    assert not torch.equal(answer(detector, x), answer(other, x))
+    assert not torch.equal(mask_of(detector, x), mask_of(other, x))
     file = io.BytesIO()
     torch.save(detector.state_dict(), file)
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(answer(detector, x), answer(other, x))
+    assert torch.equal(mask_of(detector, x), mask_of(other, x))
 
 
 @every_structure_traced
@@ -220,7 +238,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 
 
 def onnx_session(detector: Detector, x: Tensor, file: Path, **how: object) -> onnxruntime.InferenceSession:
-    # onnxruntime optimises by itself; the exporter would take half as long again.
+    # onnxruntime optimizes by itself; the exporter would take half as long again.
     torch.onnx.export(detector, (x,), file, optimize=False, verbose=False, **how)
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
@@ -231,11 +249,11 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     detector, x = seeded(name).eval(), images(1, 1, 61, 64)
     session = onnx_session(detector, x, tmp_path / "detector.onnx")
     (mask,) = session.run(None, {"x": x.numpy()})
-    assert apart(torch.from_numpy(mask), answer(detector, x)) < 1e-4
+    assert apart(torch.from_numpy(mask), mask_of(detector, x)) < 1e-4
 
 
 class Halving(Detector):
-    """The least that needs padding: what the base class adds to any detector."""
+    """Smallest detector that needs padding, for the parts of the base class alone."""
 
     divisor = 2
     smallest_size = 4
@@ -255,7 +273,7 @@ def test_onnx_of_any_size(tmp_path: Path) -> None:
     session = onnx_session(detector, images(2, 1, 7, 8), tmp_path / "any.onnx", dynamic_shapes={"x": free})
     for shape in [(1, 1, 9, 9), (3, 1, 2, 13), (2, 1, 8, 6)]:
         (mask,) = session.run(None, {"x": images(*shape).numpy()})
-        assert apart(torch.from_numpy(mask), answer(detector, images(*shape))) < 1e-5
+        assert apart(torch.from_numpy(mask), mask_of(detector, images(*shape))) < 1e-5
 
 
 @every_network
@@ -266,7 +284,7 @@ def test_training_on_one_image(name: str, size: tuple[int, int]) -> None:
         assert all(out.isfinite().all() for out in outputs(detector(images(1, 1, *size))))
     else:
         with pytest.raises(
-            ValueError, match=r"trains on 2 images or more at once, got 1: .*drop such a batch"
+            ValueError, match=r"trains on batches of 2 images or more, got 1: .*drop smaller batches"
         ):
             detector(images(1, 1, *size))
     assert all(out.isfinite().all() for out in outputs(detector(images(2, 1, *size))))
@@ -290,7 +308,7 @@ def test_wrong_images(name: str, x: Tensor, message: str) -> None:
 
 
 @every_network
-def test_initialisation(name: str) -> None:
+def test_initialization(name: str) -> None:
     detector = build(name)
     torch.manual_seed(0)
     detector.initialize()
