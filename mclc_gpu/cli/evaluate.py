@@ -32,7 +32,7 @@ def evaluate(arguments: argparse.Namespace, started: float) -> int:
     masks = find_files(arguments.masks)
     trained = load_checkpoint(arguments.checkpoint, pick_device(arguments.device))
     predictor = Predictor(
-        trained.network, trained.normalisation, arguments.tile, arguments.overlap, arguments.amp
+        trained.network, trained.normalization, arguments.tile, arguments.overlap, arguments.amp
     )
     extremes = Extremes(threshold=threshold)
     evaluation = evaluate_files(

@@ -1,4 +1,4 @@
-"""Trained detectors on disk: weights with everything needed to use them, or to go on training."""
+"""Checkpoints: weights of a detector with everything needed to run it or to continue its training."""
 
 import io
 import math
@@ -15,11 +15,12 @@ from mclc_gpu.networks.zoo import build
 
 _KIND = "mclc-gpu detector"
 _VERSION = 1
-CHANNELS = (1, 3)  # of the networks that are trained
+CHANNELS = (1, 3)  # of the input of networks that are trained
+_NORMALIZATION = "normalisation"  # its name in the files, spelled as in the first version
 _FIELDS = {
     "network": str,
     "in_channels": int,
-    "normalisation": dict,
+    _NORMALIZATION: dict,
     "weights": dict,
     "settings": dict,
     "state": dict,
@@ -27,35 +28,47 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `gray_levels`."""
+class Normalization:
+    """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `gray_levels`.
+
+    Raises
+    ------
+    ValueError
+        If the mean is not finite or the standard deviation is not positive and finite.
+    """
 
     mean: float
     std: float
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(f"mean {self.mean} and standard deviation {self.std} normalise nothing")
+            raise ValueError(f"mean {self.mean}, standard deviation {self.std}: cannot normalize by these")
 
 
 @dataclass
 class Trained:
-    """A detector from a file.
+    """Detector that was read from a checkpoint.
 
-    Attributes:
-        network: With its weights, in eval mode, on the device asked for.
-        name: Of the network, as in `mclc_gpu.networks.zoo.NETWORKS`.
-        in_channels: 1 or 3.
-        normalisation: Of its input.
-        settings: What it was trained with, as JSON would hold it.
-        state: Where training stood: "epoch", "scores", and in a run's last.pt what it needs to go on. Tensors
-            are on the CPU.
+    Attributes
+    ----------
+    network : Detector
+        With its weights, in evaluation mode, on the device that was asked for.
+    name : str
+        Name of the network in `mclc_gpu.networks.zoo.NETWORKS`.
+    in_channels : {1, 3}
+    normalization : Normalization
+        Normalization of the input.
+    settings : dict
+        Settings of the training, as JSON would hold them.
+    state : dict
+        State of the training: "epoch", "scores", and in a run's last.pt what resuming needs. Tensors are on
+        the CPU.
     """
 
     network: Detector
     name: str
     in_channels: int
-    normalisation: Normalisation
+    normalization: Normalization
     settings: dict[str, Any]
     state: dict[str, Any]
 
@@ -66,26 +79,40 @@ def save_checkpoint(
     network: Detector,
     name: str,
     in_channels: int,
-    normalisation: Normalisation,
+    normalization: Normalization,
     settings: dict[str, Any],
     state: dict[str, Any],
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
-    `settings` and `state`: nested dicts and lists of numbers, texts, None and, in `state`, tensors: what
-    torch reads back without running code. Raises OSError when the file cannot be written.
+    Parameters
+    ----------
+    path : Path
+    network : Detector
+    name : str
+        Name of the network in `mclc_gpu.networks.zoo.NETWORKS`.
+    in_channels : {1, 3}
+    normalization : Normalization
+    settings, state : dict
+        Nested dicts and lists of numbers, texts, None and, in `state`, tensors, which torch reads back
+        without running code.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
     """
     content = {
         "kind": _KIND,
         "version": _VERSION,
         "network": name,
         "in_channels": in_channels,
-        "normalisation": asdict(normalisation),
+        _NORMALIZATION: asdict(normalization),
         "weights": network.state_dict(),
         "settings": settings,
         "state": state,
     }
-    # Where it writes to a file itself, torch says of a full disk that it is a bug of its own.
+    # torch.save reports a full disk as an internal error when it writes to the file itself.
     file = io.BytesIO()
     torch.save(content, file)
     with atomic_path(path) as temporary:
@@ -95,21 +122,44 @@ def save_checkpoint(
 def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
     """Read a checkpoint and build its network on a device. No code in the file is run.
 
-    Raises:
-        InputError: The file is missing, damaged, no checkpoint of this package, of a newer version of it, or
-            of a network that this version does not have or builds with other weights.
+    Parameters
+    ----------
+    path : Path
+    device : torch.device or str
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, is no checkpoint of this package or one of a newer version, or its
+        network is not registered here or has other weights.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
+    >>> from mclc_gpu.networks.zoo import build
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "acm.pt")
+    ...     save_checkpoint(
+    ...         path, network=build("acm"), name="acm", in_channels=1, settings={}, state={},
+    ...         normalization=Normalization(80.0, 20.0),
+    ...     )
+    ...     trained = load_checkpoint(path, "cpu")
+    >>> trained.name, trained.normalization
+    ('acm', Normalization(mean=80.0, std=20.0))
     """
     content = _read(path)
     try:
         if content["in_channels"] not in CHANNELS:
-            raise ValueError(f"a network of {content['in_channels']} channels")
-        with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
+            raise ValueError(f"a network of {content['in_channels']} input channels")
+        with torch.random.fork_rng(devices=[]):  # for initial weights, which are replaced at once
             network = build(content["network"], content["in_channels"])
     except ValueError as error:
         raise InputError(f"{path}: {error}; use the version of mclc-gpu that wrote it") from error
     try:
         network.load_state_dict(content["weights"])
-        normalisation = Normalisation(**content["normalisation"])
+        normalization = Normalization(**content[_NORMALIZATION])
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: its weights are not those of this version's {content['network']}; "
@@ -119,20 +169,20 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
         network=network.to(device).eval(),
         name=content["network"],
         in_channels=content["in_channels"],
-        normalisation=normalisation,
+        normalization=normalization,
         settings=content["settings"],
         state=content["state"],
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, with every field of its type."""
+    """Read the content of a checkpoint and check the type of every field."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a checkpoint, such as RUN/best.pt")
     data = io.BytesIO(path.read_bytes())
     try:
         content = torch.load(data, map_location="cpu", weights_only=True)
-    # torch raises nearly anything on bytes that are not its own, documented nowhere.
+    # torch raises nearly any error on bytes that are not its own, none of them documented.
     except Exception as error:
         raise InputError(
             f"{path}: damaged, or not written by mclc-gpu train; give RUN/best.pt or RUN/last.pt"

@@ -1,4 +1,4 @@
-"""Running a detector on images of any size and type: gray levels, tiles, batches."""
+"""Run a detector on images of any size and type: normalization, tiles, batches."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,29 +10,39 @@ import numpy as np
 import torch
 
 from mclc_gpu.data.images import gray_levels
-from mclc_gpu.detect.checkpoint import Normalisation
+from mclc_gpu.detect.checkpoint import Normalization
 from mclc_gpu.detect.config import OVERLAP, TILE
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector
 
-# Sixteen images of 256x256 at once: enough to keep a GPU busy, and within the memory of a small one.
+# Sixteen images of 256x256 per batch keep a GPU busy and fit the memory of a small one.
 BATCH_PIXELS = 1 << 20
-_CHUNK_IMAGES = 32  # looked through for images of equal size
+_CHUNK_IMAGES = 32  # among which images of equal size are batched
 
 Item = TypeVar("Item")
 
 
-def to_input(image: np.ndarray, in_channels: int, normalisation: Normalisation) -> np.ndarray:
-    """What a network is given for an image: its `gray_levels` less the mean, over the deviation.
+def to_input(image: np.ndarray, in_channels: int, normalization: Normalization) -> np.ndarray:
+    """Compute the input of a network: gray levels less the mean, over the standard deviation.
 
-    Returns float32 [C, H, W]; `normalisation` is that of the network's training images.
+    Parameters
+    ----------
+    image : ndarray [H, W] or [H, W, 3]
+        Any type that `mclc_gpu.data.images.gray_levels` takes.
+    in_channels : {1, 3}
+    normalization : Normalization
+        Of the network's training images.
+
+    Returns
+    -------
+    ndarray [C, H, W], float32
     """
-    return (gray_levels(image, in_channels) - np.float32(normalisation.mean)) / np.float32(normalisation.std)
+    return (gray_levels(image, in_channels) - np.float32(normalization.mean)) / np.float32(normalization.std)
 
 
 @contextmanager
 def evaluating(network: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, the network's own mode after it."""
+    """Put a network into evaluation mode inside the block, and into its own mode after it."""
     training = network.training
     network.eval()
     try:
@@ -50,23 +60,37 @@ def probability(
     amp: bool = False,
     batch_pixels: int = BATCH_PIXELS,
 ) -> torch.Tensor:
-    """Target probability of every pixel: float32 [B, H, W] in 0..1, on the network's device.
+    """Compute the target probability of every pixel.
 
-    Sides longer than `tile` are cut into tiles that overlap by at least `overlap` pixels and are spread
-    evenly. Where tiles overlap they are averaged with weights that fall smoothly to 0 a quarter of the
-    overlap before a tile's own edge, so that a network that looks no farther than that quarter answers as it
-    would for the whole image. Sides up to `tile` are not cut.
+    Sides longer than `tile` are cut into evenly spread tiles that overlap by at least `overlap` pixels. In
+    the overlap they are averaged with weights that fall smoothly to 0 a quarter of the overlap before a
+    tile's own edge, so that a network whose receptive field reaches no farther than that quarter gives the
+    same result as for the whole image. Sides up to `tile` are not cut.
 
-    Args:
-        network: In evaluation mode.
-        images: float32 [B, C, H, W], see `to_input`.
-        tile: Longest side run in one piece, pixels.
-        overlap: Pixels, 0 to half a tile.
-        amp: Run in bfloat16 where PyTorch holds it safe (autocast). It pays on CUDA devices.
-        batch_pixels: Images or tiles run together hold as many pixels, but it is one at least.
+    Parameters
+    ----------
+    network : Detector
+        In evaluation mode.
+    images : Tensor [B, C, H, W], float32
+        See `to_input`.
+    tile : int >= 1, pixels
+        Longest side that is run in one piece.
+    overlap : int, pixels
+        0 to half of `tile`.
+    amp : bool
+        Run in bfloat16 where PyTorch holds it safe (autocast), which pays on CUDA devices.
+    batch_pixels : int >= 1
+        Most pixels of the images or tiles that run together, which are one at least.
 
-    Raises:
-        ValueError: `tile`, `overlap` or `batch_pixels` out of range.
+    Returns
+    -------
+    Tensor [B, H, W], float32
+        0 to 1, on the device of the network.
+
+    Raises
+    ------
+    ValueError
+        If `tile`, `overlap` or `batch_pixels` is out of range.
     """
     if tile < 1 or not 0 <= overlap <= tile // 2 or batch_pixels < 1:
         raise ValueError(f"tile {tile}, overlap {overlap}: give 1 px or more, and 0 to half of a tile")
@@ -75,20 +99,20 @@ def probability(
     rows, columns = _spans(height, tile, overlap, device), _spans(width, tile, overlap, device)
     together = max(1, batch_pixels // (rows[0].size * columns[0].size))
     if len(rows) == len(columns) == 1:
-        return torch.cat([_answer(network, batch.to(device), amp) for batch in images.split(together)])
+        return torch.cat([_untiled(network, batch.to(device), amp) for batch in images.split(together)])
     blended = torch.zeros(count, height, width, device=device)
     places = [(image, row, column) for image in range(count) for row in rows for column in columns]
     for start in range(0, len(places), together):
         batch = places[start : start + together]
         tiles = torch.stack([images[image, :, row.slice, column.slice] for image, row, column in batch])
-        answers = _answer(network, tiles.to(device), amp)
-        for answer, (image, row, column) in zip(answers, batch, strict=True):
-            blended[image, row.slice, column.slice] += answer * row.weight[:, None] * column.weight
+        found = _untiled(network, tiles.to(device), amp)
+        for one, (image, row, column) in zip(found, batch, strict=True):
+            blended[image, row.slice, column.slice] += one * row.weight[:, None] * column.weight
     return blended
 
 
-def _answer(network: Detector, batch: torch.Tensor, amp: bool) -> torch.Tensor:
-    """Probabilities float32 [B, H, W] of a batch that is run as it is."""
+def _untiled(network: Detector, batch: torch.Tensor, amp: bool) -> torch.Tensor:
+    """Compute probabilities [B, H, W], float32, of a batch that is run in one piece."""
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=amp):
         logits = network(batch).masks[0]
     return torch.sigmoid(logits[:, 0].float())
@@ -96,7 +120,7 @@ def _answer(network: Detector, batch: torch.Tensor, amp: bool) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Span:
-    """Where a tile lies along one axis, and its weights float32 [size]; those of all tiles sum to 1."""
+    """Extent of a tile along one axis, and its weights [size], float32; those of all tiles sum to 1."""
 
     start: int
     weight: torch.Tensor
@@ -111,7 +135,7 @@ class _Span:
 
 
 def _spans(length: int, tile: int, overlap: int, device: torch.device) -> list[_Span]:
-    """Tiles of equal size that cover 0..length."""
+    """Spread tiles of equal size over 0..length."""
     size = min(tile, length)
     count = 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
     starts = np.linspace(0, length - size, count).round().astype(int)
@@ -119,7 +143,7 @@ def _spans(length: int, tile: int, overlap: int, device: torch.device) -> list[_
     total = np.zeros(length)
     weights = []
     for start in starts:
-        # The image's own borders are not edges of a tile: nothing better is known there.
+        # The image's own borders are no tile edges: no other tile knows more there.
         left = _ramp(inside, overlap) if start > 0 else 1.0
         right = _ramp(size - inside, overlap) if start + size < length else 1.0
         weights.append(np.ones(size) * left * right)
@@ -132,7 +156,7 @@ def _spans(length: int, tile: int, overlap: int, device: torch.device) -> list[_
 
 
 def _ramp(distance: np.ndarray, overlap: int) -> np.ndarray:
-    """Weight at a distance from a tile's edge: 0 to a quarter of the overlap, 1 from three quarters on."""
+    """Weight pixels by their distance from a tile's edge: 0 up to 1/4 of the overlap, 1 from 3/4 on."""
     if overlap == 0:
         return np.ones_like(distance)
     rise = np.clip(2 * distance / overlap - 0.5, 0, 1)
@@ -141,37 +165,62 @@ def _ramp(distance: np.ndarray, overlap: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictor:
-    """A detector with all that it needs to answer for images as they are read.
+    """Detector that runs on images as they are read.
 
-    Attributes:
-        network: The detector; it runs in evaluation mode, on the device that it is on.
-        normalisation: Of its training images.
-        tile, overlap, amp, batch_pixels: See `probability`.
+    Attributes
+    ----------
+    network : Detector
+        Runs in evaluation mode, on the device that it is on.
+    normalization : Normalization
+        Of its training images.
+    tile, overlap, amp, batch_pixels
+        See `probability`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mclc_gpu.detect.checkpoint import Normalization
+    >>> from mclc_gpu.detect.inference import Predictor
+    >>> from mclc_gpu.networks.zoo import build
+    >>> predictor = Predictor(build("acm"), Normalization(80.0, 20.0))
+    >>> images = [np.full((40, 50), 90, np.uint8), np.full((30, 30, 3), 900, np.uint16)]
+    >>> [(found.shape, str(found.dtype)) for found in predictor.probabilities(images)]
+    [((40, 50), 'float32'), ((30, 30), 'float32')]
     """
 
     network: Detector
-    normalisation: Normalisation
+    normalization: Normalization
     tile: int = TILE
     overlap: int = OVERLAP
     amp: bool = False
     batch_pixels: int = BATCH_PIXELS
 
     def probabilities(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Target probability of every pixel of every image: float32 [H, W] in 0..1, in the images' order.
+        """Compute the target probability of every pixel of every image. Images of equal size run together.
 
-        Images of equal size run together. `images`: [H, W] or [H, W, 3] of any type, see `gray_levels`.
+        Parameters
+        ----------
+        images : sequence of ndarray [H, W] or [H, W, 3]
+            Any type that `mclc_gpu.data.images.gray_levels` takes.
 
-        Raises:
-            InputError: The network answers with NaN, as one does whose training diverged.
+        Returns
+        -------
+        list of ndarray [H, W], float32
+            0 to 1, in the order of the images.
+
+        Raises
+        ------
+        InputError
+            If the network returns NaN, like one whose training diverged.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(image.shape[:2], []).append(index)
-        answers: dict[int, np.ndarray] = {}
+        results: dict[int, np.ndarray] = {}
         with evaluating(self.network):
             for indices in groups.values():
-                inputs = [to_input(images[i], self.network.in_channels, self.normalisation) for i in indices]
-                answer = probability(
+                inputs = [to_input(images[i], self.network.in_channels, self.normalization) for i in indices]
+                found = probability(
                     self.network,
                     torch.from_numpy(np.stack(inputs)),
                     self.tile,
@@ -179,17 +228,25 @@ class Predictor:
                     self.amp,
                     self.batch_pixels,
                 )
-                if not bool(torch.isfinite(answer).all()):
+                if not bool(torch.isfinite(found).all()):
                     raise InputError(
-                        "the network answers NaN: its training has diverged, use another checkpoint"
+                        "the network returns NaN: its training has diverged, use another checkpoint"
                     )
-                answers.update(zip(indices, answer.cpu().numpy(), strict=True))
-        return [answers[index] for index in range(len(images))]
+                results.update(zip(indices, found.cpu().numpy(), strict=True))
+        return [results[index] for index in range(len(images))]
 
     def stream(self, items: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
-        """Whatever comes with an image, with the image's `probabilities`, in order, for any number of them.
+        """Yield (item, probability map) pairs in the order of the input, with bounded memory.
 
-        Images of equal size among a few dozen neighbours run together; no more are in memory at a time.
+        Parameters
+        ----------
+        items : iterable of (item, image)
+            Anything with its image. Images of equal size among a few dozen consecutive ones run together.
+
+        Raises
+        ------
+        InputError
+            As `probabilities`.
         """
         chunk: list[tuple[Item, np.ndarray]] = []
         pixels = 0
@@ -197,10 +254,10 @@ class Predictor:
             chunk.append((item, image))
             pixels += image.shape[0] * image.shape[1]
             if len(chunk) >= _CHUNK_IMAGES or pixels >= 4 * self.batch_pixels:
-                yield from self._answered(chunk)
+                yield from self._chunk(chunk)
                 chunk, pixels = [], 0
-        yield from self._answered(chunk)
+        yield from self._chunk(chunk)
 
-    def _answered(self, chunk: list[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
-        answers = self.probabilities([image for _, image in chunk])
-        return zip((item for item, _ in chunk), answers, strict=True)
+    def _chunk(self, chunk: list[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
+        found = self.probabilities([image for _, image in chunk])
+        return zip((item for item, _ in chunk), found, strict=True)

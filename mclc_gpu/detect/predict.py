@@ -117,7 +117,7 @@ def _predict_folder(
         records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
     todo = [stem for stem in job.images if stem not in records]
     begin = time.perf_counter()
-    predictor = Predictor(trained.network, trained.normalisation, job.tile, job.overlap, job.amp)
+    predictor = Predictor(trained.network, trained.normalization, job.tile, job.overlap, job.amp)
     journal = Journal(LAYOUT, job.out, fingerprint)
     with journal, Progress("predict", len(job.images), done=len(records)) as progress:
         for record in _predict(job, predictor, todo):

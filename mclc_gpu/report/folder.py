@@ -141,7 +141,7 @@ def report_run(
     samples = validation
     if not validation:
         samples = [train[index] for index in evenly_spread(len(train), _SHOWN)]
-    predictor = Predictor(trained.network, trained.normalisation, amp=trained.settings["amp"])
+    predictor = Predictor(trained.network, trained.normalization, amp=trained.settings["amp"])
     extremes, roc = Extremes(), RocScores()
     scores = score_network(predictor, ValidationSet(samples, budget=0), roc=roc, watch=extremes)
     shown = "validation" if validation else "training"

@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from mclc_gpu.data.datasets import Sample
 from mclc_gpu.data.files import fingerprint_of, read_json, remove_leftovers, write_csv, write_json
 from mclc_gpu.data.validation import ValidationSet
-from mclc_gpu.detect.checkpoint import Normalisation, load_checkpoint, save_checkpoint
+from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.distributed import Ranks, all_there, join
@@ -358,7 +358,7 @@ class _Run:
     ) -> None:
         self.trainer, self.held, self.out, self.settings = trainer, held, out, dict(settings)
         data = trainer.data
-        self.normalisation = Normalisation(data.mean, data.std)
+        self.normalization = Normalization(data.mean, data.std)
         self.rows: list[Row] = []
         self.best: dict[str, Any] = {"epoch": 0, "iou": -1.0, "scores": None}
         self.collapsed = False
@@ -408,7 +408,7 @@ class _Run:
         result = None
         if self.held is not None and ((epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs):
             ranks.equalise(trainer.network)
-            predictor = Predictor(trainer.network, self.normalisation, amp=config.amp)
+            predictor = Predictor(trainer.network, self.normalization, amp=config.amp)
             result = validate(predictor, self.held, ranks)
         self.collapsed = not marked if result is None else math.isnan(result.precision)
         scores = None if result is None else result.as_dict()
@@ -434,7 +434,7 @@ class _Run:
             network=self.trainer.network,
             name=config.network,
             in_channels=config.channels,
-            normalisation=self.normalisation,
+            normalization=self.normalization,
             settings=self.settings,
             state={
                 "epoch": len(self.rows),

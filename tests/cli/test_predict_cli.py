@@ -15,7 +15,7 @@ from mclc_gpu.cli.main import main
 from mclc_gpu.data.images import MASK, find_files, read_mask, read_probability
 from mclc_gpu.data.points import read_points
 from mclc_gpu.detect import predict as predictrun
-from mclc_gpu.detect.checkpoint import Normalisation, save_checkpoint
+from mclc_gpu.detect.checkpoint import Normalization, save_checkpoint
 from mclc_gpu.detect.predict import Detection, find_detections, overlay
 from mclc_gpu.networks.zoo import build
 
@@ -238,7 +238,7 @@ def test_a_real_network_on_images_of_several_sizes(data):
         network=network,
         name="acm",
         in_channels=3,
-        normalisation=Normalisation(30.0, 20.0),
+        normalization=Normalization(30.0, 20.0),
         settings={},
         state={},
     )

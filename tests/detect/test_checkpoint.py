@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mclc_gpu.detect.checkpoint import Normalisation, load_checkpoint, save_checkpoint
+from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import build
 
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
         network=build("acm", 3),
         name="acm",
         in_channels=3,
-        normalisation=Normalisation(80.5, 31.25),
+        normalization=Normalization(80.5, 31.25),
         settings={"lr": 0.05},
         state=STATE,
     )
@@ -48,7 +48,7 @@ def test_a_checkpoint_comes_back_as_it_was(path: Path) -> None:
         torch.testing.assert_close(trained.network.state_dict()[name], value, rtol=0, atol=0)
     assert not trained.network.training
     assert (trained.name, trained.in_channels) == ("acm", 3)
-    assert trained.normalisation == Normalisation(80.5, 31.25)
+    assert trained.normalization == Normalization(80.5, 31.25)
     assert trained.settings == {"lr": 0.05}
     assert trained.state.pop("optimizer")[0].tolist() == [1, 1]
     assert trained.state == {key: value for key, value in STATE.items() if key != "optimizer"}

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mclc_gpu.detect.checkpoint import Normalisation
+from mclc_gpu.detect.checkpoint import Normalization
 from mclc_gpu.detect.inference import Predictor, probability, to_input
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector, Logits
 from mclc_gpu.networks.zoo import build
 
-PLAIN = Normalisation(0.0, 1.0)
+PLAIN = Normalization(0.0, 1.0)
 
 
 class Local(Detector):
@@ -98,7 +98,7 @@ def test_tiles_out_of_range(tile, overlap):
 def test_real_networks_on_images_of_several_sizes(name, amp):
     torch.manual_seed(0)
     network = build(name)
-    predictor = Predictor(network, Normalisation(100.0, 20.0), tile=64, overlap=16, amp=amp)
+    predictor = Predictor(network, Normalization(100.0, 20.0), tile=64, overlap=16, amp=amp)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, size, np.uint8) for size in ((40, 50), (70, 33), (40, 50, 3), (1, 1))]
     together = predictor.probabilities(images)
@@ -115,7 +115,7 @@ def test_real_networks_on_images_of_several_sizes(name, amp):
 def test_images_of_equal_size_run_together_and_keep_their_order():
     network = Local()
     images = [np.full((8, 8 + index % 2), 10 * index, np.uint8) for index in range(5)]
-    answers = Predictor(network, Normalisation(0.0, 255.0)).probabilities(images)
+    answers = Predictor(network, Normalization(0.0, 255.0)).probabilities(images)
     assert sorted(shape[0] for shape in network.seen) == [2, 3]
     middles = [float(answer[4, 4]) for answer in answers]
     assert middles == sorted(middles)
@@ -124,7 +124,7 @@ def test_images_of_equal_size_run_together_and_keep_their_order():
 
 def test_input_is_gray_levels_less_the_mean_over_the_deviation():
     gray = np.array([[0, 100], [200, 255]], np.uint8)
-    np.testing.assert_allclose(to_input(gray, 1, Normalisation(100, 50)), [[[-2, 0], [2, 3.1]]])
+    np.testing.assert_allclose(to_input(gray, 1, Normalization(100, 50)), [[[-2, 0], [2, 3.1]]])
     assert to_input(gray, 3, PLAIN).shape == (3, 2, 2)
     deep = to_input(np.array([[1000, 1500], [2000, 3000]], np.uint16), 1, PLAIN)
     np.testing.assert_allclose(deep, [[[0, 63.75], [127.5, 255]]])

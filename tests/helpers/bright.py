@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mclc_gpu.detect.checkpoint import Normalisation, Trained
+from mclc_gpu.detect.checkpoint import Normalization, Trained
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.networks.blocks import Detector, Logits
 
-PLAIN = Normalisation(0.0, 1.0)
+PLAIN = Normalization(0.0, 1.0)
 
 
 class Bright(Detector):
