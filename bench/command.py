@@ -33,7 +33,7 @@ from mclc_gpu.bench.suites import SUITES
 from mclc_gpu.data.files import atomic_path, write_json
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import TrialConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.windows import Window, nearest_pixel
 from mclc_gpu.runs import RunLayout
@@ -55,7 +55,7 @@ def cost(ground: Ground, grows: str | None, value: int) -> Contest:
     crops, clicks = _crops(ground, targets, side)
     images = PackedImages.pack(crops, ground.device)
     rows = [(t, 0, 0, *crop.shape[:2], *clicks[t], 0) for t, crop in enumerate(crops)]
-    windows, keys = torch.tensor(rows), torch.arange(targets)
+    windows, keys = Windows.pack(rows), torch.arange(targets)
     size = trials * sum(crop.shape[0] * crop.shape[1] for crop in crops)
 
     def own() -> object:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numba
@@ -25,7 +26,7 @@ from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.kernels.crf import dense_crf, window_colours
 from mclc_gpu.kernels.ir_cpu import WIDEST, Vectors
 from mclc_gpu.kernels.jit_cpu import compiled
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
 from mclc_gpu.kernels.trials import run_trials, trial_grids
 from mclc_gpu.kernels.trials_cpu import allocate, assign, palette, restart, settings, trial_features, update
@@ -108,23 +109,23 @@ def _replay(
 
 
 def trial_steps(
-    images: PackedImages, windows: torch.Tensor, keys: torch.Tensor, config: TrialConfig, trials: int
+    images: PackedImages, windows: Windows, keys: torch.Tensor, config: TrialConfig, trials: int
 ) -> Steps:
     """Steps of the first trials of every target; arguments as of `mclc_gpu.kernels.trials.run_trials`."""
     centres, grids = trial_grids(windows, config.clusters)
     byte = images.data.dtype == torch.uint8
     return Steps(
         *_replay(
-            images.data.cpu().numpy(), images.table.cpu().numpy(), windows.numpy(), keys.numpy(),
+            images.data.cpu().numpy(), images.table.cpu().numpy(), windows.table.numpy(), keys.numpy(),
             grids.numpy(), centres.numpy(), settings(config, byte), trials,
         )
     )  # fmt: skip
 
 
-def trial_work(steps: Steps, images: PackedImages, windows: torch.Tensor, fused: bool) -> dict[str, Work]:
+def trial_work(steps: Steps, images: PackedImages, windows: Windows, fused: bool) -> dict[str, Work]:
     """Of the Monte Carlo pass by stage; windows are read and counts written once."""
-    sizes = windows[:, 3] * windows[:, 4]
-    channels = images.table.cpu()[windows[:, 0], 3]
+    sizes = windows.sizes
+    *_, channels = images.table.cpu()[windows.image].unbind(1)
     read = int((sizes * channels).sum()) * images.data.element_size()
     colours = 8 * _COLOUR * int(sizes.sum())
     return {
@@ -277,7 +278,7 @@ class Targets(NamedTuple):
     """Packed images on a device, and the paper's windows around the targets in them."""
 
     images: PackedImages
-    windows: torch.Tensor  # int64 [targets, 8], on the CPU
+    windows: Windows
     keys: torch.Tensor  # int64 [targets]
     clicks: torch.Tensor  # int64 [targets, 3]: image, row, column
 
@@ -338,14 +339,9 @@ def _targets(device: torch.device) -> Targets:
     names = [str(i) for i in range(_SCENES)]
     images = [s.image for s in made]
     placed, _ = place_targets(images, points, names, PRESETS["paper"], 0)
-    windows = torch.tensor(
-        [
-            (p.image, w.top, w.left, w.height, w.width, w.click_row, w.click_column, p.target)
-            for p in placed
-            for w in (p.window,)
-        ]
-    )
-    clicks = torch.stack([windows[:, 0], windows[:, 1] + windows[:, 5], windows[:, 2] + windows[:, 6]], 1)
+    windows = Windows.pack((p.image, *astuple(p.window), p.target) for p in placed)
+    rows, columns = windows.top + windows.click_row, windows.left + windows.click_column
+    clicks = torch.stack([windows.image, rows, columns], 1)
     return Targets(PackedImages.pack(images, device), windows, torch.tensor([p.key for p in placed]), clicks)
 
 
@@ -365,7 +361,7 @@ def _trial_rows(targets: Targets, device: torch.device, peaks: tuple[float, floa
 
 def _crf_row(targets: Targets, device: torch.device, peaks: tuple[float, float]) -> Row:
     config = CrfConfig()
-    windows = targets.windows[:, 3:5].contiguous()
+    windows = targets.windows.shapes
     colours = window_colours(targets.images, targets.windows)
     generator = torch.Generator().manual_seed(0)
     potential = torch.rand(len(colours), generator=generator).to(device)
@@ -394,6 +390,6 @@ def _component_row(targets: Targets, device: torch.device, peaks: tuple[float, f
     windows = component_windows(targets.images, targets.clicks, config.radius)
     categories = torch.full((len(windows),), -1)
     seconds = seconds_of(lambda: vote_components(targets.images, windows, categories, config), device)
-    pixels = int((windows[:, 3] * windows[:, 4]).sum())
+    pixels = int(windows.sizes.sum())
     least = component_work(pixels, len(windows), config.levels, pixels)
     return _row("components", f"{len(windows)} targets, {config.levels} levels", least, peaks, seconds)

@@ -126,7 +126,7 @@ _TYPES = _types(
     " p_tpm sigma scale tolerance weight low high unit sharper",
     fp64="p_scales p_weights p_numbers",
     i64="p_geometry p_items p_first p_images p_parts p_offsets p_keys p_targets mask_pitch map_pitch",
-    i32="p_order p_labels p_active p_changed p_unreached p_counts p_moved p_seeds p_table p_area trial plane"
+    i32="p_order p_labels p_active p_changed p_unreached p_counts p_moved p_marks p_table p_area trial plane"
     " bound height width min_size max_size n_centres cell_y cell_x cells_y cells_x items state_size"
     " queue_size first_trial iterations reach targets masks inversions near levels max_area",
     i16="p_state p_queue",

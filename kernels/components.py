@@ -12,7 +12,7 @@ import torch
 
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import CATEGORY_AREAS, MAX_WINDOW, ComponentConfig
-from mclc_gpu.kernels.packed import PackedImages, check_windows
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 _ANY_AREA = (1, MAX_WINDOW**2)
 
@@ -50,7 +50,7 @@ class ComponentVotes:
 
 def component_windows(
     images: PackedImages, clicks: torch.Tensor, radius: int = ComponentConfig.radius
-) -> torch.Tensor:
+) -> Windows:
     """The windows of `radius` pixels around some clicks, clipped to their images.
 
     Parameters
@@ -62,8 +62,8 @@ def component_windows(
 
     Returns
     -------
-    Tensor [targets, 8], int64, on the CPU
-        Columns `mclc_gpu.kernels.packed.WINDOW_COLUMNS`; the target's index within its image is 0.
+    Windows
+        The target's index within its image is 0.
 
     Raises
     ------
@@ -86,12 +86,13 @@ def component_windows(
         )
     top, left = (row - radius).clamp(min=0), (column - radius).clamp(min=0)
     size = torch.minimum(row + radius + 1, height) - top, torch.minimum(column + radius + 1, width) - left
-    return torch.stack([image, top, left, *size, row - top, column - left, torch.zeros_like(row)], 1)
+    columns = image, top, left, *size, row - top, column - left, torch.zeros_like(row)
+    return Windows(torch.stack(columns, 1))
 
 
 def vote_components(
     images: PackedImages,
-    windows: torch.Tensor,
+    windows: Windows,
     categories: torch.Tensor,
     config: ComponentConfig,
     *,
@@ -119,8 +120,8 @@ def vote_components(
     Parameters
     ----------
     images : PackedImages
-    windows : Tensor [targets, 8], int64
-        Columns `mclc_gpu.kernels.packed.WINDOW_COLUMNS`, see `component_windows`; at most 64 x 64 pixels.
+    windows : Windows
+        One for each target, see `component_windows`.
     categories : Tensor [targets], int64
         0 point (1..9 pixels), 1 spot (10..81), 2 extended (82 and more), -1 unknown.
     config : ComponentConfig
@@ -139,11 +140,10 @@ def vote_components(
     Matas et al., BMVC 2002, doi:10.5244/C.16.36 (nested components of all levels).
     """
     chosen = resolve(backend, images.data)
-    windows, categories = windows.cpu().contiguous(), categories.cpu()
-    check_windows(images, windows)
+    categories = categories.cpu()
+    windows.check(images)
     check_categories(categories, len(windows))
-    sizes = windows[:, 3] * windows[:, 4]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)])
+    offsets = windows.offsets
     areas = limits_of(categories)
     inversions = {"bright": [False], "dark": [True], "auto": [False, True]}[config.polarity]
     device, total, targets = images.data.device, int(offsets[-1]), len(windows)
@@ -154,14 +154,14 @@ def vote_components(
         if chosen == "triton":
             from mclc_gpu.kernels import components_triton as triton_backend
 
-            triton_backend.run(images, windows, offsets, areas, config, inversions, tpm, area, numbers)
+            triton_backend.run(images, windows, areas, config, inversions, tpm, area, numbers)
         else:
             from mclc_gpu.kernels import components_cpu as cpu_backend
 
             cpu_backend.run(
                 images.data.numpy(),
                 images.table.numpy(),
-                windows.numpy(),
+                windows.table.numpy(),
                 offsets.numpy(),
                 areas.numpy(),
                 config,

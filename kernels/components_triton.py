@@ -7,7 +7,7 @@ import triton.language as tl
 from mclc_gpu.kernels.backend import processors
 from mclc_gpu.kernels.color_triton import gray_scales, luma, ranked, zero_of
 from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 _STEPS = tl.constexpr(STEPS)
 
@@ -378,16 +378,15 @@ def components_kernel(
         tl.debug_barrier()
 
 
-def geometry_of(
-    images: "PackedImages", windows: torch.Tensor, offsets: torch.Tensor, areas: torch.Tensor
-) -> torch.Tensor:
+def geometry_of(images: PackedImages, windows: Windows, areas: torch.Tensor) -> torch.Tensor:
     """The geometry table [targets, 15], int64, on the CPU."""
-    image, top, left, height, width, row, column, _ = windows.unbind(1)
-    offset, image_height, image_width, channels = images.table.cpu()[image].unbind(1)
+    offset, image_height, image_width, channels = images.table.cpu()[windows.image].unbind(1)
     plane = torch.where(channels == 3, image_height * image_width, 0)
-    columns = offset + top * image_width + left, image_width, plane, image, height, width, row, column
+    first = offset + windows.top * image_width + windows.left
+    columns = first, image_width, plane, windows.image, windows.height, windows.width
+    clicks = windows.click_row, windows.click_column, windows.top, windows.left
     grain = torch.where((channels == 1) & (images.data.dtype == torch.uint8), STEPS, 1)
-    return torch.stack([*columns, top, left, image_height, offsets[:-1], *areas.unbind(1), grain], 1)
+    return torch.stack([*columns, *clicks, image_height, windows.offsets[:-1], *areas.unbind(1), grain], 1)
 
 
 def block_shape(pixels: int, levels: int) -> tuple[int, int, int]:
@@ -398,8 +397,7 @@ def block_shape(pixels: int, levels: int) -> tuple[int, int, int]:
 
 def run(
     images: "PackedImages",
-    windows: torch.Tensor,
-    offsets: torch.Tensor,
+    windows: Windows,
     areas: torch.Tensor,
     config: "ComponentConfig",
     inversions: list[bool],
@@ -413,11 +411,11 @@ def run(
     """
     device = images.data.device
     weights = (*config.score_weights(), config.category_weight)
-    pixels, levels, warps = block_shape(int((windows[:, 3] * windows[:, 4]).max()), config.levels)
-    plane = int(((windows[:, 3] + 2 * PAD.value) * (windows[:, 4] + 2 * PAD.value)).max())
+    pixels, levels, warps = block_shape(int(windows.sizes.max()), config.levels)
+    plane = int(((windows.height + 2 * PAD.value) * (windows.width + 2 * PAD.value)).max())
     items = len(windows) * len(inversions)
     programs = min(items, processors(device) * _PROGRAMS_PER_PROCESSOR)
-    geometry = geometry_of(images, windows, offsets, areas).to(device)
+    geometry = geometry_of(images, windows, areas).to(device)
     components_kernel[(programs,)](
         images.data, gray_scales(images.data, images.table), geometry,
         torch.tensor(weights, dtype=torch.float64, device=device),

@@ -5,7 +5,7 @@ import torch
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import CrfConfig
 from mclc_gpu.kernels.mean_field import MAX_PIXELS, class_probabilities, in_pieces
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 
 def dense_crf(
@@ -122,33 +122,31 @@ def dense_crf_images(
     return result.reshape(by_class.shape).transpose(0, 1).contiguous()
 
 
-def window_colours(images: "PackedImages", windows: torch.Tensor) -> torch.Tensor:
+def window_colours(images: PackedImages, windows: Windows) -> torch.Tensor:
     """Colours of the pixels of windows of packed images, as `dense_crf` takes them.
 
     Parameters
     ----------
     images : PackedImages
-    windows : Tensor [windows, 5 or more], int64, on the CPU
-        Image index, top, left, height, width; each inside its image.
+    windows : Windows
+        Each inside its image.
 
     Returns
     -------
     Tensor [pixels, 1 or 3] of the images' dtype, on their device
         One channel if all images have one; otherwise a one-channel image fills all three.
     """
-    image, top, left, height, width = windows[:, :5].cpu().unbind(1)
-    offset, _, pitch, channels = images.table.cpu()[image].unbind(1)
+    offset, rows, pitch, channels = images.table.cpu()[windows.image].unbind(1)
     number = 3 if bool((channels == 3).any()) else 1
     if images.data.device.type == "cpu":
         from mclc_gpu.kernels import crf_cpu
 
-        return crf_cpu.window_colours(images.data, images.table, windows, number)
-    image_pixels = images.table.cpu()[image, 1] * pitch
-    channel_pitch = torch.where(channels == 3, image_pixels, 0)
-    first = torch.cumsum(height * width, 0) - height * width
-    columns = torch.stack([offset + top * pitch + left, pitch, width, first, channel_pitch])
+        return crf_cpu.window_colours(images, windows, number)
+    channel_pitch = torch.where(channels == 3, rows * pitch, 0)
+    corner = offset + windows.top * pitch + windows.left
+    columns = torch.stack([corner, pitch, windows.width, windows.offsets[:-1], channel_pitch])
     device = images.data.device
-    counts = (height * width).to(device)
+    counts = windows.sizes.to(device)
     start, pitch, width, first, channel_pitch = torch.repeat_interleave(columns.to(device), counts, dim=1)
     place = torch.arange(len(start), device=device) - first
     row = place // width

@@ -18,6 +18,7 @@ from mclc_gpu.kernels.config import NORMALIZATIONS, CrfConfig
 from mclc_gpu.kernels.crf_simd_cpu import LANES, QUERIES, colour_rows, gray_rows, kept_rows
 from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.mean_field import differences, in_pieces
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 F = np.float32
 _SYMMETRIC, _BEFORE, _AFTER, _NONE = range(len(NORMALIZATIONS))
@@ -311,7 +312,7 @@ def _copy_colours(data, images, windows, out):
     place = 0
     channels = out.shape[1]
     for b in range(windows.shape[0]):
-        image, top, left, height, width = windows[b, :5]
+        image, top, left, height, width, _, _, _ = windows[b]
         offset, rows, pitch, own = images[image]
         plane = rows * pitch if own == 3 else 0
         for y in range(height):
@@ -322,12 +323,10 @@ def _copy_colours(data, images, windows, out):
                 place += 1
 
 
-def window_colours(
-    data: torch.Tensor, images: torch.Tensor, windows: torch.Tensor, channels: int
-) -> torch.Tensor:
-    """Colours [pixels, channels] of windows [windows, 5 or more]; see `crf.window_colours`."""
-    out = torch.empty((int((windows[:, 3] * windows[:, 4]).sum()), channels), dtype=data.dtype)
-    _copy_colours(data.numpy(), images.numpy(), windows.numpy(), out.numpy())
+def window_colours(images: PackedImages, windows: Windows, channels: int) -> torch.Tensor:
+    """Colours [pixels, channels] of windows; see `crf.window_colours`."""
+    out = torch.empty((int(windows.sizes.sum()), channels), dtype=images.data.dtype)
+    _copy_colours(images.data.numpy(), images.table.numpy(), windows.table.numpy(), out.numpy())
     return out
 
 

@@ -1,6 +1,6 @@
-"""Images, windows and marks of a batch, packed into tensors."""
+"""Images, windows and marks of a batch, packed into tensors that every kernel reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from mclc_gpu.kernels.config import MAX_WINDOW
 
-MAX_SEEDS = 254  # with the click, a trial's counts fit a byte
+MAX_MARKS = 254  # with the click, a trial's counts fit a byte
 WINDOW_COLUMNS = ("image", "top", "left", "height", "width", "click_row", "click_column", "target")
 
 
@@ -65,65 +65,208 @@ class PackedImages:
         return PackedImages(data.to(device, non_blocking=pinned), table.to(device))
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """Further pixels that mark the targets beside their clicks, as several clicks or a scribble do.
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Rectangles of packed images around targets, with the clicked pixel of each.
 
-    A target may have up to `MAX_SEEDS`.
+    What is computed for the pixels of all windows lies in flat tensors, window after window, each in
+    row-major order: window t at ``offsets[t] : offsets[t + 1]``.
 
-    Attributes
+    Parameters
+    ----------
+    table : Tensor [windows, 8], int64, on the CPU
+        Columns `WINDOW_COLUMNS`: index of the image; top-left corner, height and width in pixels (1..64);
+        row and column of the click within the window; index of the target within its image (0 .. 2^31 - 1),
+        which keys the noise.
+
+    Raises
+    ------
+    ValueError
+        A table of another shape or dtype.
+
+    Examples
+    --------
+    >>> from mclc_gpu.kernels.packed import Windows
+    >>> windows = Windows.pack([(0, 5, 8, 4, 6, 2, 3, 0), (0, 9, 1, 3, 3, 1, 1, 1)])
+    >>> windows.sizes.tolist(), windows.offsets.tolist()
+    ([24, 9], [0, 24, 33])
+    """
+
+    table: torch.Tensor
+
+    def __post_init__(self) -> None:
+        shape, dtype, device = list(self.table.shape), self.table.dtype, self.table.device.type
+        columns = len(WINDOW_COLUMNS)
+        if self.table.ndim != 2 or shape[1] != columns or dtype != torch.int64 or device != "cpu":
+            raise ValueError(
+                f"a table of windows must be int64 [windows, {columns}] on the CPU with columns "
+                f"{', '.join(WINDOW_COLUMNS)}, got {dtype} {shape} on {device}"
+            )
+        object.__setattr__(self, "table", self.table.contiguous())
+
+    @staticmethod
+    def pack(rows: Iterable[Sequence[int]]) -> "Windows":
+        """Return the windows of some rows of the table."""
+        return Windows(torch.tensor(list(rows), dtype=torch.int64).reshape(-1, len(WINDOW_COLUMNS)))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, chosen: torch.Tensor | slice) -> "Windows":
+        """Return some of the windows, by index (int64), mask (bool) or slice."""
+        return Windows(self.table[chosen])
+
+    def replace(self, **columns: torch.Tensor) -> "Windows":
+        """Return the windows with other values in some columns, each int64 [windows]."""
+        table = self.table.clone()
+        for name, values in columns.items():
+            table[:, WINDOW_COLUMNS.index(name)] = values
+        return Windows(table)
+
+    @property
+    def image(self) -> torch.Tensor:
+        """Index of each window's image, int64 [windows]."""
+        return self.table[:, 0]
+
+    @property
+    def top(self) -> torch.Tensor:
+        """First row of each window in its image, int64 [windows]."""
+        return self.table[:, 1]
+
+    @property
+    def left(self) -> torch.Tensor:
+        """First column of each window in its image, int64 [windows]."""
+        return self.table[:, 2]
+
+    @property
+    def height(self) -> torch.Tensor:
+        """Rows of each window, int64 [windows]."""
+        return self.table[:, 3]
+
+    @property
+    def width(self) -> torch.Tensor:
+        """Columns of each window, int64 [windows]."""
+        return self.table[:, 4]
+
+    @property
+    def click_row(self) -> torch.Tensor:
+        """Row of each click within its window, int64 [windows]."""
+        return self.table[:, 5]
+
+    @property
+    def click_column(self) -> torch.Tensor:
+        """Column of each click within its window, int64 [windows]."""
+        return self.table[:, 6]
+
+    @property
+    def target(self) -> torch.Tensor:
+        """Index of each target within its image, int64 [windows]."""
+        return self.table[:, 7]
+
+    @property
+    def shapes(self) -> torch.Tensor:
+        """Height and width of each window, int64 [windows, 2]."""
+        return torch.stack([self.height, self.width], 1)
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Pixels of each window, int64 [windows]."""
+        return self.height * self.width
+
+    @property
+    def offsets(self) -> torch.Tensor:
+        """Start of each window among the pixels of all, and their number: int64 [windows + 1]."""
+        return starts_of(self.sizes)
+
+    def check(self, images: PackedImages) -> None:
+        """Check that every window lies in its image, is of a possible size and holds its click.
+
+        Raises
+        ------
+        ValueError
+            Names the first window that does not.
+        """
+        if bool(((self.image < 0) | (self.image >= len(images.table))).any()):
+            raise ValueError(f"a window names an image outside 0..{len(images.table) - 1}")
+        _, rows, columns, _ = images.table.cpu()[self.image].unbind(1)
+        wrong = (self.height < 1) | (self.width < 1) | (self.height > MAX_WINDOW) | (self.width > MAX_WINDOW)
+        wrong |= (self.top < 0) | (self.left < 0)
+        wrong |= (self.top + self.height > rows) | (self.left + self.width > columns)
+        wrong |= (self.click_row < 0) | (self.click_row >= self.height)
+        wrong |= (self.click_column < 0) | (self.click_column >= self.width)
+        wrong |= (self.target < 0) | (self.target >= 2**31)
+        if bool(wrong.any()):
+            first = int(torch.nonzero(wrong)[0])
+            values = dict(zip(WINDOW_COLUMNS, self.table[first].tolist(), strict=True))
+            raise ValueError(
+                f"window {first} {values} must be 1..{MAX_WINDOW} pixels per side, lie inside its image and "
+                "hold its click"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Further marked pixels of the targets beside their clicks, as of several clicks or a scribble.
+
+    A target may have up to `MAX_MARKS`.
+
+    Parameters
     ----------
     offsets : Tensor [targets + 1], int64, on the CPU
-    pixels : Tensor [seeds], int64, on the CPU
+    pixels : Tensor [marks], int64, on the CPU
         Row * width + column within the window; those of target t are pixels[offsets[t] : offsets[t + 1]].
+
+    Examples
+    --------
+    >>> from mclc_gpu.kernels.packed import Marks
+    >>> marks = Marks.pack([[3, 70], [], [13]])
+    >>> marks.numbers.tolist(), marks.pixels.tolist()
+    ([2, 0, 1], [3, 70, 13])
     """
 
     offsets: torch.Tensor
     pixels: torch.Tensor
 
     @staticmethod
-    def pack(seeds: Sequence[Sequence[int]]) -> "Seeds":
-        """Of one sequence of pixels per target."""
-        sizes = torch.tensor([0, *map(len, seeds)], dtype=torch.int64)
-        flat = torch.tensor([pixel for own in seeds for pixel in own], dtype=torch.int64)
-        return Seeds(torch.cumsum(sizes, 0), flat)
+    def pack(pixels: Sequence[Sequence[int]]) -> "Marks":
+        """Return the marks of some targets, given the pixels of each."""
+        numbers = torch.tensor([len(own) for own in pixels], dtype=torch.int64)
+        return Marks(starts_of(numbers), torch.tensor([p for own in pixels for p in own], dtype=torch.int64))
 
-    def of(self, targets: torch.Tensor) -> "Seeds":
-        """Those of some targets: int64 [chosen], in that order."""
-        sizes = self.offsets.diff()[targets]
-        offsets = torch.cumsum(torch.cat([torch.zeros(1, dtype=torch.int64), sizes]), 0)
-        within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], sizes)
-        first = torch.repeat_interleave(self.offsets[:-1][targets], sizes)
-        return Seeds(offsets, self.pixels[first + within])
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, targets: torch.Tensor) -> "Marks":
+        """Return the marks of some targets, int64 [chosen], in that order."""
+        numbers = self.numbers[targets]
+        offsets = starts_of(numbers)
+        within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], numbers)
+        first = torch.repeat_interleave(self.offsets[:-1][targets], numbers)
+        return Marks(offsets, self.pixels[first + within])
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Marks of each target, int64 [targets]."""
+        return self.offsets.diff()
+
+    def check(self, windows: Windows) -> None:
+        """Check that the marks fit some windows: one list a window, each mark inside, not too many.
+
+        Raises
+        ------
+        ValueError
+            Says which of these fails.
+        """
+        numbers, targets = self.numbers, len(windows)
+        rising = bool((numbers >= 0).all()) and int(self.offsets[-1]) == len(self.pixels)
+        if len(numbers) != targets or not rising:
+            raise ValueError(f"marks must have offsets [{targets + 1}] that rise to {len(self.pixels)}")
+        if targets and int(numbers.max()) > MAX_MARKS:
+            raise ValueError(f"a target has {int(numbers.max())} marks beside its click, at most {MAX_MARKS}")
+        if bool(((self.pixels < 0) | (self.pixels >= windows.sizes.repeat_interleave(numbers))).any()):
+            raise ValueError("a mark lies outside its window")
 
 
-def check_windows(images: PackedImages, windows: torch.Tensor) -> None:
-    """ValueError for windows (on the CPU) of a wrong form, outside their image or without their click."""
-    if windows.ndim != 2 or windows.shape[1] != len(WINDOW_COLUMNS) or windows.dtype != torch.int64:
-        raise ValueError(
-            f"windows must be int64 [targets, {len(WINDOW_COLUMNS)}] with columns {WINDOW_COLUMNS}"
-        )
-    image, top, left, height, width, row, column, target = windows.unbind(1)
-    if bool(((image < 0) | (image >= len(images.table))).any()):
-        raise ValueError(f"a window names an image outside 0..{len(images.table) - 1}")
-    size = images.table.cpu()[image]
-    wrong = (height < 1) | (width < 1) | (height > MAX_WINDOW) | (width > MAX_WINDOW)
-    wrong |= (top < 0) | (left < 0) | (top + height > size[:, 1]) | (left + width > size[:, 2])
-    wrong |= (row < 0) | (column < 0) | (row >= height) | (column >= width) | (target < 0) | (target >= 2**31)
-    if bool(wrong.any()):
-        first = int(torch.nonzero(wrong)[0])
-        raise ValueError(
-            f"window {first} {dict(zip(WINDOW_COLUMNS, windows[first].tolist(), strict=True))} must be "
-            f"1..{MAX_WINDOW} pixels per side, lie inside its image and hold its click"
-        )
-
-
-def _check_seeds(windows: torch.Tensor, seeds: Seeds) -> None:
-    sizes = seeds.offsets.diff()
-    if len(sizes) != len(windows) or bool((sizes < 0).any()) or int(seeds.offsets[-1]) != len(seeds.pixels):
-        raise ValueError(f"seeds must have offsets [{len(windows) + 1}] that rise to {len(seeds.pixels)}")
-    pixels = torch.repeat_interleave(windows[:, 3] * windows[:, 4], sizes)
-    if len(sizes) and int(sizes.max()) > MAX_SEEDS:
-        raise ValueError(f"a target has {int(sizes.max())} seeds; at most {MAX_SEEDS} are possible")
-    if bool(((seeds.pixels < 0) | (seeds.pixels >= pixels)).any()):
-        raise ValueError("a seed lies outside its window")
+def starts_of(sizes: torch.Tensor) -> torch.Tensor:
+    """Return where items of some sizes start when packed, and the total: int64 [items + 1]."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)])

@@ -7,22 +7,22 @@ import torch
 
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import TrialConfig
-from mclc_gpu.kernels.packed import PackedImages, Seeds, _check_seeds, check_windows
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.kernels.slic import grid_centres, window_steps
 
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """How often each window pixel was clustered with the click, and with each seed.
+    """How often each window pixel was clustered with the click and with each further mark.
 
     Attributes
     ----------
     counts : Tensor [pixels of all windows], int32
-        0 .. trials * (1 + seeds of the target); window t in row-major order at offsets[t] : offsets[t + 1].
+        0 .. trials * (1 + marks of the target); window t in row-major order at offsets[t] : offsets[t + 1].
     offsets : Tensor [targets + 1], int64, on the CPU
     trials : int
     masks : Tensor [trials, pixels of all windows], uint8, or None
-        Each trial's mask, or with seeds its counts, if asked for.
+        Each trial's mask, or with further marks its counts, if asked for.
     """
 
     counts: torch.Tensor
@@ -31,13 +31,12 @@ class TrialCounts:
     masks: torch.Tensor | None
 
 
-def trial_grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
+def trial_grids(windows: Windows, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the clusters of all windows start, on the CPU.
 
     Parameters
     ----------
-    windows : Tensor [targets, 8], int64
-        Columns `WINDOW_COLUMNS`.
+    windows : Windows
     clusters : int
 
     Returns
@@ -47,7 +46,7 @@ def trial_grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, tor
     grids : Tensor [targets, 5], int64
         First centre, number of centres, reach in y and in x (pixels), step (pixels).
     """
-    shapes, index = torch.unique(windows[:, 3:5], dim=0, return_inverse=True)
+    shapes, index = torch.unique(windows.shapes, dim=0, return_inverse=True)
     centres, rows, first = [], [], 0
     for height, width in shapes.tolist():
         ys, xs, step_y, step_x = grid_centres(height, width, clusters)
@@ -60,20 +59,20 @@ def trial_grids(windows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, tor
 
 def run_trials(
     images: PackedImages,
-    windows: torch.Tensor,
+    windows: Windows,
     keys: torch.Tensor,
     config: TrialConfig,
     trials: int,
     *,
-    seeds: Seeds | None = None,
+    marks: Marks | None = None,
     first_trial: int = 0,
     keep_masks: bool = False,
     backend: str | None = None,
 ) -> TrialCounts:
     """Cluster every window under independent noises; count each pixel's trials in the click's segment.
 
-    A target with seeds counts the segment of each mark, of the click and of every seed, so that a segment
-    weighs as many times as it holds marks.
+    A target with further marks counts the segment of the click and of every mark, so that a segment weighs as
+    many times as it holds marks.
 
     The counts of a target depend on the images, its window, its key and the config alone: not on the other
     targets, their order, the batch, the backend (but for near ties in the last bit) or the number of devices.
@@ -81,15 +80,14 @@ def run_trials(
     Parameters
     ----------
     images : PackedImages
-    windows : Tensor [targets, 8], int64, on the CPU
-        Columns `WINDOW_COLUMNS`: image index; top-left corner, height and width in pixels (1..64); the
-        click's row and column within the window; the target's index within its image (keys the noise).
+    windows : Windows
+        One for each target.
     keys : Tensor [targets], int64, on the CPU
         Key of each target's image, from the run's seed and the image's name.
     config : TrialConfig
     trials : int >= 1
         K of eq. 9.
-    seeds : Seeds, optional
+    marks : Marks, optional
         Default: the clicks alone.
     first_trial : int >= 0
         Number of the first trial: counts of trials 0..49 and 50..99 add up to those of 0..99.
@@ -112,14 +110,13 @@ def run_trials(
         )
     device = images.data.device
     backend = resolve(backend, images.data)
-    windows, keys = windows.cpu().contiguous(), keys.cpu().contiguous()
-    check_windows(images, windows)
-    if keys.shape != windows.shape[:1] or keys.dtype != torch.int64:
+    keys = keys.cpu().contiguous()
+    windows.check(images)
+    if keys.shape != (len(windows),) or keys.dtype != torch.int64:
         raise ValueError(f"keys must be int64 [{len(windows)}], got {keys.dtype} {list(keys.shape)}")
-    seeds = Seeds.pack([()] * len(windows)) if seeds is None else seeds
-    _check_seeds(windows, seeds)
-    offsets = torch.zeros(len(windows) + 1, dtype=torch.int64)
-    offsets[1:] = torch.cumsum(windows[:, 3] * windows[:, 4], 0)
+    marks = Marks.pack([()] * len(windows)) if marks is None else marks
+    marks.check(windows)
+    offsets = windows.offsets
     total = int(offsets[-1])
     counts = torch.zeros(total, dtype=torch.int32, device=device)
     masks = torch.zeros((trials if keep_masks else 0, total), dtype=torch.uint8, device=device)
@@ -129,7 +126,7 @@ def run_trials(
             from mclc_gpu.kernels import trials_triton as triton_backend
 
             triton_backend.run(
-                images, windows, keys, grids, centres, offsets, seeds, config, first_trial, trials,
+                images, windows, keys, grids, centres, marks, config, first_trial, trials,
                 counts, masks,
             )  # fmt: skip
         else:
@@ -138,13 +135,13 @@ def run_trials(
             cpu_backend.run(
                 images.data.numpy(),
                 images.table.numpy(),
-                windows.numpy(),
+                windows.table.numpy(),
                 keys.numpy(),
                 grids.numpy(),
                 centres.numpy(),
                 offsets.numpy(),
-                seeds.offsets.numpy(),
-                seeds.pixels.numpy(),
+                marks.offsets.numpy(),
+                marks.pixels.numpy(),
                 counts.numpy(),
                 masks.numpy(),
                 cpu_backend.settings(config, images.data.dtype == torch.uint8),
@@ -159,13 +156,13 @@ _ROUND = 16  # trials between two looks at the stop rule; the result does not de
 
 def run_until_stable(
     images: PackedImages,
-    windows: torch.Tensor,
+    windows: Windows,
     keys: torch.Tensor,
     config: TrialConfig,
     max_trials: int,
     change: float,
     *,
-    seeds: Seeds | None = None,
+    marks: Marks | None = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Trials of every target until one more trial changes its TPM by less than `change`.
@@ -177,7 +174,7 @@ def run_until_stable(
 
     Parameters
     ----------
-    images, windows, keys, config, seeds, backend
+    images, windows, keys, config, marks, backend
         See `mclc_gpu.kernels.trials.run_trials`.
     max_trials : int >= 1
     change : float >= 0
@@ -200,14 +197,12 @@ def run_until_stable(
         raise ValueError(
             f"max_trials must be at least 1 and change at least 0, got {max_trials} and {change}"
         )
-    sizes = windows[:, 3] * windows[:, 4]
-    offsets = torch.zeros(len(windows) + 1, dtype=torch.int64)
-    offsets[1:] = torch.cumsum(sizes, 0)
+    sizes, offsets = windows.sizes, windows.offsets
     device = images.data.device
     counts = torch.zeros(int(offsets[-1]), dtype=torch.int32, device=device)
     owner = torch.repeat_interleave(torch.arange(len(windows)), sizes)
     trials = torch.zeros(len(windows), dtype=torch.int64)
-    marks = 1 + (torch.zeros_like(trials) if seeds is None else seeds.offsets.diff())
+    votes = 1 + (torch.zeros_like(trials) if marks is None else marks.numbers)  # of each trial
     active = torch.arange(len(windows))
     done = 0
     while len(active) and done < max_trials:
@@ -218,7 +213,7 @@ def run_until_stable(
             keys[active],
             config,
             number,
-            seeds=None if seeds is None else seeds.of(active),
+            marks=None if marks is None else marks[active],
             first_trial=done,
             keep_masks=True,
             backend=backend,
@@ -233,7 +228,7 @@ def run_until_stable(
         difference = (k - 1) * result.masks.long() - (after - result.masks)
         squares = torch.zeros(number, len(active), dtype=torch.int64, device=device)
         squares.index_add_(1, segment, difference * difference)
-        limit = change * (k * (k - 1) * marks[active].to(device)).double()
+        limit = change * (k * (k - 1) * votes[active].to(device)).double()
         stable = (squares.double().sqrt() < limit) & (k >= 2)
         last = torch.where(stable.any(0), stable.int().argmax(0), number - 1)
         counts[pixels] = after.gather(0, last[segment][None])[0].int()

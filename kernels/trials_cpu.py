@@ -409,16 +409,16 @@ def _count(labels, wanted, counts):
 
 
 @compiled()
-def _count_marked(labels, click, seeds, weights, counts):
-    """Add to every pixel the marks (click and seeds) in its segment."""
-    if seeds.shape[0] == 0:
+def _count_marked(labels, click, marks, weights, counts):
+    """Add to every pixel the marks (the click too) in its segment."""
+    if marks.shape[0] == 0:
         _count(labels, labels[click], counts)
         return
     for k in range(weights.shape[0]):
         weights[k] = 0
     weights[labels[click]] = 1
-    for j in range(seeds.shape[0]):
-        weights[labels[seeds[j]]] += 1
+    for j in range(marks.shape[0]):
+        weights[labels[marks[j]]] += 1
     for p in range(counts.shape[0]):
         counts[p] += weights[labels[p]]
 
@@ -433,8 +433,8 @@ class Batch(NamedTuple):
     grids: np.ndarray
     centres: np.ndarray
     offsets: np.ndarray
-    seed_offsets: np.ndarray
-    seeds: np.ndarray
+    mark_offsets: np.ndarray
+    marks: np.ndarray
     items: np.ndarray  # int64 [items, 3]: target, first trial, last trial (exclusive)
     partial_offsets: np.ndarray  # int64 [items + 1]: where an item's counts begin
     partial: np.ndarray  # int32, every item's counts
@@ -459,16 +459,16 @@ def _item(batch, i, first_trial, settings):
     min_size = int(settings.min_size_factor * (h * w / number)) if enforce else 0
     max_size = int(settings.max_size_factor * (h * w / number)) if enforce else h * w
     click = click_y * w + click_x
-    seeds = batch.seeds[batch.seed_offsets[t] : batch.seed_offsets[t + 1]]
+    marks = batch.marks[batch.mark_offsets[t] : batch.mark_offsets[t + 1]]
     for trial in range(first, last):
         trial_features(p, U(batch.keys[t]), trial, target, settings.noise, s.pixels[2:5])
         _cluster(s, h, w, start, far_y, far_x, weight, settings.iterations, settings.tolerance)
         if settings.connectivity != CLUSTER:
             relabel(s.labels, h, w, min_size, max_size, s.labels, s.flood)
-        _count_marked(s.labels, click, seeds, s.weights, counts)
+        _count_marked(s.labels, click, marks, s.weights, counts)
         if batch.masks.shape[0]:
             kept = batch.masks[trial - first_trial, batch.offsets[t] : batch.offsets[t] + h * w]
-            _count_marked(s.labels, click, seeds, s.weights, kept)
+            _count_marked(s.labels, click, marks, s.weights, kept)
 
 
 @compiled()
@@ -488,8 +488,8 @@ def run(
     grids: np.ndarray,
     centres: np.ndarray,
     offsets: np.ndarray,
-    seed_offsets: np.ndarray,
-    seeds: np.ndarray,
+    mark_offsets: np.ndarray,
+    marks: np.ndarray,
     counts: np.ndarray,
     masks: np.ndarray,
     settings: Settings,
@@ -500,14 +500,14 @@ def run(
     threads = numba.get_num_threads()
     blocks = max(1, min(trials // _LEAST, 8 * threads // len(windows)))
     bounds = first_trial + np.arange(blocks + 1) * trials // blocks
-    sizes = windows[:, 3].astype(np.int64) * windows[:, 4]
+    sizes = np.diff(offsets)
     # The largest windows first: the threads then end together.
     order = np.repeat(np.argsort(-sizes, kind="stable"), blocks)
     items = np.stack([order, np.tile(bounds[:-1], len(windows)), np.tile(bounds[1:], len(windows))], axis=1)
     partial_offsets = np.concatenate([[0], np.cumsum(sizes[order])])
     partial = np.zeros(partial_offsets[-1], np.int32)
     batch = Batch(
-        data, images, windows, keys, grids, centres, offsets, seed_offsets, seeds, items, partial_offsets,
+        data, images, windows, keys, grids, centres, offsets, mark_offsets, marks, items, partial_offsets,
         partial, masks,
     )  # fmt: skip
     # Threads rather than a parallel loop of numba's, which takes longer to compile than all the rest.

@@ -10,7 +10,7 @@ from mclc_gpu.kernels.config import KINDS, TrialConfig
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import threshold
 from mclc_gpu.kernels.noise_triton import disturb, draw
-from mclc_gpu.kernels.packed import PackedImages, Seeds
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 
 # Columns of a centre: row, column, three colours.
 CENTRE = tl.constexpr(5)
@@ -106,7 +106,7 @@ _ITEM = tl.constexpr(3)
 # Columns of the geometry table, in the order of `_geometry`.
 (
     _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTRE,
-    _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_SEED, _SEEDS, _GEOMETRY,
+    _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_MARK, _MARKS, _GEOMETRY,
 ) = (tl.constexpr(column) for column in range(19))  # fmt: skip
 _PIXELS_PER_THREAD = tl.constexpr(16)
 _PROGRAMS_PER_PROCESSOR = 16
@@ -228,7 +228,7 @@ def state_places(g, y, x, LANES: tl.constexpr):
 
 @triton.jit
 def count_segments(
-    p_state, p_queue, p_kept, p_seeds, g, size, trials, mask_pitch,
+    p_state, p_queue, p_kept, p_marks, g, size, trials, mask_pitch,
     PIXELS: tl.constexpr, LANES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
     """Enforce connectivity in the lanes' labels; count for each pixel the marks in its segment."""
@@ -240,8 +240,8 @@ def count_segments(
     relabel_lanes(p_state, p_queue, tl.arange(0, LANES), LANES, height, width, min_size, max_size)
     click = tl.load(g + _CLICK).to(tl.int32)
     p_click = p_state + ((click // width + 1) * (width + 1) + click % width) * LANES
-    p_seeds += tl.load(g + _FIRST_SEED)
-    seeds = tl.load(g + _SEEDS).to(tl.int32)
+    p_marks += tl.load(g + _FIRST_MARK)
+    marks = tl.load(g + _MARKS).to(tl.int32)
     pixel, y, x = window_pixels(g, PIXELS)
     inside = pixel < size
     place = state_places(g, y, x, LANES)
@@ -249,10 +249,10 @@ def count_segments(
     for i in range(trials):
         label = tl.load(p_state + place + i, inside, -1)
         member = (label == tl.load(p_click + i)).to(tl.int32)
-        for j in range(seeds):
-            seed = tl.load(p_seeds + j)
-            p_seed = p_state + ((seed // width + 1) * (width + 1) + seed % width) * LANES
-            member += (label == tl.load(p_seed + i)).to(tl.int32)
+        for j in range(marks):
+            mark = tl.load(p_marks + j)
+            p_mark = p_state + ((mark // width + 1) * (width + 1) + mark % width) * LANES
+            member += (label == tl.load(p_mark + i)).to(tl.int32)
         count += member
         if MASKS:
             tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), inside)
@@ -263,7 +263,7 @@ def count_segments(
 
 @triton.jit
 def trials_kernel(
-    p_data, p_geometry, p_grid, p_items, p_seeds, p_state, p_queue, p_centres, p_counts, p_masks, items,
+    p_data, p_geometry, p_grid, p_items, p_marks, p_state, p_queue, p_centres, p_counts, p_masks, items,
     state_size, queue_size, first_trial, mask_pitch, sigma, bound, scale, iterations, tolerance,
     PIXELS: tl.constexpr, LANES: tl.constexpr, CENTRES: tl.constexpr, KIND: tl.constexpr,
     SHARED: tl.constexpr, OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr,
@@ -310,9 +310,9 @@ def trials_kernel(
             if CONNECTIVITY == CLUSTER:
                 click = tl.load(g + _CLICK).to(tl.int32)
                 member = (label == tl.max(tl.where(pixel == click, label, -1), 0)).to(tl.int32)
-                for j in range(tl.load(g + _SEEDS).to(tl.int32)):
-                    seed = tl.load(p_seeds + tl.load(g + _FIRST_SEED) + j)
-                    member += (label == tl.max(tl.where(pixel == seed, label, -1), 0)).to(tl.int32)
+                for j in range(tl.load(g + _MARKS).to(tl.int32)):
+                    mark = tl.load(p_marks + tl.load(g + _FIRST_MARK) + j)
+                    member += (label == tl.max(tl.where(pixel == mark, label, -1), 0)).to(tl.int32)
                 count += member
                 if MASKS:
                     tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), pixel < size)
@@ -321,7 +321,7 @@ def trials_kernel(
                 tl.store(p_label, (-1 - label).to(tl.int16), pixel < size)
         if CONNECTIVITY != CLUSTER:
             count = count_segments(
-                p_state, p_queue, p_kept, p_seeds, g, size, trials, mask_pitch, PIXELS, LANES, MASKS
+                p_state, p_queue, p_kept, p_marks, g, size, trials, mask_pitch, PIXELS, LANES, MASKS
             )
         pixel, y, x = window_pixels(g, PIXELS)
         tl.atomic_add(p_counts + tl.load(g + _PIXEL_OFFSET) + pixel, count, pixel < size, sem="relaxed")
@@ -329,36 +329,33 @@ def trials_kernel(
 
 def _geometry(
     images: "PackedImages",
-    windows: torch.Tensor,
+    windows: Windows,
     keys: torch.Tensor,
     grids: torch.Tensor,
-    offsets: torch.Tensor,
-    seeds: "Seeds",
+    marks: Marks,
     config: "TrialConfig",
 ) -> torch.Tensor:
     """The geometry table [targets, 18], int64, on the CPU."""
-    image, top, left, height, width, row, column, target = windows.unbind(1)
-    offset, image_height, image_width, channels = images.table.cpu()[image].unbind(1)
+    offset, image_height, image_width, channels = images.table.cpu()[windows.image].unbind(1)
     channel_pitch = torch.where(channels == 3, image_height * image_width, 0)
-    pixels = height * width
+    pixels = windows.sizes
     if config.connectivity == "enforce":
         mean = pixels.double() / grids[:, 1]
         sizes = [(config.min_size_factor * mean).long(), (config.max_size_factor * mean).long()]
     else:
         sizes = [torch.zeros_like(pixels), pixels]
-    click = row * width + column
     columns = (
-        offset + top * image_width + left,
+        offset + windows.top * image_width + windows.left,
         image_width,
         channel_pitch,
-        height,
-        width,
-        click,
-        target,
+        windows.height,
+        windows.width,
+        windows.click_row * windows.width + windows.click_column,
+        windows.target,
         keys,
     )
-    marks = seeds.offsets[:-1], seeds.offsets.diff()
-    return torch.stack([*columns, offsets[:-1], *grids.unbind(1), *sizes, *marks], 1)
+    listed = marks.offsets[:-1], marks.numbers
+    return torch.stack([*columns, windows.offsets[:-1], *grids.unbind(1), *sizes, *listed], 1)
 
 
 def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
@@ -374,12 +371,11 @@ def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
 
 def run(
     images: "PackedImages",
-    windows: torch.Tensor,
+    windows: Windows,
     keys: torch.Tensor,
     grids: torch.Tensor,
     grid: torch.Tensor,
-    offsets: torch.Tensor,
-    seeds: "Seeds",
+    marks: Marks,
     config: "TrialConfig",
     first_trial: int,
     trials: int,
@@ -388,11 +384,11 @@ def run(
 ) -> None:
     """Fill counts and masks: one launch for each power of two of window pixels."""
     device = images.data.device
-    geometry = _geometry(images, windows, keys, grids, offsets, seeds, config)
+    geometry = _geometry(images, windows, keys, grids, marks, config)
     geometry_device, grid_device = geometry.to(device), grid.to(device)
-    seed_pixels = seeds.pixels.to(device, torch.int32)
-    padded = (windows[:, 3] + 2) * (windows[:, 4] + 1)
-    pixels = windows[:, 3] * windows[:, 4]
+    mark_pixels = marks.pixels.to(device, torch.int32)
+    padded = (windows.height + 2) * (windows.width + 1)
+    pixels = windows.sizes
     blocks = 2 ** torch.ceil(torch.log2(pixels.clamp(min=32).double())).long()
     for block in blocks.unique().flip(0).tolist():
         chosen = torch.nonzero(blocks == block)[:, 0]
@@ -409,7 +405,7 @@ def run(
         state_size = int(padded[chosen].max()) * lanes if enforced else 0
         queue_size = int(pixels[chosen].max()) * lanes if enforced else 0
         trials_kernel[(programs,)](
-            images.data, geometry_device, grid_device, items.to(device), seed_pixels,
+            images.data, geometry_device, grid_device, items.to(device), mark_pixels,
             torch.empty(programs * state_size, dtype=torch.int16, device=device),
             torch.empty(programs * queue_size, dtype=torch.int16, device=device),
             torch.empty(programs * centres * CENTRE.value, dtype=torch.float32, device=device),

@@ -11,7 +11,7 @@ from mclc_gpu.data.annotations import CATEGORIES
 from mclc_gpu.data.images import gray_levels
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.components import vote_components
-from mclc_gpu.kernels.packed import PackedImages, Seeds
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.windows import PlacedTarget
 
@@ -88,7 +88,7 @@ def _opencv() -> Any:
 
 
 def vote(
-    packed: PackedImages, windows: torch.Tensor, placed: Sequence[PlacedTarget], config: LabelConfig
+    packed: PackedImages, windows: Windows, placed: Sequence[PlacedTarget], config: LabelConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the TPMs of all windows by the vote of components, their confidences and the targets' areas.
 
@@ -96,7 +96,7 @@ def vote(
 
     Args:
         packed: The images.
-        windows: int64 [targets, 8], see `mclc_gpu.kernels.packed.WINDOW_COLUMNS`, on the CPU.
+        windows: Of the targets.
         placed: The targets.
         config: With the maker "components".
 
@@ -104,14 +104,16 @@ def vote(
         TPM float32 [pixels of all windows]. Confidence float32 [targets]: expected IoU 0..1 of the mask, the
         mean over several marks. Area int32 [targets]: pixels of the mask, of the largest for several marks.
     """
-    seeds = Seeds.pack([target.seeds for target in placed])
-    marks = 1 + seeds.offsets.diff()
+    further = Marks.pack([target.seeds for target in placed])
+    marks = 1 + further.numbers
     owner = torch.repeat_interleave(torch.arange(len(placed)), marks)
     clicked = windows[owner]
     extra = torch.ones(len(owner), dtype=torch.bool)
     extra[torch.cumsum(marks, 0) - marks] = False
-    clicked[extra, 5] = seeds.pixels // clicked[extra, 4]
-    clicked[extra, 6] = seeds.pixels % clicked[extra, 4]
+    row, column = clicked.click_row.clone(), clicked.click_column.clone()
+    row[extra] = further.pixels // clicked.width[extra]
+    column[extra] = further.pixels % clicked.width[extra]
+    clicked = clicked.replace(click_row=row, click_column=column)
     numbers = [CATEGORIES.index(p.point.category) if p.point.category else -1 for p in placed]
     categories = torch.tensor(numbers)[owner]
     votes = vote_components(packed, clicked, categories, config.components)
@@ -119,14 +121,14 @@ def vote(
     area = area.scatter_reduce(0, owner.to(area.device), votes.area, "amax")
     if len(owner) == len(placed):
         return votes.tpm, votes.confidence, area
-    sizes = windows[:, 3] * windows[:, 4]
-    starts = torch.cumsum(sizes, 0) - sizes
     place = torch.arange(len(votes.tpm)) + torch.repeat_interleave(
-        starts[owner] - votes.offsets[:-1], votes.offsets.diff()
+        windows.offsets[owner] - votes.offsets[:-1], votes.offsets.diff()
     )
     device = votes.tpm.device
     owner, share = owner.to(device), (1.0 / marks.float()).to(device)
     weights = torch.repeat_interleave(share[owner], votes.offsets.diff().to(device))
-    tpm = torch.zeros(int(sizes.sum()), device=device).index_add_(0, place.to(device), votes.tpm * weights)
+    tpm = torch.zeros(int(windows.offsets[-1]), device=device).index_add_(
+        0, place.to(device), votes.tpm * weights
+    )
     confidence = torch.zeros(len(placed), device=device).index_add_(0, owner, votes.confidence * share[owner])
     return tpm, confidence, area

@@ -15,7 +15,7 @@ from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.config import CrfConfig
 from mclc_gpu.kernels.crf import dense_crf, window_colours
 from mclc_gpu.kernels.mean_field import in_pieces
-from mclc_gpu.kernels.packed import PackedImages, Seeds
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials, run_until_stable
 from mclc_gpu.labels.config import PRESETS, LabelConfig
 from mclc_gpu.labels.makers import grabcut_mask, marked_mask, vote
@@ -55,9 +55,7 @@ def threshold_masks(tpm: torch.Tensor, sizes: torch.Tensor, level: float) -> tor
     return (relative > 0) & (relative >= level - _ROUNDING)
 
 
-def crf_masks(
-    tpm: torch.Tensor, images: PackedImages, windows: torch.Tensor, config: CrfConfig
-) -> torch.Tensor:
+def crf_masks(tpm: torch.Tensor, images: PackedImages, windows: Windows, config: CrfConfig) -> torch.Tensor:
     """Pixels that a dense CRF on the window's colours gives to the target: bool [pixels of all windows].
 
     The CRF starts from the relative TPM, as in the published code; its colours are gray levels 0..255, images
@@ -66,16 +64,16 @@ def crf_masks(
     Args:
         tpm: float32 [pixels of all windows], 0..1.
         images: The images the windows lie in.
-        windows: int64 [windows, 5 or more], on the CPU: image, top, left, height, width.
+        windows: The windows.
         config: Settings of the CRF.
     """
-    sizes = windows[:, 3] * windows[:, 4]
+    sizes = windows.sizes
     colours = window_colours(images, windows)
     if colours.dtype != torch.uint8:
         colours = _stretched(colours, sizes)
     top = _of_window(tpm, sizes, "amax")
     relative = in_pieces(_relative, tpm, top)
-    probability = dense_crf(relative, colours, windows[:, 3:5].contiguous(), config)
+    probability = dense_crf(relative, colours, windows.shapes, config)
     return in_pieces(lambda p, t: (p > 0.5) & (t > 0), probability, top)
 
 
@@ -122,7 +120,7 @@ class ClusteredTargets:
     Attributes:
         members: Indices of the targets among the placed ones.
         images: Their images.
-        windows: int64 [targets, 8], see `mclc_gpu.kernels.packed.WINDOW_COLUMNS`, on the CPU.
+        windows: Their windows.
         tpm: float32 [pixels of all windows].
         trials: int64 [targets], trials behind each TPM, on the CPU.
         inside: bool [pixels of all windows], where boxes allow the target to be; None without any box.
@@ -132,7 +130,7 @@ class ClusteredTargets:
 
     members: list[int]
     images: PackedImages
-    windows: torch.Tensor
+    windows: Windows
     tpm: torch.Tensor
     trials: torch.Tensor
     inside: torch.Tensor | None
@@ -142,7 +140,7 @@ class ClusteredTargets:
     @property
     def sizes(self) -> torch.Tensor:
         """Pixels of each window, int64 [targets], on the CPU."""
-        return self.windows[:, 3] * self.windows[:, 4]
+        return self.windows.sizes
 
 
 def cluster_targets(
@@ -167,8 +165,7 @@ def _cluster_group(
     used = sorted({target.image for target in placed})
     index = {image: n for n, image in enumerate(used)}
     packed = PackedImages.pack([images[i] for i in used], device)
-    rows = [(index[target.image], *astuple(target.window), target.target) for target in placed]
-    windows = torch.tensor(rows, dtype=torch.int64)
+    windows = Windows.pack((index[own.image], *astuple(own.window), own.target) for own in placed)
     trials = torch.ones(len(placed), dtype=torch.int64)
     confidence = area = None
     if config.maker == "mclc":
@@ -187,7 +184,7 @@ def _cluster_group(
 
 
 def _monte_carlo(
-    packed: PackedImages, windows: torch.Tensor, placed: Sequence[PlacedTarget], config: LabelConfig
+    packed: PackedImages, windows: Windows, placed: Sequence[PlacedTarget], config: LabelConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """TPMs (eq. 9) of all windows, one after another, and the trials behind each.
 
@@ -195,15 +192,14 @@ def _monte_carlo(
     the marks' segments would hold background wherever a mark near the edge falls into a background segment.
     """
     keys = torch.tensor([target.key for target in placed], dtype=torch.int64)
-    seeds = Seeds.pack([target.seeds for target in placed])
+    marks = Marks.pack([target.seeds for target in placed])
     if config.stop_change > 0:
         limits = config.trials, config.stop_change
-        counts, _, trials = run_until_stable(packed, windows, keys, config.trial, *limits, seeds=seeds)
+        counts, _, trials = run_until_stable(packed, windows, keys, config.trial, *limits, marks=marks)
     else:
-        counts = run_trials(packed, windows, keys, config.trial, config.trials, seeds=seeds).counts
+        counts = run_trials(packed, windows, keys, config.trial, config.trials, marks=marks).counts
         trials = torch.full((len(placed),), config.trials)
-    marks = 1 + seeds.offsets.diff()
-    divisors = torch.repeat_interleave(trials * marks, windows[:, 3] * windows[:, 4]).to(counts.device)
+    divisors = torch.repeat_interleave(trials * (1 + marks.numbers), windows.sizes).to(counts.device)
     return counts / divisors, trials
 
 

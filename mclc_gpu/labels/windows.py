@@ -12,7 +12,7 @@ from mclc_gpu.data.annotations import Point, category_of
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.components import component_windows, vote_components
 from mclc_gpu.kernels.config import MAX_WINDOW, ComponentConfig
-from mclc_gpu.kernels.packed import MAX_SEEDS, PackedImages
+from mclc_gpu.kernels.packed import MAX_MARKS, PackedImages
 from mclc_gpu.labels.config import LabelConfig
 
 # Inclusive ranges in pixels for (up, down, left, right), per target category, of the published procedure
@@ -381,6 +381,6 @@ def _holds(window: Window, point: Point, shape: tuple[int, ...]) -> bool:
 
 def _seeds(point: Point, window: Window, shape: tuple[int, int]) -> tuple[int, ...]:
     # Of a scribble with more pixels than can be counted, pixels spread evenly over it stand for all.
-    chosen = point.seeds[:: -(-len(point.seeds) // MAX_SEEDS) or 1]
+    chosen = point.seeds[:: -(-len(point.seeds) // MAX_MARKS) or 1]
     pixels = (nearest_pixel(x, y, *shape) for x, y in chosen)
     return tuple((row - window.top) * window.width + column - window.left for row, column in pixels)

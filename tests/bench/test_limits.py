@@ -9,7 +9,7 @@ from mclc_gpu.bench import limits as peaks
 from mclc_gpu.bench import limits as roofline
 from mclc_gpu.bench.limits import crf_work, slic_work, trial_steps, trial_work
 from mclc_gpu.kernels.config import CrfConfig, TrialConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def counted(window: np.ndarray, config: TrialConfig) -> tuple[int, int]:
 def test_steps_of_trials(iterations: int) -> None:
     rng = np.random.default_rng(3)
     images = [rng.integers(0, 256, shape).astype(np.uint8) for shape in ((9, 12), (20, 17))]
-    windows = torch.tensor([[0, 1, 2, 7, 8, 3, 3, 0], [1, 0, 0, 20, 17, 9, 9, 1]])
+    windows = Windows.pack([(0, 1, 2, 7, 8, 3, 3, 0), (1, 0, 0, 20, 17, 9, 9, 1)])
     config = TrialConfig(noise="none", max_iterations=iterations)
     packed = PackedImages.pack(images)
     steps = trial_steps(packed, windows, torch.tensor([5, 6]), config, 2)

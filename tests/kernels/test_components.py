@@ -16,7 +16,7 @@ from mclc_gpu.data.images import find_files, luma, read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels.components import ComponentVotes, component_windows, vote_components
 from mclc_gpu.kernels.config import CATEGORY_AREAS, ComponentConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.score.metrics import Scores
 
 CONFIG = ComponentConfig()
@@ -52,7 +52,7 @@ class Case:
 
 def windows_of(
     cases: list[Case], radius: int, device: torch.device | str = "cpu"
-) -> tuple[PackedImages, torch.Tensor, torch.Tensor]:
+) -> tuple[PackedImages, Windows, torch.Tensor]:
     images = PackedImages.pack([case.image for case in cases], device)
     clicks = torch.tensor([(i, *case.click) for i, case in enumerate(cases)]).reshape(-1, 3)
     categories = torch.tensor([case.category for case in cases], dtype=torch.int64)
@@ -72,7 +72,7 @@ def check(cases: list[Case], config: ComponentConfig, backend: str = "cpu") -> C
     """The votes, after a comparison with plain numpy."""
     _, windows, _ = windows_of(cases, config.radius)
     votes = vote(cases, config, backend)
-    for t, (case, window) in enumerate(zip(cases, windows.tolist(), strict=True)):
+    for t, (case, window) in enumerate(zip(cases, windows.table.tolist(), strict=True)):
         image, place = case.image, window[1:7]
         dark = config.polarity == "dark"
         theirs = reference_votes(image, place, case.category, config, dark)
@@ -172,7 +172,7 @@ def test_windows_that_do_not_follow_the_click() -> None:
     for height, width, above, before in [(9, 64, 4, 20), (12, 11, 0, 10), (64, 8, 30, 3), (1, 1, 0, 0)]:
         top, left = min(max(row - above, 0), 70 - height), min(max(column - before, 0), 80 - width)
         place = [top, left, height, width, row - top, column - left]
-        ours = vote_components(images, torch.tensor([[0, *place, 0]]), torch.tensor([-1]), CONFIG)
+        ours = vote_components(images, Windows.pack([(0, *place, 0)]), torch.tensor([-1]), CONFIG)
         theirs = reference_votes(case.image, place, -1, CONFIG)
         assert np.abs(ours.tpm.numpy() - theirs.tpm.ravel()).max() < 1e-6
         assert bool(ours.flat) == theirs.flat
@@ -302,7 +302,7 @@ def test_iou_on_real_images(real: tuple[list, list], jitter: float, given: bool,
     windows = component_windows(packed, torch.tensor(rows))
     votes = vote_components(packed, windows, torch.tensor(categories), CONFIG)
     predicted = [np.zeros(mask.shape, bool) for mask in masks]
-    for t, (i, top, left, height, width, *_) in enumerate(windows.tolist()):
+    for t, (i, top, left, height, width, *_) in enumerate(windows.table.tolist()):
         found = map_of(votes, t).reshape(height, width) >= 0.5
         predicted[i][top : top + height, left : left + width] |= found
     scores = Scores()

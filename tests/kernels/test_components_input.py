@@ -8,10 +8,10 @@ import torch
 
 from mclc_gpu.kernels.components import component_windows, vote_components
 from mclc_gpu.kernels.config import ComponentConfig, ScoreWeights
-from mclc_gpu.kernels.packed import WINDOW_COLUMNS, PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 IMAGES = PackedImages.pack([np.zeros((80, 90), np.uint8), np.zeros((5, 7), np.uint8)])
-WINDOW = torch.tensor([[0, 2, 3, 5, 6, 4, 5, 0]])
+WINDOW = Windows.pack([(0, 2, 3, 5, 6, 4, 5, 0)])
 UNKNOWN = torch.tensor([-1])
 
 
@@ -68,29 +68,27 @@ def test_windows_refuse(clicks: torch.Tensor, radius: int, message: str) -> None
 
 def test_windows_are_clipped() -> None:
     clicks = torch.tensor([[0, 40, 50], [0, 0, 0], [0, 79, 88], [1, 2, 6]])
-    assert component_windows(IMAGES, clicks).tolist() == [
+    assert component_windows(IMAGES, clicks).table.tolist() == [
         [0, 9, 19, 63, 63, 31, 31, 0],
         [0, 0, 0, 32, 32, 0, 0, 0],
         [0, 48, 57, 32, 33, 31, 31, 0],
         [1, 0, 0, 5, 7, 2, 6, 0],
     ]
-    assert component_windows(IMAGES, clicks, 1)[2].tolist() == [0, 78, 87, 2, 3, 1, 1, 0]
+    assert component_windows(IMAGES, clicks, 1)[2:3].table.tolist() == [[0, 78, 87, 2, 3, 1, 1, 0]]
 
 
 @pytest.mark.parametrize(
     ("windows", "categories", "message"),
     [
-        (WINDOW[0], UNKNOWN, "windows must be int64"),
-        (WINDOW.int(), UNKNOWN, "windows must be int64"),
-        (WINDOW + torch.tensor([2, 0, 0, 0, 0, 0, 0, 0]), UNKNOWN, "a window names an image"),
-        (WINDOW + torch.tensor([0, 0, 0, 0, 0, 1, 0, 0]), UNKNOWN, f"window 0 .*{WINDOW_COLUMNS[5]}"),
+        (WINDOW.replace(image=torch.tensor([2])), UNKNOWN, "a window names an image"),
+        (WINDOW.replace(click_row=torch.tensor([5])), UNKNOWN, "window 0 .*click_row"),
         (WINDOW, torch.tensor([-1, 0]), r"categories must be int64 \[1\]"),
         (WINDOW, torch.tensor([0], dtype=torch.int32), r"categories must be int64 \[1\]"),
         (WINDOW, torch.tensor([3]), r"category 0 must be in -1\.\.2, got 3"),
         (WINDOW, torch.tensor([-2]), "category 0 must be in"),
     ],
 )
-def test_vote_refuses(windows: torch.Tensor, categories: torch.Tensor, message: str) -> None:
+def test_vote_refuses(windows: Windows, categories: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vote_components(IMAGES, windows, categories, ComponentConfig())
 
@@ -108,7 +106,7 @@ def test_no_targets(polarity: str) -> None:
     config = ComponentConfig(polarity=polarity)
     windows = component_windows(IMAGES, torch.zeros((0, 3), dtype=torch.int64))
     votes = vote_components(IMAGES, windows, UNKNOWN[:0], config)
-    assert windows.shape == (0, 8)
+    assert len(windows) == 0
     assert votes.offsets.tolist() == [0]
     for values in (
         votes.tpm,

@@ -19,7 +19,7 @@ from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels import crf_cpu
 from mclc_gpu.kernels.config import CrfConfig, TrialConfig
 from mclc_gpu.kernels.crf import dense_crf, dense_crf_images, window_colours
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.windows import draw_window, name_key
 
@@ -255,15 +255,16 @@ def test_whole_images_are_windows(classes: int | None) -> None:
 def test_window_colours_are_those_of_the_images(dtype: type) -> None:
     rng = np.random.default_rng(8)
     images = [rng.integers(0, 255, shape).astype(dtype) for shape in ((8, 9, 3), (12, 5), (6, 6, 3))]
-    boxes = [(2, 1, 2, 4, 3, 0), (1, 3, 0, 9, 5, 0), (0, 0, 8, 8, 1, 1), (1, 11, 4, 1, 1, 0)]
+    boxes = [(2, 1, 2, 4, 3), (1, 3, 0, 9, 5), (0, 0, 8, 8, 1), (1, 11, 4, 1, 1)]
 
-    def crop(image: int, top: int, left: int, height: int, width: int, _: int) -> np.ndarray:
+    def crop(image: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         whole = images[image] if images[image].ndim == 3 else np.repeat(images[image][..., None], 3, 2)
         return whole[top : top + height, left : left + width].reshape(-1, 3)
 
-    found = window_colours(PackedImages.pack(images), torch.tensor(boxes))
+    found = window_colours(PackedImages.pack(images), Windows.pack((*box, 0, 0, 0) for box in boxes))
     np.testing.assert_array_equal(found.numpy(), np.concatenate([crop(*box) for box in boxes]))
-    gray = window_colours(PackedImages.pack(images[1:2]), torch.tensor([(0, *boxes[1][1:])]))
+    alone = Windows.pack([(0, *boxes[1][1:], 0, 0, 0)])
+    gray = window_colours(PackedImages.pack(images[1:2]), alone)
     np.testing.assert_array_equal(gray.numpy(), crop(*boxes[1])[:, :1])
 
 
@@ -343,9 +344,9 @@ def real(nuaa: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
                 rows.append((len(images), *astuple(window), j))
                 keys.append(name_key(seed, name) >> 1)
         images.append(image)
-    packed, windows = PackedImages.pack(images), torch.tensor(rows)
+    packed, windows = PackedImages.pack(images), Windows.pack(rows)
     result = run_trials(packed, windows, torch.tensor(keys), TrialConfig(), 20)
-    return result.counts / 20, window_colours(packed, windows), windows[:, 3:5]
+    return result.counts / 20, window_colours(packed, windows), windows.shapes
 
 
 @pytest.mark.parametrize(

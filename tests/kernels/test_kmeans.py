@@ -7,7 +7,7 @@ from clustering_reference import features, lloyd, near_tie
 from devices import BACKENDS, device_of
 
 from mclc_gpu.kernels.config import TrialConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import kmeans, slic
 from mclc_gpu.kernels.trials import run_trials
 
@@ -105,11 +105,12 @@ def test_trials_by_kmeans_are_the_same_clustering() -> None:
     image = image_of(5, 20, 22, 3)
     labels = kmeans(planes(image), 9)[0]
     config = TrialConfig(method="kmeans", noise="none", connectivity="cluster")
-    windows = torch.tensor([[0, 0, 0, 20, 22, row, column, 0] for row, column in [(3, 4), (10, 11), (19, 0)]])
+    clicks = [(3, 4), (10, 11), (19, 0)]
+    windows = Windows.pack((0, 0, 0, 20, 22, *click, 0) for click in clicks)
     packed = PackedImages.pack([image])
     result = run_trials(packed, windows, torch.zeros(3, dtype=torch.int64), config, 1)
-    for counts, window in zip(result.counts.reshape(3, 20, 22), windows.tolist(), strict=True):
-        assert torch.equal(counts.bool(), labels == labels[window[5], window[6]])
+    for counts, click in zip(result.counts.reshape(3, 20, 22), clicks, strict=True):
+        assert torch.equal(counts.bool(), labels == labels[click])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,7 +13,7 @@ from skimage.segmentation import slic
 
 from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.noise import add_noise
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import TrialCounts, run_trials
 
 KEY = 0x0123456789ABCDEF
@@ -70,9 +70,9 @@ class Case:
     def partition(self, config: TrialConfig, trial: int, iterations: int, backend: str) -> np.ndarray:
         """Clusters of one trial after some iterations: the mask of a click on every pixel."""
         height, width = self.window[2:4]
-        every = torch.tensor([[0, *self.window]]).repeat(height * width, 1)
-        every[:, 4 + 1] = torch.arange(height * width) // width
-        every[:, 4 + 2] = torch.arange(height * width) % width
+        pixels = torch.arange(height * width)
+        every = Windows.pack([(0, *self.window)] * len(pixels))
+        every = every.replace(click_row=pixels // width, click_column=pixels % width)
         config = replace(config, connectivity="cluster", max_iterations=iterations)
         images = PackedImages.pack([self.image], device_of(backend))
         keys = torch.full((height * width,), self.key)
@@ -83,9 +83,7 @@ class Case:
 
 
 def run(cases: list[Case], config: TrialConfig, trials: int, **options) -> TrialCounts:
-    windows = torch.tensor([[i, *case.window] for i, case in enumerate(cases)], dtype=torch.int64).reshape(
-        -1, 8
-    )
+    windows = Windows.pack((i, *case.window) for i, case in enumerate(cases))
     keys = torch.tensor([case.key for case in cases], dtype=torch.int64)
     images = PackedImages.pack([case.image for case in cases], device_of(options.get("backend")))
     return on_cpu(run_trials(images, windows, keys, config, trials, **options))
@@ -317,8 +315,8 @@ def test_trials_add_up(config: TrialConfig, dtype: type) -> None:
 def test_key_target_and_trial_change_the_counts() -> None:
     case = Case(100, (16, 16))
     packed = PackedImages.pack([case.image])
-    windows = torch.tensor([[0, *case.window]]).repeat(3, 1)
-    windows[1, 7] += 1
+    windows = Windows.pack([(0, *case.window)] * 3)
+    windows = windows.replace(target=windows.target + torch.tensor([0, 1, 0]))
     keys = torch.tensor([case.key, case.key, case.key + 1])
     result = run_trials(packed, windows, keys, TrialConfig(), 30, keep_masks=True)
     assert result.masks is not None

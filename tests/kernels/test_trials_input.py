@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mclc_gpu.kernels.config import TrialConfig
-from mclc_gpu.kernels.packed import WINDOW_COLUMNS, PackedImages
+from mclc_gpu.kernels.packed import WINDOW_COLUMNS, PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 
 
@@ -64,32 +64,47 @@ def test_pack_is_planar() -> None:
     assert PackedImages.pack([images[0].astype(np.uint16)]).data.dtype == torch.float32
 
 
-GOOD = torch.tensor([[0, 2, 3, 5, 6, 4, 5, 0]])
+GOOD = Windows.pack([(0, 2, 3, 5, 6, 4, 5, 0)])
 
 
-def changed(column: int, value: int) -> torch.Tensor:
-    windows = GOOD.clone()
-    windows[0, column] = value
-    return windows
+def changed(column: str, value: int) -> Windows:
+    return GOOD.replace(**{column: torch.tensor([value])})
+
+
+@pytest.mark.parametrize("table", [GOOD.table[0], GOOD.table[:, :7], GOOD.table.int()], ids=str)
+def test_windows_refuse_other_tables(table: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must be int64 \[windows, 8\] on the CPU with columns image, top"):
+        Windows(table)
+
+
+def test_windows_have_named_columns() -> None:
+    windows = Windows.pack([(0, 2, 3, 5, 6, 4, 5, 0), (1, 0, 9, 2, 3, 1, 0, 7)])
+    assert len(windows) == 2
+    assert windows.table.tolist() == torch.stack([getattr(windows, n) for n in WINDOW_COLUMNS], 1).tolist()
+    assert windows.shapes.tolist() == [[5, 6], [2, 3]]
+    assert windows.sizes.tolist() == [30, 6]
+    assert windows.offsets.tolist() == [0, 30, 36]
+    assert windows[torch.tensor([1, 1, 0])].target.tolist() == [7, 7, 0]
+    assert windows[1:].image.tolist() == [1]
+    moved = windows.replace(top=torch.tensor([8, 9]))
+    assert (moved.top.tolist(), windows.top.tolist()) == ([8, 9], [2, 0])
+    assert len(Windows.pack([])) == 0
 
 
 @pytest.mark.parametrize(
     ("windows", "keys", "options", "message"),
     [
-        (GOOD[0], torch.tensor([0]), {}, "windows must be int64"),
-        (GOOD[:, :7], torch.tensor([0]), {}, "windows must be int64"),
-        (GOOD.int(), torch.tensor([0]), {}, "windows must be int64"),
         (GOOD, torch.tensor([0, 0]), {}, r"keys must be int64 \[1\]"),
         (GOOD, torch.tensor([0], dtype=torch.int32), {}, r"keys must be int64 \[1\]"),
-        (changed(0, 1), torch.tensor([0]), {}, "an image outside 0..0"),
-        (changed(0, -1), torch.tensor([0]), {}, "an image outside 0..0"),
+        (changed("image", 1), torch.tensor([0]), {}, "an image outside 0..0"),
+        (changed("image", -1), torch.tensor([0]), {}, "an image outside 0..0"),
         (GOOD, torch.tensor([0]), {"trials": 0}, "trials must be at least 1"),
         (GOOD, torch.tensor([0]), {"first_trial": -1}, "first_trial at least 0"),
         (GOOD, torch.tensor([0]), {"first_trial": 2**31 - 1, "trials": 2}, "at most 2"),
         (GOOD, torch.tensor([0]), {"backend": "numpy"}, "backend must be one of"),
     ],
 )
-def test_run_trials_refuses(windows: torch.Tensor, keys: torch.Tensor, options: dict, message: str) -> None:
+def test_run_trials_refuses(windows: Windows, keys: torch.Tensor, options: dict, message: str) -> None:
     images = PackedImages.pack([np.zeros((80, 80), np.uint8)])
     with pytest.raises(ValueError, match=message):
         run_trials(images, windows, keys, TrialConfig(), **{"trials": 1, **options})
@@ -97,12 +112,20 @@ def test_run_trials_refuses(windows: torch.Tensor, keys: torch.Tensor, options: 
 
 @pytest.mark.parametrize(
     ("column", "values"),
-    list(enumerate([(-1, 76), (-1, 75), (0, 65), (0, 65), (-1, 5), (-1, 6), (-1, 2**31)], 1)),
+    [
+        ("top", (-1, 76)),
+        ("left", (-1, 75)),
+        ("height", (0, 65)),
+        ("width", (0, 65)),
+        ("click_row", (-1, 5)),
+        ("click_column", (-1, 6)),
+        ("target", (-1, 2**31)),
+    ],
 )
-def test_run_trials_refuses_windows(column: int, values: tuple[int, int]) -> None:
+def test_run_trials_refuses_windows(column: str, values: tuple[int, int]) -> None:
     images = PackedImages.pack([np.zeros((80, 80), np.uint8)])
     for value in values:
-        with pytest.raises(ValueError, match=f"window 0 .*{WINDOW_COLUMNS[column]}.* lie inside its image"):
+        with pytest.raises(ValueError, match=f"window 0 .*{column}.* lie inside its image"):
             run_trials(images, changed(column, value), torch.tensor([0]), TrialConfig(), 1)
 
 

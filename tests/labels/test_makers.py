@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import PRESETS, preset
 from mclc_gpu.labels.makers import grabcut_mask, marked_mask
@@ -75,7 +75,7 @@ def test_lca_is_one_clustering_without_noise(disc):
     import torch
 
     counts = run_trials(
-        PackedImages.pack([image]), torch.tensor([row]), torch.tensor([0]), TrialConfig(noise="none"), 1
+        PackedImages.pack([image]), Windows.pack([row]), torch.tensor([0]), TrialConfig(noise="none"), 1
     ).counts
     assert np.array_equal(counts.numpy().reshape(target.mask.shape) == 1, target.mask)
     kmeans = preset("lca", trial={"method": "kmeans"})

@@ -11,7 +11,7 @@ import torch
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.kernels.config import CrfConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.labels.config import PRESETS, preset
 from mclc_gpu.labels.pipeline import compose, crf_masks, threshold_masks
 from mclc_gpu.labels.windows import estimate_areas, estimate_categories
@@ -135,7 +135,7 @@ def test_threshold_is_relative_to_each_windows_own_maximum():
 def test_crf_follows_the_image_and_leaves_empty_maps_empty(dtype):
     image, truth = blob(24, 20, 12, 10, 4.0)
     packed = PackedImages.pack([(image.astype(np.float64) * (1 if dtype == np.uint8 else 77)).astype(dtype)])
-    windows = torch.tensor([(0, 0, 0, 24, 20, 12, 10, 0), (0, 2, 2, 10, 9, 3, 3, 1)])
+    windows = Windows.pack([(0, 0, 0, 24, 20, 12, 10, 0), (0, 2, 2, 10, 9, 3, 3, 1)])
     soft = torch.from_numpy(np.where(truth, 0.9, 0.3).astype(np.float32))  # a wrong corner, too weak to stay
     soft[:3, :3] = 0.6
     tpm = torch.cat([soft.reshape(-1), torch.zeros(90)])
