@@ -135,5 +135,5 @@ def test_objects_that_say_nothing(tmp_path, images):
 
 
 def test_pictures_hold_no_boxes(tmp_path, images):
-    with pytest.raises(InputError, match="a picture holds no boxes"):
+    with pytest.raises(InputError, match="an image holds no boxes"):
         read_points(picture(tmp_path / "a.png", {(3, 7): 1}), images, "box")

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from mclc_gpu.data.annotations import Point
+from mclc_gpu.data.formats import Entry, PointFormat
 from mclc_gpu.data.images import find_files, read_mask
-from mclc_gpu.data.points import read_points, write_points
+from mclc_gpu.data.points import FORMATS, read_points, write_points
 from mclc_gpu.errors import InputError
 
 WIDTH, HEIGHT = 40, 30
@@ -283,7 +284,7 @@ def test_bad_file_in_a_folder_is_reported(tmp_path, images):
         ("p.csv", "image,col,column,y\na,3,3,7\n", "names two columns for x"),
         ("p.json", "[]", "holds no points"),
         ("p.json", "{", "not JSON"),
-        ("p.json", "3", "JSON of no known kind"),
+        ("p.json", "3", "not a known format of points"),
         ("p.json", "[" * 100000, "not JSON"),
         ("p.xml", "<svg></svg>", "the root is <svg>"),
         ("p.xml", "<annotation>", "not well-formed XML"),
@@ -334,3 +335,30 @@ def test_nuaa_centroids_count_from_one(nuaa, tmp_path):
         offsets.append((points[stem][0].x - columns.mean(), points[stem][0].y - rows.mean()))
     assert len(offsets) > 20
     np.testing.assert_allclose(np.median(offsets, axis=0), 0, atol=0.03)
+
+
+def bars(file):
+    """Parse lines `image|x|y`, as text or as a JSON list."""
+    lines = file.json() or file.text().splitlines()
+    for number, line in enumerate(lines, 1):
+        image, x, y = line.split("|")
+        yield Entry((image,), f"line {number}", clicks=((x, y),))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("p.bars", False), ("p.bars", True), ("p.json", False), ("p", False)]
+)
+def test_formats_are_registered_at_run_time(monkeypatch, tmp_path, images, name, folder):
+    with pytest.raises(InputError):
+        read_points(saved(tmp_path / name, "a|1|2"), images)
+    monkeypatch.setitem(
+        FORMATS, "bars", PointFormat(bars, (".bars", ".json"), lambda file: "|" in file.text())
+    )
+    content = json.dumps(["a|3|7", "b.1|9|two"]) if name == "p.json" else "a|3|7\nb.1|9|two"
+    path = saved(tmp_path / name, content)
+    points, skipped = read_points(tmp_path if folder else path, images)
+    assert points == {"a": [Point(3.0, 7.0)]}
+    assert [(item.file, item.why) for item in skipped] == [
+        (str(path), "line 2: y is 'two', not a finite number")
+    ]
+    assert read_points(saved(tmp_path / "q.json", json.dumps(coco())), images) == (CLICKS, [])

@@ -91,7 +91,7 @@ def test_extra_columns_only_where_needed(tmp_path):
 
 @pytest.mark.parametrize("rows", ["a,1,nan", "a,1", "a,1,2,3"])
 def test_own_files_that_were_changed(tmp_path, rows):
-    with pytest.raises(InputError, match=r"p\.csv: .*write the file anew"):
+    with pytest.raises(InputError, match=r"p\.csv: .*write the file again"):
         load_points(saved(tmp_path / "p.csv", f"image,x,y\n{rows}\n"))
 
 

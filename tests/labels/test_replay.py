@@ -357,10 +357,10 @@ def test_bad_input_ends_with_two_and_one_line(data, labels, tmp_path, capsys):
         ([data, labels, out, "--device", "tpu"], "tpu"),
         ([data, labels, tmp_path / "out.jpg"], "out.jpg"),
         ([data, labels, tmp_path / "out"], "ends in .png"),
-        ([data, labels, labels / "masks" / "x.png"], "among the inputs"),
-        ([data, labels, labels / "overview.png"], "among the inputs"),
-        ([data, labels, data / "images" / "x.png"], "among the inputs"),
-        ([data, labels, data / "masks" / "x.png", *truth], "among the inputs"),
+        ([data, labels, labels / "masks" / "x.png"], "is an input, and --out would write there"),
+        ([data, labels, labels / "overview.png"], "is an input, and --out would write there"),
+        ([data, labels, data / "images" / "x.png"], "is an input, and --out would write there"),
+        ([data, labels, data / "masks" / "x.png", *truth], "is an input, and --out would write there"),
     ):
         assert show(*words) == 2
         (line,) = capsys.readouterr().err.splitlines()

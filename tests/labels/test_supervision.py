@@ -118,7 +118,7 @@ def test_parts_of_a_target_must_agree_on_its_category(tmp_path, images):
     table = "image,x,y,category,target\na,3,7,spot,k\na,4,8,point,k\n"
     points, why = reasons(saved(tmp_path / "p.csv", table), images, "multi-point")
     assert points == {}
-    assert why == ["line 2: target 'k' is said to be spot and point; keep one"]
+    assert why == ["line 2: target 'k' has categories spot and point; keep one"]
 
 
 def test_clicks_numbered_by_pixel_value(tmp_path, images):
