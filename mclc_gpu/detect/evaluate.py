@@ -1,4 +1,4 @@
-"""Scores of a detector on images with true masks."""
+"""Score a detector on images with true masks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,28 +6,36 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.data.datasets import pair_files
+from mclc_gpu.data.datasets import listed, pair_files
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.data.validation import Named
+from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
+from mclc_gpu.detect.config import EvaluateOptions
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import Skipped, attempt
+from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import Progress
-from mclc_gpu.score.matching import CANONICAL, Convention
+from mclc_gpu.score.matching import CANONICAL, CONVENTIONS, Convention
 from mclc_gpu.score.metrics import ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """What a detector made of one image.
+    """Prediction for one image.
 
-    Attributes:
-        name: Of the image.
-        image: As read, [H, W] or [H, W, 3].
-        truth: bool [H, W].
-        probability: float32 [H, W], 0 to 1.
-        score: Counts at the threshold that the evaluation used.
+    Attributes
+    ----------
+    name : str
+        Name of the image.
+    image : ndarray [H, W] or [H, W, 3]
+        As read.
+    truth : ndarray [H, W], bool
+    probability : ndarray [H, W], float32
+        0 to 1.
+    score : ImageScore
+        Counts at the threshold of the evaluation.
     """
 
     name: str
@@ -44,67 +52,97 @@ def score_network(
     threshold: float = 0.5,
     convention: Convention = CANONICAL,
     roc: RocScores | None = None,
-    watch: Callable[[Case], None] | None = None,
+    callback: Callable[[Case], None] | None = None,
 ) -> Scores:
-    """Run a detector on samples, at their own size, and score it; a prediction is probability > threshold.
+    """Score a detector on samples at their own size; a pixel is predicted where probability > threshold.
 
-    See `Predictor.stream` for which images run together; their scores are counted by threads.
+    Images run in batches (see `Predictor.stream`), and threads count their scores.
 
-    Args:
-        predictor: The detector.
-        samples: Name, image and true mask of each image.
-        threshold: 0 to 1.
-        convention: What counts as a detection and as a false alarm.
-        roc: Collects every image at all thresholds, by its own convention.
-        watch: Is shown every image, in order.
+    Parameters
+    ----------
+    predictor : Predictor
+    samples : iterable of (str, ndarray, ndarray)
+        Name, image and true mask, bool [H, W], of each image.
+    threshold : float, 0..1
+    convention : Convention
+        Definition of a detection and of a false alarm.
+    roc : RocScores, optional
+        Collects every image at all thresholds, by its own convention.
+    callback : callable, optional
+        Called with the `Case` of every image, in order.
 
-    Raises:
-        InputError: A mask of another size than its image, or a network that answers NaN.
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    InputError
+        If a mask and its image differ in size, or the network returns NaN.
     """
     scores = Scores(convention)
 
     def count(part: tuple[Named, np.ndarray]) -> tuple[Case, RocCounts | None]:
         (name, image, truth), probability = part
         score = score_image(probability > np.float32(threshold), truth, name, convention)
-        at_all = None if roc is None else roc_counts(probability, truth, name, roc.convention)
-        return Case(name, image, truth, probability, score), at_all
+        counts = None if roc is None else roc_counts(probability, truth, name, roc.convention)
+        return Case(name, image, truth, probability, score), counts
 
-    for case, at_all in prefetch_map(count, predictor.stream((sample, sample[1]) for sample in samples)):
+    for case, counts in prefetch_map(count, predictor.stream((sample, sample[1]) for sample in samples)):
         scores.add(case.score)
-        if roc is not None and at_all is not None:
-            roc.add(at_all)
-        if watch is not None:
-            watch(case)
+        if roc is not None and counts is not None:
+            roc.add(counts)
+        if callback is not None:
+            callback(case)
     return scores
 
 
 @dataclass(eq=False)
 class Evaluation:
-    """A scored folder.
+    """Scores of a folder.
 
-    Attributes:
-        scores: Per image and, by `scores.compute()`, of the set.
-        roc: The set at all thresholds.
-        skipped: Images that could not be used, and why.
+    Attributes
+    ----------
+    scores : Scores
+        Per image and, by `scores.compute()`, of the whole set.
+    roc : RocScores
+        The set at all thresholds.
+    skipped : list of Skipped
+        Unusable images.
+    trained : Trained or None
+        The detector, if it was read from a checkpoint.
     """
 
     scores: Scores
     roc: RocScores
     skipped: list[Skipped] = field(default_factory=list)
+    trained: Trained | None = None
 
 
-def evaluate(
+def score_files(
     predictor: Predictor,
     images: Mapping[str, Path],
     masks: Mapping[str, Path],
     *,
     threshold: float = 0.5,
     convention: Convention = CANONICAL,
-    watch: Callable[[Case], None] | None = None,
+    callback: Callable[[Case], None] | None = None,
 ) -> Evaluation:
-    """Score a detector on image files and the mask files of the same stems; see `score_network`.
+    """Score a detector on image files and the mask files of the same stems.
 
-    Images that cannot be read, or have no mask of their size, are reported and left out.
+    Images that cannot be read, or have no mask of their size, are reported and skipped.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    images, masks : mapping of str to Path
+        Files by stem.
+    threshold, convention, callback
+        See `score_network`.
+
+    Returns
+    -------
+    Evaluation
     """
     pairs, skipped = pair_files(images, masks)
     evaluation = Evaluation(Scores(convention), RocScores(convention), skipped)
@@ -134,6 +172,63 @@ def evaluate(
             threshold=threshold,
             convention=convention,
             roc=evaluation.roc,
-            watch=watch,
+            callback=callback,
         )
+    return evaluation
+
+
+def evaluate_images(options: EvaluateOptions, callback: Callable[[Case], None] | None = None) -> Evaluation:
+    """Score a trained detector on a folder of images with true masks.
+
+    Nothing is written: `roc`, `json`, `out` and `overwrite` of the options are for the command.
+
+    Parameters
+    ----------
+    options : EvaluateOptions
+    callback : callable, optional
+        Called with the `Case` of every image, in order.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    InputError
+        If the checkpoint, the list or a folder cannot be used.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from mclc_gpu.data.synthetic import write_dataset
+    >>> from mclc_gpu.detect.checkpoint import Normalization, save_checkpoint
+    >>> from mclc_gpu.detect.config import EvaluateOptions
+    >>> from mclc_gpu.detect.evaluate import evaluate_images
+    >>> from mclc_gpu.networks.zoo import build
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root = Path(folder)
+    ...     write_dataset(root, 2, 0, size=(32, 32))
+    ...     save_checkpoint(
+    ...         root / "acm.pt", network=build("acm"), name="acm", in_channels=1, settings={}, state={},
+    ...         normalization=Normalization(80.0, 20.0),
+    ...     )
+    ...     data = {"images": root / "images", "masks": root / "masks"}
+    ...     evaluation = evaluate_images(EvaluateOptions(checkpoint=root / "acm.pt", device="cpu", **data))
+    >>> evaluation.scores.compute().images
+    2
+    """
+    images, missing = listed(find_files(options.images), options.list, options.images)
+    masks = find_files(options.masks)
+    trained = load_checkpoint(options.checkpoint, pick_device(options.device))
+    evaluation = score_files(
+        Predictor(trained.network, trained.normalization, options.tile, options.overlap, options.amp),
+        images,
+        masks,
+        threshold=options.threshold,
+        convention=CONVENTIONS.find(options.convention),
+        callback=callback,
+    )
+    evaluation.skipped[:0] = missing
+    evaluation.trained = trained
     return evaluation

@@ -1,37 +1,56 @@
-"""Detecting targets in a whole folder: streamed, resumable, files written atomically."""
+"""Detect targets in a folder of images: streamed, resumable, files written atomically."""
 
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy import ndimage
 
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write_csv
-from mclc_gpu.data.images import MASK, read_image, stretched
-from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
-from mclc_gpu.detect.config import OVERLAP, TILE
+from mclc_gpu.data.images import MASK, find_files, read_image, stretched
+from mclc_gpu.detect.checkpoint import load_checkpoint
+from mclc_gpu.detect.config import PredictOptions
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
-from mclc_gpu.runs import Journal, Progress, RunLayout, close_run, completed_run, locked, open_run, provenance
+from mclc_gpu.runs import (
+    Journal,
+    Progress,
+    Record,
+    RunLayout,
+    close_run,
+    completed_run,
+    keep_apart,
+    locked,
+    open_run,
+    provenance,
+)
 from mclc_gpu.score.matching import components_of
 
 LAYOUT = RunLayout("predict", ("masks", "probability", "overlays"), ("detections.csv",))
 _ONE = 65535  # value of probability 1 in the 16-bit files
 _COMPRESSION = 1
-_NEAR, _FAR = 2, 3  # the ring around a detection lies at this distance from it, pixels
+_NEAR, _FAR = 2, 3  # pixels from a detection to the ring around it
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One predicted component: centroid (column, row) with pixel centres at integers, area in pixels, and the
-    highest probability in it, which is the threshold at which it vanishes."""
+    """One predicted component.
+
+    Attributes
+    ----------
+    x, y : float, pixels
+        Column and row of the centroid; pixel centers are at integers.
+    area : int, pixels
+    score : float, 0..1
+        Highest probability in the component, which is the threshold at which it vanishes.
+    """
 
     x: float
     y: float
@@ -39,45 +58,27 @@ class Detection:
     score: float
 
 
-@dataclass
-class PredictJob:
-    """Where to detect, and how.
-
-    Attributes:
-        checkpoint: File of the trained detector.
-        images: Image file of each stem, in order.
-        out: Output folder.
-        threshold: A target is where probability > threshold.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        tile, overlap, amp: See `mclc_gpu.detect.inference.probability`.
-        resume: Go on where an interrupted run with the same settings stopped.
-        overwrite: Replace an earlier run's output.
-        skipped: Inputs already found unusable.
-        started: `time.perf_counter()` when the work began, for the start-up time.
-    """
-
-    checkpoint: Path
-    images: Mapping[str, Path]
-    out: Path
-    threshold: float = 0.5
-    device: str = "auto"
-    tile: int = TILE
-    overlap: int = OVERLAP
-    amp: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    skipped: list[Skipped] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-
-    def settings(self) -> dict[str, Any]:
-        """What a run's output depends on, besides the checkpoint and the images."""
-        return {"threshold": self.threshold, "tile": self.tile, "overlap": self.overlap, "amp": self.amp}
-
-
 def find_detections(probability: np.ndarray, threshold: float) -> list[Detection]:
-    """The 8-connected components of probability > threshold, in raster order of their first pixels.
+    """Find the 8-connected components of probability > threshold.
 
-    `probability`: float32 [H, W]. Centroids are rounded to 0.01 px, scores to 0.0001.
+    Parameters
+    ----------
+    probability : ndarray [H, W], float32
+    threshold : float, 0..1
+
+    Returns
+    -------
+    list of Detection
+        In raster order of their first pixels; centroids rounded to 0.01 px, scores to 0.0001.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mclc_gpu.detect.predict import find_detections
+    >>> probability = np.zeros((5, 5), np.float32)
+    >>> probability[1, 2:4] = 0.75
+    >>> find_detections(probability, 0.5)
+    [Detection(x=2.5, y=1.0, area=2, score=0.75)]
     """
     found = components_of(probability > np.float32(threshold))
     numbers = np.arange(1, len(found.area) + 1)
@@ -88,92 +89,143 @@ def find_detections(probability: np.ndarray, threshold: float) -> list[Detection
     ]
 
 
-def predict_folder(job: PredictJob) -> dict[str, Any]:
-    """Detect targets in every image of a job.
+def predict_images(options: PredictOptions, started: float | None = None) -> dict[str, Any]:
+    """Detect targets in a folder of images.
 
     Writes masks/NAME.png (0 or 255), probability/NAME.png (16 bit, 65535 is probability 1), overlays/NAME.png
-    (the image from its darkest to its brightest, detections ringed), detections.csv and predict.json into the
-    job's folder and returns predict.json's content. An image that cannot be used is reported there under
-    "skipped", and the rest is done.
+    (the image from its darkest to its brightest value, detections ringed), detections.csv and predict.json
+    into the output folder. Unusable images are reported there under "skipped"; the run continues.
 
-    Raises:
-        InputError: The checkpoint or the output folder cannot be used, or no image could be read.
+    Parameters
+    ----------
+    options : PredictOptions
+    started : float, optional
+        `time.perf_counter()` at the start of the program, from which the start-up time counts; by default
+        that of the call.
+
+    Returns
+    -------
+    dict
+        Content of predict.json.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint, the list or the output folder cannot be used, or no image can be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from mclc_gpu.data.synthetic import write_dataset
+    >>> from mclc_gpu.detect.checkpoint import Normalization, save_checkpoint
+    >>> from mclc_gpu.detect.config import PredictOptions
+    >>> from mclc_gpu.detect.predict import predict_images
+    >>> from mclc_gpu.networks.zoo import build
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root = Path(folder)
+    ...     write_dataset(root, 2, 0, size=(32, 32))
+    ...     save_checkpoint(
+    ...         root / "acm.pt", network=build("acm"), name="acm", in_channels=1, settings={}, state={},
+    ...         normalization=Normalization(80.0, 20.0),
+    ...     )
+    ...     options = PredictOptions(
+    ...         checkpoint=root / "acm.pt", images=root / "images", out=root / "out", device="cpu"
+    ...     )
+    ...     summary = predict_images(options)
+    ...     masks = len(list((root / "out" / "masks").glob("*.png")))
+    >>> summary["images"], masks
+    (2, 2)
     """
-    device = pick_device(job.device)
-    trained = load_checkpoint(job.checkpoint, device)
-    with job.checkpoint.open("rb") as file:
+    started = time.perf_counter() if started is None else started
+    keep_apart("--out", LAYOUT.places(options.out), (options.images, options.checkpoint))
+    images, missing = listed(find_files(options.images), options.list, options.images)
+    device = pick_device(options.device)
+    trained = load_checkpoint(options.checkpoint, device)
+    with options.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    fingerprint = fingerprint_of([job.settings(), digest, sorted(job.images)])
-    with locked(job.out, LAYOUT.kind):
-        return _predict_folder(job, device, trained, digest, fingerprint)
+    fingerprint = fingerprint_of([options.settings(), digest, sorted(images)])
+    predictor = Predictor(trained.network, trained.normalization, options.tile, options.overlap, options.amp)
+    about = {
+        "settings": options.settings(),
+        "fingerprint": fingerprint,
+        "checkpoint": {"file": str(options.checkpoint), "sha256": digest, "network": trained.name},
+        **provenance(device_name(device)),
+    }
+    with locked(options.out, LAYOUT.kind):
+        if options.resume and (complete := completed_run(LAYOUT, options.out, fingerprint)):
+            return complete
+        summary = about | _predict_all(options, images, missing, predictor, fingerprint, started)
+        close_run(LAYOUT, options.out, summary)
+    return summary
 
 
-def _predict_folder(
-    job: PredictJob, device: torch.device, trained: Trained, digest: str, fingerprint: str
+def _predict_all(
+    options: PredictOptions,
+    images: Mapping[str, Path],
+    missing: list[Skipped],
+    predictor: Predictor,
+    fingerprint: str,
+    started: float,
 ) -> dict[str, Any]:
-    if job.resume and (complete := completed_run(LAYOUT, job.out, fingerprint)):
-        return complete
-    with open_run(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as before:
-        records = {stem: noted for stem, noted in before.items() if _is_finished(job, stem, noted)}
-    todo = [stem for stem in job.images if stem not in records]
+    """Predict the images that are left, write detections.csv and return the results for predict.json."""
+    out = options.out
+    with open_run(LAYOUT, out, fingerprint, options.resume, options.overwrite) as before:
+        records = {stem: record for stem, record in before.items() if _is_finished(out, stem, record)}
+    todo = {stem: path for stem, path in images.items() if stem not in records}
     begin = time.perf_counter()
-    predictor = Predictor(trained.network, trained.normalization, job.tile, job.overlap, job.amp)
-    journal = Journal(LAYOUT, job.out, fingerprint)
-    with journal, Progress("predict", len(job.images), done=len(records)) as progress:
-        for record in _predict(job, predictor, todo):
+    with (
+        Journal(LAYOUT, out, fingerprint) as journal,
+        Progress("predict", len(images), done=len(records)) as progress,
+    ):
+        for record in _predict(options, predictor, todo):
             journal.append(record)
             records[record["image"]] = record
             progress.advance(1)
     seconds = time.perf_counter() - begin
-    in_order = [records[stem] for stem in job.images]
-    unusable = [Skipped(str(job.images[r["image"]]), r["skipped"]) for r in in_order if r["skipped"]]
-    skipped = [*job.skipped, *unusable]
+    in_order = [records[stem] for stem in images]
+    unusable = [Skipped(str(images[r["image"]]), r["skipped"]) for r in in_order if r["skipped"]]
+    skipped = [*missing, *unusable]
     if len(unusable) == len(in_order):
         raise InputError(f"no image could be used: {skipped[0].file}: {skipped[0].why}")
-    detections = ([record["image"], *one] for record in in_order for one in record["detections"])
-    write_csv(job.out / "detections.csv", ("image", "x", "y", "area", "score"), detections)
-    summary = {
-        "settings": job.settings(),
-        "fingerprint": fingerprint,
-        "checkpoint": {"file": str(job.checkpoint), "sha256": digest, "network": trained.name},
-        **provenance(device_name(device)),
+    detections = [[record["image"], *one] for record in in_order for one in record["detections"]]
+    write_csv(out / "detections.csv", ("image", "x", "y", "area", "score"), detections)
+    return {
         "images": len(in_order) - len(unusable),
         "resumed_images": len(in_order) - len(todo),
-        "detections": sum(len(record["detections"]) for record in in_order),
-        "seconds": {"startup": begin - job.started, "total": seconds},
+        "detections": len(detections),
+        "seconds": {"startup": begin - started, "total": seconds},
         "images_per_s": len(todo) / seconds if todo else None,
         "skipped": [asdict(item) for item in skipped],
     }
-    close_run(LAYOUT, job.out, summary)
-    return summary
 
 
-def _is_finished(job: PredictJob, stem: str, noted: Mapping[str, Any]) -> bool:
-    """Whether an image needs no more work; one that could not be read is tried again."""
-    return not noted["skipped"] and all((job.out / f / f"{stem}.png").exists() for f in LAYOUT.folders)
+def _is_finished(out: Path, stem: str, record: Record) -> bool:
+    """Check that an image needs no more work; one that could not be read is tried again."""
+    return not record["skipped"] and all((out / f / f"{stem}.png").exists() for f in LAYOUT.folders)
 
 
-def _predict(job: PredictJob, predictor: Predictor, todo: list[str]) -> Iterator[dict[str, Any]]:
-    """Predict and write; a record for the journal of every image.
+def _predict(options: PredictOptions, predictor: Predictor, todo: Mapping[str, Path]) -> Iterator[Record]:
+    """Predict and write images; yield the journal's record of each.
 
-    The network runs here while threads read the next images and write the last ones.
+    The network runs in this thread while others read the next images and write the last ones.
     """
-    unusable: list[dict[str, Any]] = []
+    unusable: list[Record] = []
 
-    def read(stem: str) -> tuple[str, np.ndarray | Skipped]:
-        path = job.images[stem]
+    def read(item: tuple[str, Path]) -> tuple[str, np.ndarray | Skipped]:
+        stem, path = item
         return stem, attempt(path, lambda: read_image(path))
 
     def usable() -> Iterator[tuple[tuple[str, np.ndarray], np.ndarray]]:
-        for stem, image in prefetch_map(read, todo):
+        for stem, image in prefetch_map(read, todo.items()):
             if isinstance(image, Skipped):
                 unusable.append({"image": stem, "skipped": image.why, "detections": []})
             else:
                 yield (stem, image), image
 
-    def write(answer: tuple[tuple[str, np.ndarray], np.ndarray]) -> dict[str, Any]:
-        (stem, image), probability = answer
-        return _write(job, stem, image, probability)
+    def write(predicted: tuple[tuple[str, np.ndarray], np.ndarray]) -> Record:
+        (stem, image), probability = predicted
+        return _write(options, stem, image, probability)
 
     for record in prefetch_map(write, predictor.stream(usable())):
         yield record
@@ -182,23 +234,30 @@ def _predict(job: PredictJob, predictor: Predictor, todo: list[str]) -> Iterator
     yield from unusable
 
 
-def _write(job: PredictJob, stem: str, image: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-    mask = probability > np.float32(job.threshold)
+def _write(options: PredictOptions, stem: str, image: np.ndarray, probability: np.ndarray) -> Record:
+    """Write the files of one image and return its record."""
+    mask = probability > np.float32(options.threshold)
     levels = np.round(probability * _ONE).astype(np.uint16)
-    pictures: tuple[np.ndarray, ...] = (mask.astype(np.uint8) * 255, levels, overlay(image, mask))
-    for folder, pixels in zip(LAYOUT.folders, pictures, strict=True):
-        with atomic_path(job.out / folder / f"{stem}.png") as path:
+    files: tuple[np.ndarray, ...] = (mask.astype(np.uint8) * 255, levels, overlay(image, mask))
+    for folder, pixels in zip(LAYOUT.folders, files, strict=True):
+        with atomic_path(options.out / folder / f"{stem}.png") as path:
             Image.fromarray(pixels).save(path, compress_level=_COMPRESSION)
-    detections = [astuple(one) for one in find_detections(probability, job.threshold)]
+    detections = [astuple(one) for one in find_detections(probability, options.threshold)]
     return {"image": stem, "skipped": None, "detections": detections}
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image with a ring around every component of a mask, which itself stays in sight: uint8 [H, W, 3].
+    """Draw a ring around every component of a mask, which itself stays visible.
 
-    Args:
-        image: [H, W] or [H, W, 3] of any type; drawn from its darkest value to its brightest.
-        mask: bool [H, W].
+    Parameters
+    ----------
+    image : ndarray [H, W] or [H, W, 3]
+        Any type; drawn from its darkest value to its brightest.
+    mask : ndarray [H, W], bool
+
+    Returns
+    -------
+    ndarray [H, W, 3], uint8
     """
     drawn = stretched(image)
     if mask.any():

@@ -143,7 +143,7 @@ def report_run(
         samples = [train[index] for index in evenly_spread(len(train), _SHOWN)]
     predictor = Predictor(trained.network, trained.normalization, amp=trained.settings["amp"])
     extremes, roc = Extremes(), RocScores()
-    scores = score_network(predictor, ValidationSet(samples, budget=0), roc=roc, watch=extremes)
+    scores = score_network(predictor, ValidationSet(samples, budget=0), roc=roc, callback=extremes)
     shown = "validation" if validation else "training"
     report = write_report(
         out / RUN_REPORT,

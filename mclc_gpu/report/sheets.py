@@ -451,7 +451,7 @@ _WIDTH = 3 * PANEL + 2 * GAP
 
 
 class Extremes:
-    """Keeps the images of lowest and of highest IoU that it is shown; give it as `watch` to `score_network`.
+    """Keeper of the images of lowest and of highest IoU, the `callback` of `score_network`.
 
     Images in which nothing is true and nothing predicted have no IoU and are passed over. Of equal IoU the
     one with more wrong pixels counts as worse, and the one with more true pixels as better. Only windows are

@@ -1,4 +1,4 @@
-"""Training sets and the crops drawn from them: resident on the device where they fit, else streamed."""
+"""Training sets and the crops drawn from them: resident on the device where they fit, streamed otherwise."""
 
 import hashlib
 import math
@@ -16,20 +16,25 @@ from mclc_gpu.data.images import gray_levels, read_image, read_mask
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
 
-TARGET_SHARE = 0.5  # of the crops of images with targets: those that are placed on a target
+TARGET_SHARE = 0.5  # share of the crops of images with targets that are placed on a target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """Images and masks of several sizes in one buffer. N images of C channels, T target pixels.
+    """Images and masks of several sizes in one buffer: N images of C channels with T target pixels.
 
-    Attributes:
-        planes: uint8 or float16 [sum of (C + 1) H W]: image after image its C channels of gray levels, then
-            its mask, 0 or 1.
-        channels: C.
-        offset, height, width: int64 [N]: where an image starts in `planes`, and its size.
-        first, count: int64 [N]: the image's share of `targets`.
-        targets: int32 [T + 1]: row * width + column of target pixels; the last entry belongs to none.
+    Attributes
+    ----------
+    planes : Tensor [sum of (C + 1) H W], uint8 or float16
+        For each image its C channels of gray levels, then its mask, 0 or 1.
+    channels : int
+        C.
+    offset, height, width : Tensor [N], int64
+        Start of each image in `planes`, and its size in pixels.
+    first, count : Tensor [N], int64
+        Range of each image's entries in `targets`.
+    targets : Tensor [T + 1], int32
+        row * width + column of target pixels; the last entry belongs to no image.
     """
 
     planes: Tensor
@@ -42,15 +47,19 @@ class Packed:
     targets: Tensor
 
     def to(self, device: torch.device) -> "Packed":
-        """The same on a device."""
+        """Copy to a device."""
         tensors = (self.offset, self.height, self.width, self.first, self.count, self.targets)
         return Packed(self.planes.to(device), self.channels, *(tensor.to(device) for tensor in tensors))
 
 
 def pack(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> Packed:
-    """Pack (levels, mask) pairs: uint8 or float16 [C, H, W], 0 to 255, and bool [H, W].
+    """Pack images and masks into one buffer.
 
-    One float16 image makes the whole buffer float16, which holds every level of 8 bits exactly.
+    Parameters
+    ----------
+    frames : sequence of (ndarray [C, H, W], ndarray [H, W])
+        Gray levels, uint8 or float16, 0 to 255, and mask, bool. One float16 image makes the whole buffer
+        float16, which holds every level of 8 bits exactly.
     """
     wide = any(levels.dtype == np.float16 for levels, _ in frames)
     dtype = np.float16 if wide else np.uint8
@@ -79,13 +88,17 @@ def pack(frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> Packed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What is drawn for S crops.
+    """Random draws of S crops.
 
-    Attributes:
-        image: int64 [S]: index of the image.
-        draws: float64 [S, 4], uniform in [0, 1): whether to place the crop on a target, on which pixel of it,
-            and where along rows and columns.
-        flips: bool [S, 3]: upside down, left to right, rows for columns.
+    Attributes
+    ----------
+    image : Tensor [S], int64
+        Index of the image.
+    draws : Tensor [S, 4], float64
+        Uniform in [0, 1): whether to place the crop on a target, on which pixel of it, and the position along
+        rows and columns.
+    flips : Tensor [S, 3], bool
+        Flip up-down, flip left-right, transpose.
     """
 
     image: Tensor
@@ -99,14 +112,26 @@ class Plan:
         return len(self.image)
 
     def to(self, device: torch.device) -> "Plan":
-        """The same on a device."""
+        """Copy to a device."""
         return Plan(self.image.to(device), self.draws.to(device), self.flips.to(device))
 
 
 def plan_epoch(images: int, crops: int, seed: int, epoch: int) -> Plan:
-    """Draw an epoch: every image once in random order, then again until there are as many crops as asked.
+    """Draw the crops of an epoch with a Philox generator keyed by (seed, epoch).
 
-    The generator is Philox, keyed by (seed, epoch).
+    Parameters
+    ----------
+    images : int >= 1
+        Number of images. Each is drawn once, in random order, before any is drawn again.
+    crops : int >= 0
+        Number of crops.
+    seed, epoch : int
+
+    Examples
+    --------
+    >>> from mclc_gpu.train.data import plan_epoch
+    >>> sorted(plan_epoch(images=3, crops=6, seed=0, epoch=0).image.tolist())
+    [0, 0, 1, 1, 2, 2]
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))
@@ -120,12 +145,24 @@ def plan_epoch(images: int, crops: int, seed: int, epoch: int) -> Plan:
 
 
 def cut(packed: Packed, plan: Plan, size: int) -> Tensor:
-    """Cut crops: [B, C + 1, size, size] of the buffer's type, the mask last.
+    """Cut crops from packed images.
 
-    A crop lies anywhere in its image with equal chance. With the chance `TARGET_SHARE`, in images that have a
-    target, it instead lies anywhere where it shows a target pixel drawn at random. Images smaller than the
-    crop lie anywhere inside it and are continued around by their mirror images, masks like images. `packed`
-    and `plan` are on one device.
+    The position of a crop is uniform over its image. With probability `TARGET_SHARE`, in images that have a
+    target, it is instead uniform over the positions that show a target pixel drawn at random. Images smaller
+    than the crop lie anywhere inside it and are continued by reflection, masks like images.
+
+    Parameters
+    ----------
+    packed : Packed
+    plan : Plan
+        B crops, on the device of `packed`.
+    size : int, pixels
+        Side of the crops.
+
+    Returns
+    -------
+    Tensor [B, C + 1, size, size]
+        Gray levels, then the mask, in the dtype of the buffer.
     """
     height, width = packed.height[plan.image], packed.width[plan.image]
     count = packed.count[plan.image]
@@ -144,7 +181,7 @@ def cut(packed: Packed, plan: Plan, size: int) -> Tensor:
 
 
 def _start(length: Tensor, size: int, pixel: Tensor, on_target: Tensor, draw: Tensor) -> Tensor:
-    """First row or column of each crop, negative where the image begins inside it."""
+    """Return the first row or column of each crop, negative where the image begins inside it."""
     room = length - size
     low, high = room.clamp(max=0), room.clamp(min=0)
     low = torch.where(on_target, torch.maximum(low, pixel - size + 1), low)
@@ -153,7 +190,7 @@ def _start(length: Tensor, size: int, pixel: Tensor, on_target: Tensor, draw: Te
 
 
 def _lines(start: Tensor, length: Tensor, size: int, flip: Tensor) -> Tensor:
-    """Rows or columns of the image that each crop shows, int64 [B, size]."""
+    """Return the rows or columns of the image that each crop shows, int64 [B, size]."""
     steps = torch.arange(size, device=start.device)
     steps = torch.where(flip[:, None], size - 1 - steps, steps)
     period = 2 * length[:, None]
@@ -163,22 +200,30 @@ def _lines(start: Tensor, length: Tensor, size: int, flip: Tensor) -> Tensor:
 
 Frame = tuple[np.ndarray, np.ndarray]  # levels uint8 or float16 [C, H, W], mask bool [H, W]
 
-_RESIDENT_SHARE = 0.25  # of the memory free at the start: the network's own needs come on top
+_RESIDENT_SHARE = 0.25  # of the memory that is free at the start; the network needs more of it
 
 
 @dataclass(eq=False)
 class TrainingSet:
-    """What there is to train on; see `open_training_set`.
+    """Images and masks to train on, resident on the device or streamed; see `open_training_set`.
 
-    Attributes:
-        samples: The usable ones.
-        channels: 1 or 3.
-        mean, std: Of all gray levels of all images; std is 1 where they do not differ.
-        digest: Of all names, levels and masks.
-        targets: Images with at least one target pixel.
-        skipped: Samples left out.
-        device: Where batches go.
-        packed: All images and masks on the device; None: they are read anew each epoch.
+    Attributes
+    ----------
+    samples : list of Sample
+        Usable samples.
+    channels : {1, 3}
+    mean, std : float
+        Of the gray levels of all images; std is 1 where all levels are equal.
+    digest : str
+        Of all names, levels and masks.
+    targets : int
+        Images with at least one target pixel.
+    skipped : list of Skipped
+        Unusable samples.
+    device : torch.device
+        Device of the batches.
+    packed : Packed or None
+        All images and masks on the device; None if they are streamed, that is read again every epoch.
     """
 
     samples: list[Sample]
@@ -192,14 +237,30 @@ class TrainingSet:
     packed: Packed | None = field(repr=False)
 
     def batches(self, plan: Plan, batch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The planned crops, `batch` at a time, on the device.
+        """Yield batches of the planned crops on the device.
 
-        Yields images, normalised float32 [B, C, size, size], and truth, float32 [B, 1, size, size], 0 or 1.
-        Resident sets are cut without waiting for the device. Streamed ones are read by threads; only a few
+        Resident sets are cut without waiting for the device. Streamed sets are read by threads; only a few
         batches and the images they are cut from are in memory at a time, pinned where the device is a GPU.
 
-        Raises:
-            InputError: A file of a streamed set can no longer be read.
+        Parameters
+        ----------
+        plan : Plan
+        batch : int >= 1
+            Crops per batch.
+        size : int, pixels
+            Side of the crops.
+
+        Yields
+        ------
+        images : Tensor [B, C, size, size], float32
+            Normalized by `mean` and `std`.
+        truth : Tensor [B, 1, size, size], float32
+            0 or 1.
+
+        Raises
+        ------
+        InputError
+            If a file of a streamed set can no longer be read.
         """
         crops = self._streamed(plan, batch, size) if self.packed is None else self._cut(plan, batch, size)
         for crop in crops:
@@ -223,14 +284,24 @@ class TrainingSet:
 def open_training_set(
     samples: Sequence[Sample], channels: int, device: torch.device, budget: int | None = None
 ) -> TrainingSet:
-    """Read all samples once: what is usable is counted, and kept on the device where it fits.
+    """Read all samples once, compute their statistics, and keep them on the device if they fit.
 
-    Levels are those of `gray_levels`, rounded to whole numbers for 8-bit images and to float16 for others.
-    `budget`: bytes that the set may take; by default a quarter of the memory that is free on the device and
-    on the host.
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Unusable ones are skipped.
+    channels : {1, 3}
+        Channels of gray levels, see `mclc_gpu.data.images.gray_levels`. Levels are rounded to whole numbers
+        for 8-bit images and to float16 for others.
+    device : torch.device
+    budget : int, bytes, optional
+        Most memory that a resident set may take; by default a quarter of what is free on the device and on
+        the host.
 
-    Raises:
-        InputError: No sample is usable, or no mask has a target.
+    Raises
+    ------
+    InputError
+        If no sample is usable, or no mask has a target.
     """
     if budget is None:
         budget = int(_RESIDENT_SHARE * min(free_memory(device), free_memory(torch.device("cpu"))))
@@ -270,11 +341,11 @@ def open_training_set(
 
 
 class _Tally:
-    """Counts over all samples."""
+    """Statistics and digest over all samples."""
 
     def __init__(self) -> None:
         self.pixels, self.masked, self.sum, self.squares, self.targets = 0, 0, 0.0, 0.0, 0
-        self.width = 1  # bytes a value: one float16 image widens the whole buffer
+        self.width = 1  # bytes per value: one float16 image widens the whole buffer
         self.digest = hashlib.blake2b(digest_size=16)
 
     def add(self, name: str, frame: Frame) -> None:
@@ -291,7 +362,7 @@ class _Tally:
 
     @property
     def bytes(self) -> int:
-        """Of all levels and masks, packed."""
+        """Size of all levels and masks when packed."""
         return (self.pixels + self.masked) * self.width
 
     def mean_std(self) -> tuple[float, float]:
@@ -307,7 +378,7 @@ def _read(channels: int, sample: Sample) -> Frame:
 
 
 def _read_crops(samples: Sequence[Sample], channels: int, size: int, pin: bool, plan: Plan) -> Tensor:
-    """Crops of one batch, on the CPU."""
+    """Read and cut the crops of one batch, on the CPU."""
     own, place = torch.unique(plan.image, return_inverse=True)
     packed = pack([_read(channels, samples[index]) for index in own.tolist()])
     crops = cut(packed, Plan(place, plan.draws, plan.flips), size)

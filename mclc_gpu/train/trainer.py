@@ -1,4 +1,4 @@
-"""Losses, settings and steps of training."""
+"""Losses and the steps of training."""
 
 import math
 from collections.abc import Callable
@@ -18,29 +18,51 @@ from mclc_gpu.networks.zoo import NETWORKS, build
 from mclc_gpu.train.config import LOSSES, OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import TrainingSet, plan_epoch
 
-Total = Callable[[Tensor], Tensor]
+Total = Callable[[Tensor], Tensor]  # adds up sums over the processes that share a batch
 
 _SMOOTH = 1.0
-_EDGE_BCE = 10.0  # weight of the edge's cross-entropy in ISNet's published training
+_EDGE_BCE = 10.0  # weight of the edge's cross-entropy in the published training of ISNet
 
 
-def here_only(sums: Tensor) -> Tensor:
-    """Sums over the whole batch, when this process has all of it: the sums as they are."""
+def own_sums(sums: Tensor) -> Tensor:
+    """Return sums unchanged: the total of a process that has the whole batch."""
     return sums
 
 
-def soft_iou(logits: Tensor, truth: Tensor, total: Total = here_only) -> Tensor:
-    """Soft-IoU loss: 1 - (I + 1) / (P + T - I + 1), in 0..1.
+def soft_iou(logits: Tensor, truth: Tensor, total: Total = own_sums) -> Tensor:
+    """Compute the Soft-IoU loss 1 - (I + 1) / (P + T - I + 1).
 
     With p = sigmoid(logits) and truth t, summed over all pixels of the whole batch: I = sum p t, P = sum p,
-    T = sum t (Rahman & Wang, ISVC 2016; summed over the batch as in the published code of DNANet, Li et al.,
-    IEEE TIP 2023, arXiv:2106.00487). The ones keep a batch without targets defined: its loss is P / (P + 1).
-    Taken image by image instead, crops without targets, whose own loss hardly moves before P falls to a few
-    pixels, outweigh the others: ACM then learned next to nothing from NUAA-SIRST in the epochs in which this
-    sum took it to an IoU of 0.4.
+    T = sum t. Rahman & Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
+    Segmentation", ISVC 2016, doi:10.1007/978-3-319-50835-1_22; summed over the batch as in the published code
+    of DNANet (Li et al., IEEE TIP 2023, doi:10.1109/TIP.2022.3199107). The ones keep the loss of a batch
+    without targets defined: P / (P + 1).
 
-    `logits`: [B, 1, H, W]; `truth`: the same shape, 0 to 1. Computed in float32. `total` adds up sums over
-    the processes that share a batch.
+    With sums per image instead, crops without targets, whose loss hardly changes before P falls to a few
+    pixels, outweigh the others: ACM then learned next to nothing from NUAA-SIRST in the epochs in which the
+    sum over the batch took it to an IoU of 0.4.
+
+    Parameters
+    ----------
+    logits : Tensor [B, 1, H, W], floating-point
+        Converted to float32.
+    truth : Tensor [B, 1, H, W], float32
+        0 to 1.
+    total : callable
+        Adds up sums over the processes that share the batch; see `Ranks.total_with_gradient`.
+
+    Returns
+    -------
+    Tensor
+        Scalar, 0 to 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mclc_gpu.train.trainer import soft_iou
+    >>> truth = torch.ones(1, 1, 2, 2)
+    >>> round(soft_iou(torch.zeros(1, 1, 2, 2), truth).item(), 3)
+    0.4
     """
     probability = torch.sigmoid(logits.float())
     both = (probability * truth).sum()
@@ -48,48 +70,76 @@ def soft_iou(logits: Tensor, truth: Tensor, total: Total = here_only) -> Tensor:
     return 1 - (intersection + _SMOOTH) / (both_areas - intersection + _SMOOTH)
 
 
-def cross_entropy(logits: Tensor, truth: Tensor, total: Total = here_only) -> Tensor:
-    """Mean binary cross-entropy over all pixels; arguments as for `soft_iou`.
+def cross_entropy(logits: Tensor, truth: Tensor, total: Total = own_sums) -> Tensor:
+    """Compute the mean binary cross-entropy over all pixels; parameters as for `soft_iou`.
 
-    Of several processes each gives its own mean, whose gradients are averaged: `total` is not needed.
+    `total` is not used: each process returns its own mean, and their gradients are averaged.
     """
     del total
     return F.binary_cross_entropy_with_logits(logits.float(), truth)
 
 
-def detector_loss(answer: Logits, truth: Tensor, name: str = "soft-iou", total: Total = here_only) -> Tensor:
-    """Loss of a network's answer in training mode: a scalar.
+def detector_loss(logits: Logits, truth: Tensor, name: str = "soft-iou", total: Total = own_sums) -> Tensor:
+    """Compute the loss of a network's output in training mode.
 
-    The mean of the loss over the answer and its deeply supervised side outputs (DNANet: 4, UIUNet: 7), as
-    DNANet was published. UIUNet was published with the sum of cross-entropies: `name` "bce" is that
-    over 7, a factor that Adagrad and Adam do not see. To the edge of a network that draws one (ISNet) its own
-    published loss is added: 10 times cross-entropy plus Soft-IoU, against `edge_target`.
+    The loss is averaged over the mask and its side outputs (deep supervision: DNANet has 3, UIUNet 6), as
+    DNANet was published. UIUNet was published with the sum of cross-entropies, which is 7 times the "bce"
+    loss here, a factor that does not change the steps of Adagrad and Adam. For a network that predicts an
+    edge (ISNet) its published loss is added: 10 times cross-entropy plus Soft-IoU, against `edge_target`.
 
-    `truth`: float32 [B, 1, H, W], 0 or 1. `name`: one of LOSSES. `total`: as for `soft_iou`.
+    Parameters
+    ----------
+    logits : Logits
+    truth : Tensor [B, 1, H, W], float32
+        0 or 1.
+    name : str
+        A name in `mclc_gpu.train.config.LOSSES`.
+    total : callable
+        As for `soft_iou`.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32.
     """
     loss = LOSSES[name]
-    result = torch.stack([loss(mask, truth, total) for mask in answer.masks]).mean()
-    if answer.edge is not None:
+    result: Tensor = torch.stack([loss(mask, truth, total) for mask in logits.masks]).mean()
+    if logits.edge is not None:
         target = edge_target(truth)
-        edge = soft_iou(answer.edge, target, total)
-        result = result + _EDGE_BCE * cross_entropy(answer.edge, target) + edge
+        edge = soft_iou(logits.edge, target, total)
+        result = result + _EDGE_BCE * cross_entropy(logits.edge, target) + edge
     return result
 
 
 def edge_target(truth: Tensor) -> Tensor:
-    """What an edge branch has to answer: the masks' gradient magnitude, at most 1.
+    """Compute the target of an edge branch: the gradient magnitude of masks [B, 1, H, W], at most 1.
 
     ISNet was published without the limit. At corners, where the magnitude is sqrt(2), cross-entropy then has
-    no least value and pushes the logits without end.
+    no minimum and the logits grow without end.
     """
     return gradient_magnitude(truth).clamp(max=1)
 
 
 class Trainer:
-    """A network and its optimiser on one device. With several processes, their gradients are averaged."""
+    """Network and optimizer on one device; the gradients of several processes are averaged.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    data : TrainingSet
+    ranks : Ranks
+
+    Raises
+    ------
+    InputError
+        As `share_of_batch`.
+
+    Notes
+    -----
+    Seeds torch's global generator and draws the initial weights from it.
+    """
 
     def __init__(self, config: TrainConfig, data: TrainingSet, ranks: Ranks) -> None:
-        """Raises InputError as `share_of_batch` does. Draws from torch's global generator."""
         self.config, self.data, self.ranks = config, data, ranks
         self.share = share_of_batch(config, ranks)
         torch.manual_seed(config.seed % 2**64)
@@ -102,18 +152,30 @@ class Trainer:
         if ranks.world > 1:
             self.model = DistributedDataParallel(self.network, static_graph=True)
         if config.compile is not None:
-            # Its own copy of the code: validation runs on many sizes and would be compiled for each.
+            # Only for training: validation runs on many sizes and would be compiled for each.
             self.model = torch.compile(self.model, mode=config.compile, dynamic=False)
 
     def run_epoch(self, epoch: int) -> tuple[float, float, int]:
-        """One epoch, counted from 0: its mean loss, IoU of the crops, and pixels marked (probability > 0.5).
+        """Train for one epoch. The host does not wait for the device between steps.
 
-        The host does not wait for the device between steps.
+        Parameters
+        ----------
+        epoch : int
+            Counted from 0.
+
+        Returns
+        -------
+        loss : float
+            Mean over the steps and processes.
+        crop_iou : float
+            IoU over all crops; NaN where neither truth nor prediction has a pixel.
+        marked : int
+            Pixels with a probability above 0.5.
         """
         config, device, world = self.config, self.ranks.device, self.ranks.world
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_of(epoch)
-        # Dropout depends on the epoch, so that a resumed run continues as if it had not stopped.
+        # Dropout is seeded by the epoch, so that a resumed run continues like one that was not interrupted.
         entropy = np.random.SeedSequence([config.seed % 2**64, epoch, self.ranks.rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
         images = len(self.data.samples)
@@ -128,34 +190,36 @@ class Trainer:
         return loss / (steps * world), both / either if either else math.nan, int(marked)
 
     def step(self, crops: Tensor, truth: Tensor) -> Tensor:
-        """One step; float64 [4]: loss, and pixels of intersection, union and prediction."""
+        """Train on one batch; return loss and pixels of intersection, union and prediction, float64 [4]."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=self.config.amp):
-            answer = self.model(crops.contiguous(memory_format=torch.channels_last))
-        loss = detector_loss(answer, truth, self.config.loss, self.ranks.total_with_gradient)
+            logits = self.model(crops.contiguous(memory_format=torch.channels_last))
+        loss = detector_loss(logits, truth, self.config.loss, self.ranks.total_with_gradient)
         loss.backward()
         self.optimizer.step()
-        marked, true = answer.masks[0].detach() > 0, truth > 0
+        marked, true = logits.masks[0].detach() > 0, truth > 0
         counts = ((marked & true).sum(), (marked | true).sum(), marked.sum())
         return torch.stack([loss.detach().double(), *(count.double() for count in counts)])
 
 
 def share_of_batch(config: TrainConfig, ranks: Ranks) -> int:
-    """Crops a step of one process.
+    """Return the crops per step of one process.
 
-    Raises:
-        InputError: The processes cannot share a batch evenly, or the network needs more images at once.
+    Raises
+    ------
+    InputError
+        If the processes cannot share a batch evenly, or the network needs larger batches.
     """
     share, rest = divmod(config.batch_size, ranks.world)
     if rest or not share:
         raise InputError(
             f"batch_size {config.batch_size}: {ranks.world} processes cannot share it evenly; "
-            "use a multiple of their number"
+            f"use a multiple of {ranks.world}"
         )
     least = NETWORKS[config.network].smallest_batch
     if share < least:
         raise InputError(
-            f"batch_size {config.batch_size}: {config.network} trains on {least} images or more at once in "
-            f"each of {ranks.world} processes; use {least * ranks.world} or more"
+            f"batch_size {config.batch_size}: {config.network} trains on batches of {least} images or more "
+            f"in each process; use {least * ranks.world} or more"
         )
     return share

@@ -150,7 +150,7 @@ def test_a_collapsed_network_is_reported(
     ("more", "message"),
     [
         (["--network", "unet"], "network 'unet': use one of acm"),
-        (["--batch-size", "1"], "batch_size 1: acm trains on 2 images or more"),
+        (["--batch-size", "1"], "batch_size 1: acm trains on batches of 2 images or more"),
         (["--epochs", "0"], "epochs 0: use 1 or more"),
         (["--images", "elsewhere"], "2 --images but 1 of --points, --points-from-masks and --masks"),
         (["--list", "a.txt", "--list", "b.txt"], "2 --list but 1 --images"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.images import find_files, read_image, read_mask
-from mclc_gpu.detect.evaluate import Case, evaluate, score_network
+from mclc_gpu.detect.evaluate import Case, score_files, score_network
 from mclc_gpu.errors import InputError
 from mclc_gpu.report.folder import write_report
 from mclc_gpu.report.plots import plot_curves, plot_roc
@@ -50,7 +50,7 @@ def files(data):
 
 
 def test_a_folder_is_scored_at_one_and_at_all_thresholds(files):
-    evaluation = evaluate(bright_predictor(), *files)
+    evaluation = score_files(bright_predictor(), *files)
     result, roc = evaluation.scores.compute(), evaluation.roc.compute()
     assert (result.images, result.targets, result.detected, result.false_alarm_pixels) == (4, 3, 2, 4)
     assert (result.intersection, result.union) == (9 + 4, 9 + 4 + 9 + 4)
@@ -65,11 +65,11 @@ def test_a_folder_is_scored_at_one_and_at_all_thresholds(files):
 
 
 def test_threshold_and_convention_are_obeyed(files):
-    low = evaluate(bright_predictor(), *files, threshold=0.4).scores.compute()
+    low = score_files(bright_predictor(), *files, threshold=0.4).scores.compute()
     assert (low.detected, low.false_alarm_pixels) == (3, 4)
-    high = evaluate(bright_predictor(), *files, threshold=0.97).scores.compute()
+    high = score_files(bright_predictor(), *files, threshold=0.97).scores.compute()
     assert (high.detected, high.false_alarm_pixels) == (2, 0)
-    theirs = evaluate(bright_predictor(), *files, convention=DNANET)
+    theirs = score_files(bright_predictor(), *files, convention=DNANET)
     assert theirs.scores.compute().convention == theirs.roc.compute().convention == "dnanet"
 
 
@@ -78,8 +78,8 @@ def test_images_in_memory_score_as_the_files_do(files):
     samples = [(stem, read_image(images[stem]), read_mask(masks[stem])) for stem in images]
     seen: list[Case] = []
     roc = RocScores()
-    scores = score_network(bright_predictor(), iter(samples), roc=roc, watch=seen.append)
-    by_file = evaluate(bright_predictor(), *files)
+    scores = score_network(bright_predictor(), iter(samples), roc=roc, callback=seen.append)
+    by_file = score_files(bright_predictor(), *files)
     assert scores.compute() == by_file.scores.compute()
     np.testing.assert_array_equal(roc.total.at, by_file.roc.total.at)
     assert [case.name for case in seen] == list(images)
@@ -96,7 +96,7 @@ def test_bad_files_are_left_out_and_named(files, data):
     images["b"].write_bytes(b"no picture")
     Image.new("L", (5, 5)).save(masks["c"])
     del masks["d"]
-    evaluation = evaluate(bright_predictor(), images, masks)
+    evaluation = score_files(bright_predictor(), images, masks)
     assert [score.name for score in evaluation.scores.images] == ["a"]
     reasons = {item.file.split("/")[-1]: item.why for item in evaluation.skipped}
     assert set(reasons) == {"b.png", "c.png", "d.png"}
@@ -111,7 +111,7 @@ def run(data, *more: object) -> int:
 
 @pytest.fixture
 def bright(monkeypatch):
-    monkeypatch.setattr("mclc_gpu.cli.evaluate.load_checkpoint", bright_checkpoint)
+    monkeypatch.setattr("mclc_gpu.detect.evaluate.load_checkpoint", bright_checkpoint)
 
 
 def test_command(data, bright, capsys, tmp_path):

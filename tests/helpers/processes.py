@@ -13,7 +13,7 @@ from training_data import Tiny
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["processes", "mclc_gpu.cli.label", "mclc_gpu.cli.train", "mclc_gpu.cli.predict"]
+    ["processes", "mclc_gpu.cli.label", "mclc_gpu.cli.train", "mclc_gpu.cli.detect"]
 )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from mclc_gpu.networks.blocks import Logits
 from mclc_gpu.train.config import LOSSES
-from mclc_gpu.train.trainer import cross_entropy, detector_loss, edge_target, here_only, soft_iou
+from mclc_gpu.train.trainer import cross_entropy, detector_loss, edge_target, own_sums, soft_iou
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +74,7 @@ def test_deep_supervision_is_the_mean_of_the_outputs(name: str) -> None:
     second, _ = batch(1)
     both = detector_loss(Logits((first, second)), truth, name)
     assert both.item() == pytest.approx(
-        (LOSSES[name](first, truth, here_only) + LOSSES[name](second, truth, here_only)).item() / 2, rel=1e-6
+        (LOSSES[name](first, truth, own_sums) + LOSSES[name](second, truth, own_sums)).item() / 2, rel=1e-6
     )
 
 

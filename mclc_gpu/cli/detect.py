@@ -1,0 +1,80 @@
+"""Commands that run a trained detector: evaluate and predict."""
+
+import argparse
+from dataclasses import fields
+
+from mclc_gpu.cli.common import say_scores, say_skipped
+from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
+from mclc_gpu.detect.evaluate import Evaluation, evaluate_images
+from mclc_gpu.detect.predict import LAYOUT, predict_images
+from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.report.folder import FILES, write_report
+from mclc_gpu.report.sheets import Extremes
+from mclc_gpu.runs import keep_apart
+
+_REPORTED = ("checkpoint", "images", "masks", "list", "threshold", "convention", "tile", "overlap", "amp")
+
+
+def evaluate(arguments: argparse.Namespace, started: float) -> int:
+    """Run `mclc-gpu evaluate`; return the number of skipped inputs."""
+    del started
+    options = EvaluateOptions(**{f.name: getattr(arguments, f.name) for f in fields(EvaluateOptions)})
+    inputs = options.images, options.masks, options.list, options.checkpoint
+    for option, path in (("--roc", options.roc), ("--json", options.json), ("--out", options.out)):
+        if path is not None:
+            keep_apart(option, (path, path.parent), inputs)
+    _refuse_older_report(options)
+    extremes = Extremes(threshold=options.threshold)
+    evaluation = evaluate_images(options, extremes)
+    say_skipped(evaluation.skipped)
+    if not evaluation.scores.images:
+        raise InputError(f"{options.images}: no image that has a mask of its size in {options.masks}")
+    roc = evaluation.roc.compute()
+    say_scores(evaluation.scores, roc, options.roc, options.json, len(evaluation.skipped))
+    if options.out is not None:
+        _report(options, evaluation, extremes)
+    return len(evaluation.skipped)
+
+
+def _refuse_older_report(options: EvaluateOptions) -> None:
+    if options.out is None or options.overwrite:
+        return
+    for name in FILES:
+        if (options.out / name).exists():
+            raise InputError(f"{options.out / name}: exists already; use --overwrite or another --out")
+
+
+def _report(options: EvaluateOptions, evaluation: Evaluation, extremes: Extremes) -> None:
+    assert options.out is not None
+    assert evaluation.trained is not None
+    report = write_report(
+        options.out,
+        title=f"{evaluation.trained.name} on {options.images}",
+        scores=evaluation.scores,
+        roc=evaluation.roc.compute(),
+        extremes=extremes,
+        settings={
+            **{name: getattr(options, name) for name in _REPORTED},
+            "skipped": len(evaluation.skipped),
+            "training": evaluation.trained.settings,
+        },
+    )
+    print(f"\nreport: {report}")
+
+
+def predict(arguments: argparse.Namespace, started: float) -> int:
+    """Run `mclc-gpu predict`; return the number of skipped inputs."""
+    options = PredictOptions(**{f.name: getattr(arguments, f.name) for f in fields(PredictOptions)})
+    summary = predict_images(options, started)
+    skipped = [Skipped(**item) for item in summary["skipped"]]
+    say_skipped(skipped, LAYOUT.summary(options.out))
+    rate = "" if summary["images_per_s"] is None else f", {summary['images_per_s']:.1f} images/s"
+    seconds = summary["seconds"]
+    print(f"{summary['images']} images, {summary['detections']} detections -> {options.out}")
+    print(
+        f"{seconds['total']:.2f} s{rate} on {summary['device']}; start-up {seconds['startup']:.2f} s"
+        + (f"; {summary['resumed_images']} images were finished before" if summary["resumed_images"] else "")
+    )
+    if skipped:
+        print(f"{len(skipped)} inputs skipped")
+    return len(skipped)
