@@ -48,13 +48,18 @@ class TrialConfig:
         Of the mean segment's size, for the enforcement.
     """
 
-    method: str = "slic"
-    clusters: int = 9
-    compactness: float = 20.0
+    method: str = field(default="slic", metadata={"help": "clustering method", "choices": METHODS})
+    clusters: int = field(default=9, metadata={"help": "clusters per window", "metavar": "N"})
+    compactness: float = field(
+        default=20.0, metadata={"help": "weight of space against color", "metavar": "M"}
+    )
     max_iterations: int = 10
     tolerance: float = 0.0
-    noise: str = "salt"
-    intensity: float = 0.05
+    noise: str = field(default="salt", metadata={"help": "noise of the trials", "choices": KINDS})
+    intensity: float = field(
+        default=0.05,
+        metadata={"help": "share of values replaced, or sigma of Gaussian noise", "metavar": "I"},
+    )
     shared_noise: bool = False
     connectivity: str = "enforce"
     min_size_factor: float = 0.5
@@ -103,13 +108,30 @@ class CrfConfig:
         Probabilities of either class below it count as it.
     """
 
-    gaussian_sxy: float = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 32.0
-    bilateral_srgb: float = 13.0
-    bilateral_compat: float = 10.0
+    gaussian_sxy: float = field(
+        default=3.0,
+        metadata={
+            "option": "crf-gaussian",
+            "metavar": "SXY",
+            "help": "smoothness kernel of the CRF: width in pixels, weight",
+        },
+    )
+    gaussian_compat: float = field(default=3.0, metadata={"option": "crf-gaussian", "metavar": "COMPAT"})
+    bilateral_sxy: float = field(
+        default=32.0,
+        metadata={
+            "option": "crf-bilateral",
+            "metavar": "SXY",
+            "help": "appearance kernel of the CRF: widths in pixels and gray levels, weight",
+        },
+    )
+    bilateral_srgb: float = field(default=13.0, metadata={"option": "crf-bilateral", "metavar": "SRGB"})
+    bilateral_compat: float = field(default=10.0, metadata={"option": "crf-bilateral", "metavar": "COMPAT"})
     normalization: str = "symmetric"
-    iterations: int = 1
+    iterations: int = field(
+        default=1,
+        metadata={"option": "crf-iterations", "metavar": "N", "help": "mean-field steps of the CRF"},
+    )
     floor: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -208,7 +230,10 @@ class ComponentConfig:
     near: int = 8
     levels: int = 64
     max_area: int = 2000
-    polarity: str = "bright"
+    polarity: str = field(
+        default="bright",
+        metadata={"help": "targets are brighter or darker than their surroundings", "choices": POLARITIES},
+    )
     dark_margin: float = 3.0
     core: float = 0.0
     body: float = 0.0

@@ -2,11 +2,17 @@
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from importlib import import_module
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from mclc_gpu.errors import InputError
 
 Thing = TypeVar("Thing")
+
+
+def resolve(path: str) -> Any:
+    """Import what a dotted path ``"package.module.NAME"`` names."""
+    module, _, attribute = path.rpartition(".")
+    return getattr(import_module(module), attribute)
 
 
 class Registry(MutableMapping[str, Thing], Generic[Thing]):
@@ -46,8 +52,7 @@ class Registry(MutableMapping[str, Thing], Generic[Thing]):
     def __getitem__(self, name: str) -> Thing:
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.rpartition(".")
-            entry = self._entries[name] = cast(Thing, getattr(import_module(module), attribute))
+            entry = self._entries[name] = cast(Thing, resolve(entry))
         return entry
 
     def __setitem__(self, name: str, thing: Thing | str) -> None:

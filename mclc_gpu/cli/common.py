@@ -5,24 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mclc_gpu.data.files import write_json
-from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.errors import Skipped
 from mclc_gpu.score.metrics import Scores
 from mclc_gpu.score.roc import Roc
 
 _SHOWN_SKIPS = 20
-
-
-def checked_threshold(threshold: float) -> float:
-    """A threshold of probabilities. Raises InputError for what is none."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f"--threshold {threshold:g}: a probability is 0 to 1")
-    return threshold
-
-
-def checked_tiles(tile: int, overlap: int) -> None:
-    """Raise InputError unless images can be cut into such tiles."""
-    if tile < 1 or not 0 <= overlap <= tile // 2:
-        raise InputError(f"--tile {tile} --overlap {overlap}: give 1 px or more, and 0 to half of a tile")
 
 
 def say_skipped(skipped: Sequence[Skipped], where: Path | None = None) -> None:

@@ -1,8 +1,5 @@
 """Commands that run a trained detector: evaluate and predict."""
 
-import argparse
-from dataclasses import fields
-
 from mclc_gpu.cli.common import say_scores, say_skipped
 from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
 from mclc_gpu.detect.evaluate import Evaluation, evaluate_images
@@ -15,10 +12,9 @@ from mclc_gpu.runs import keep_apart
 _REPORTED = ("checkpoint", "images", "masks", "list", "threshold", "convention", "tile", "overlap", "amp")
 
 
-def evaluate(arguments: argparse.Namespace, started: float) -> int:
+def evaluate(options: EvaluateOptions, started: float) -> int:
     """Run `mclc-gpu evaluate`; return the number of skipped inputs."""
     del started
-    options = EvaluateOptions(**{f.name: getattr(arguments, f.name) for f in fields(EvaluateOptions)})
     inputs = options.images, options.masks, options.list, options.checkpoint
     for option, path in (("--roc", options.roc), ("--json", options.json), ("--out", options.out)):
         if path is not None:
@@ -62,9 +58,8 @@ def _report(options: EvaluateOptions, evaluation: Evaluation, extremes: Extremes
     print(f"\nreport: {report}")
 
 
-def predict(arguments: argparse.Namespace, started: float) -> int:
+def predict(options: PredictOptions, started: float) -> int:
     """Run `mclc-gpu predict`; return the number of skipped inputs."""
-    options = PredictOptions(**{f.name: getattr(arguments, f.name) for f in fields(PredictOptions)})
     summary = predict_images(options, started)
     skipped = [Skipped(**item) for item in summary["skipped"]]
     say_skipped(skipped, LAYOUT.summary(options.out))

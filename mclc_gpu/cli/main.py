@@ -1,47 +1,89 @@
-"""The command line: arguments only. A command imports what it needs when it runs, so that --help is quick."""
+"""Command line: parse the options, run the command, and turn errors into exit codes."""
 
+import argparse
 import io
 import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
-from mclc_gpu.cli.commands import run
-from mclc_gpu.cli.options import BAD_INPUT, DONE, DONE_WITH_SKIPS, INTERRUPTED, parser
+from mclc_gpu.cli.commands import COMMANDS
+from mclc_gpu.cli.options import add_options, build
 from mclc_gpu.errors import InputError
+
+DONE, DONE_WITH_SKIPS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line, without the whole usage above it, and exit."""
+        self.exit(BAD_INPUT, f"mclc-gpu: error: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    result = _Parser(
+        prog="mclc-gpu", description="Pixel masks for infrared small targets from one click per target."
+    )
+    parsers = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        of_command = parsers.add_parser(name, help=command.help)
+        add_options(of_command, command.options)
+        if command.strict:
+            text = "exit with 1 if any input was skipped"
+            of_command.add_argument("--strict", action="store_true", help=text)
+    return result
+
+
+def run(argv: Sequence[str], started: float) -> int:
+    """Run one command; return the number of skipped inputs."""
+    arguments = parser().parse_args(argv)
+    command = COMMANDS[arguments.command]
+    return command.run(build(command.options, arguments), started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 done with skips under --strict, 2 bad input.
+    """Run one command.
 
-    torchrun ends with 1 whenever a process of it does not end with 0, whose own code is in its report.
+    torchrun exits with 1 if any of its processes does not exit with 0; its report names that process's code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Command and options; default: those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 1 done with skipped inputs under --strict, 2 bad input, 130 interrupted.
     """
     started = time.perf_counter()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text in this encoding
-    words = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser().parse_args(words)
-    arguments.words = words
+    arguments = parser().parse_args(argv)
+    command = COMMANDS[arguments.command]
     # An interrupt must not wait for OpenMP workers that spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        skipped = run(arguments, started)
+        skipped = command.run(build(command.options, arguments), started)
     except InputError as error:
         print(f"mclc-gpu: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain about it when it flushes at exit.
+        # The reader of our output has closed it; Python must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        where, what = error.filename or "file system", error.strerror or error
+        place, reason = error.filename or "file system", error.strerror or error
         print(
-            f"mclc-gpu: error: {where}: {what}; check the path, its permissions and the free space there",
+            f"mclc-gpu: error: {place}: {reason}; check the path, its permissions and the free space there",
             file=sys.stderr,
         )
         return BAD_INPUT
     except KeyboardInterrupt:
-        more = f"; {arguments.command} goes on with --resume" if hasattr(arguments, "resume") else ""
+        resumable = hasattr(command.options, "resume")
+        more = f"; {arguments.command} goes on with --resume" if resumable else ""
         print(f"mclc-gpu: interrupted{more}", file=sys.stderr)
         return INTERRUPTED
     return DONE_WITH_SKIPS if skipped and getattr(arguments, "strict", False) else DONE

@@ -1,16 +1,16 @@
 """mclc-gpu score."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mclc_gpu.cli.common import checked_threshold, say_scores, say_skipped
+from mclc_gpu.cli.common import say_scores, say_skipped
 from mclc_gpu.data.datasets import listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import find_files, read_mask, read_probability
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.runs import Progress, keep_apart
+from mclc_gpu.score.config import ScoreOptions
 from mclc_gpu.score.matching import CONVENTIONS, Convention
 from mclc_gpu.score.metrics import ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
@@ -22,29 +22,27 @@ if TYPE_CHECKING:  # they import PyTorch, which scores do without
 Pair = tuple[str, tuple[Path, Path]]  # stem, files of prediction and truth
 
 
-def score(arguments: argparse.Namespace, started: float) -> int:
+def score(options: ScoreOptions, started: float) -> int:
     """Run the command; returns the number of skipped inputs, true masks without a prediction among them."""
     del started
-    convention = CONVENTIONS.find(arguments.convention)
-    threshold = None if arguments.threshold is None else checked_threshold(arguments.threshold)
-    if threshold is None and arguments.roc is not None:
-        threshold = 0.5
-    inputs = (arguments.pred, arguments.truth, arguments.images, arguments.list)
+    convention = CONVENTIONS.find(options.convention)
+    threshold = options.threshold
+    inputs = (options.pred, options.truth, options.images, options.list)
     for option in ("roc", "json", "report"):
-        path = getattr(arguments, option)
+        path = getattr(options, option)
         if path is not None:
             keep_apart(f"--{option}", (path, path.resolve().parent), inputs)
-    predictions, truths = find_files(arguments.pred), find_files(arguments.truth)
-    predictions, skipped = listed(predictions, arguments.list, arguments.pred)
+    predictions, truths = find_files(options.pred), find_files(options.truth)
+    predictions, skipped = listed(predictions, options.list, options.pred)
     pairs, unpaired = pair_files(predictions, truths)
     skipped += unpaired
     scores, roc = Scores(convention), RocScores(convention)
-    report = _report(arguments, predictions, truths, threshold)
+    report = _report(options, predictions, truths, threshold)
 
     def count(pair: Pair) -> _Counted | Skipped:
         prediction = pair[1][0]
         return attempt(
-            prediction, lambda: _count(pair, threshold, arguments.roc is not None, convention, report)
+            prediction, lambda: _count(pair, threshold, options.roc is not None, convention, report)
         )
 
     with Progress("score", len(pairs), "mask") as progress:
@@ -60,12 +58,12 @@ def score(arguments: argparse.Namespace, started: float) -> int:
                 report.check.add(counted.looked)
     say_skipped(skipped)
     if not scores.images:
-        raise InputError(f"{arguments.pred}: no mask that could be compared with {arguments.truth}")
-    curve = None if arguments.roc is None else roc.compute()
-    say_scores(scores, curve, arguments.roc, arguments.json, len(skipped))
-    if report is not None:
-        report.write(arguments.report, scores.compute(), skipped)
-    missing = len(truths) - len(pairs) if arguments.list is None else 0
+        raise InputError(f"{options.pred}: no mask that could be compared with {options.truth}")
+    curve = None if options.roc is None else roc.compute()
+    say_scores(scores, curve, options.roc, options.json, len(skipped))
+    if report is not None and options.report is not None:
+        report.write(options.report, scores.compute(), skipped)
+    missing = len(truths) - len(pairs) if options.list is None else 0
     if missing:
         print(f"not scored, for lack of a prediction: {missing} true masks")
     return len(skipped) + missing
@@ -93,25 +91,22 @@ def _count(
 
 
 def _report(
-    arguments: argparse.Namespace,
+    options: ScoreOptions,
     predictions: Mapping[str, Path],
     truths: Mapping[str, Path],
     threshold: float | None,
 ) -> "LabelReport | None":
     """An empty report, when one is asked for, on the label run that is named or that --pred lies in."""
-    if arguments.report is None:
-        for option in ("labels", "images"):
-            if getattr(arguments, option) is not None:
-                raise InputError(f"--{option}: serves the report; give --report FILE.html too")
+    if options.report is None:
         return None
     # Imported here since they import PyTorch, which scores alone do without.
     from mclc_gpu.labels.folder import LAYOUT, open_labels
     from mclc_gpu.report.page import LabelReport
 
-    folder = arguments.labels
-    around = arguments.pred.resolve().parent
-    if folder is None and arguments.pred.resolve().name in LAYOUT.folders and LAYOUT.summary(around).exists():
+    folder = options.labels
+    around = options.pred.resolve().parent
+    if folder is None and options.pred.resolve().name in LAYOUT.folders and LAYOUT.summary(around).exists():
         folder = around
-    images = {} if arguments.images is None else find_files(arguments.images)
+    images = {} if options.images is None else find_files(options.images)
     labels = None if folder is None else open_labels(folder)
     return LabelReport(predictions, truths, images, labels, threshold)

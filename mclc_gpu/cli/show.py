@@ -1,10 +1,10 @@
 """mclc-gpu show."""
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from mclc_gpu.cli.commands import ShowOptions
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.images import find_files
@@ -18,16 +18,16 @@ _SPREAD = 6  # targets shown when none are named
 _MOST = 48
 
 
-def show(arguments: argparse.Namespace, started: float) -> int:
+def show(options: ShowOptions, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     del started
-    _check_out(arguments)
-    run = open_run(arguments.labels)
-    images = find_files(arguments.images)
-    truths = {} if arguments.truth is None else find_files(arguments.truth)
-    targets = _chosen(arguments, run, truths)
-    processes = make_processes(run, targets, images, truths, arguments.device)
-    with atomic_path(arguments.out) as temporary:
+    _check_out(options)
+    run = open_run(options.labels)
+    images = find_files(options.images)
+    truths = {} if options.truth is None else find_files(options.truth)
+    targets = _chosen(options, run, truths)
+    processes = make_processes(run, targets, images, truths, options.device)
+    with atomic_path(options.out) as temporary:
         process_sheet(processes, run.config, _title(run)).save(temporary)
     for process in processes:
         print(f"{process.target}: {',  '.join(mask_facts(process.mask, process.truth))}")
@@ -37,37 +37,37 @@ def show(arguments: argparse.Namespace, started: float) -> int:
                 f"{run.store.mask(process.target.stem)}: the image, the code or the device is another",
                 file=sys.stderr,
             )
-    print(f"{len(processes)} targets -> {arguments.out}")
+    print(f"{len(processes)} targets -> {options.out}")
     return 0
 
 
-def _check_out(arguments: argparse.Namespace) -> None:
+def _check_out(options: ShowOptions) -> None:
     """The picture must not replace an input."""
-    out: Path = arguments.out
+    out: Path = options.out
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
-    read = LAYOUT.places(arguments.labels)[1:]
-    keep_apart("--out", (out, out.resolve().parent), (arguments.images, arguments.truth, *read))
+    read = LAYOUT.places(options.labels)[1:]
+    keep_apart("--out", (out, out.resolve().parent), (options.images, options.truth, *read))
 
 
-def _chosen(arguments: argparse.Namespace, run: Run, truths: Mapping[str, Path]) -> list[Target]:
+def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[Target]:
     """The targets asked for, each once: those named, then the worst, then the best."""
-    stems, _ = listed(dict.fromkeys(run.points), arguments.list, arguments.labels)
-    targets = [target for word in arguments.target for target in find_targets(run, word)]
-    counts = {"--worst": arguments.worst, "--best": arguments.best}
+    stems, _ = listed(dict.fromkeys(run.points), options.list, options.labels)
+    targets = [target for word in options.target for target in find_targets(run, word)]
+    counts = {"--worst": options.worst, "--best": options.best}
     asked = {option: count for option, count in counts.items() if count is not None}
     for option, count in asked.items():
         if count < 1:
             raise InputError(f"{option} {count}: give at least 1")
-        if arguments.truth is None:
+        if options.truth is None:
             raise InputError(f"{option}: only --truth tells which masks are good; give it")
     if asked:
         ranked = [target for _, target in rank_targets(run, truths, stems)]
-        targets += ranked[: arguments.worst or 0] + ranked[::-1][: arguments.best or 0]
+        targets += ranked[: options.worst or 0] + ranked[::-1][: options.best or 0]
     elif not targets:
         candidates = [target for target in run.targets if target.stem in stems]
         if not candidates:
-            raise InputError(f"{arguments.labels}: no target to show in the images of the list")
+            raise InputError(f"{options.labels}: no target to show in the images of the list")
         targets = [candidates[at] for at in evenly_spread(len(candidates), _SPREAD)]
     targets = list(dict.fromkeys(targets))
     if len(targets) > _MOST:

@@ -1,6 +1,5 @@
 """mclc-gpu tune."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,36 +13,37 @@ from mclc_gpu.errors import Skipped
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.labels.config import preset
 from mclc_gpu.runs import keep_apart
+from mclc_gpu.tune.config import TuneOptions
 from mclc_gpu.tune.run import CONFIG, FEW_IMAGES, LAYOUT, PLOT, TuneJob, tune_labels
 
 
-def tune(arguments: argparse.Namespace, started: float) -> int:
+def tune(options: TuneOptions, started: float) -> int:
     """Run the command; returns the number of skipped inputs."""
     del started
-    keep_apart("--out", LAYOUT.places(arguments.out), (arguments.images, arguments.masks, arguments.list))
-    changes = {} if arguments.category is None else {"category": arguments.category}
-    images, skipped = listed(find_files(arguments.images), arguments.list, arguments.images)
-    masks = find_files(arguments.masks)
-    device = pick_device(arguments.device)
+    keep_apart("--out", LAYOUT.places(options.out), (options.images, options.masks, options.list))
+    changes = {} if options.category is None else {"category": options.category}
+    images, skipped = listed(find_files(options.images), options.list, options.images)
+    masks = find_files(options.masks)
+    device = pick_device(options.device)
     job = TuneJob(
         images=images,
         masks=masks,
-        out=arguments.out,
-        config=preset(arguments.preset, **changes),
-        start=arguments.preset,
-        seeds=arguments.seeds,
-        budget=arguments.budget,
-        jitter=arguments.jitter,
-        seed=arguments.seed,
+        out=options.out,
+        config=preset(options.preset, **changes),
+        start=options.preset,
+        seeds=options.seeds,
+        budget=options.budget,
+        jitter=options.jitter,
+        seed=options.seed,
         device=device,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
+        resume=options.resume,
+        overwrite=options.overwrite,
         skipped=skipped,
     )
     summary = tune_labels(job)
     left_out = [Skipped(**item) for item in summary["skipped"]]
-    say_skipped(left_out, LAYOUT.summary(arguments.out))
-    _report(arguments.out, summary)
+    say_skipped(left_out, LAYOUT.summary(options.out))
+    _report(options.out, summary)
     return len(left_out)
 
 

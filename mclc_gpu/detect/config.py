@@ -1,6 +1,6 @@
 """Settings of `evaluate` and `predict`, free of torch and numpy so that the command line reads them quickly.
 
-See `mclc_gpu.train.config` for the metadata of the fields.
+See `mclc_gpu.cli.options` for the metadata of the fields.
 """
 
 from dataclasses import dataclass, field
@@ -119,8 +119,10 @@ class PredictOptions(DetectorOptions):
     """
 
     out: Path = field(metadata={"help": "output folder", "metavar": "DIR"})
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in --out"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run", "either": "earlier"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
+    )
 
     def settings(self) -> dict[str, Any]:
         """Return what the output depends on, besides the checkpoint and the images."""

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
+from mclc_gpu.data.files import read_json
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
-from mclc_gpu.registry import Registry
+from mclc_gpu.registry import Registry, resolve
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class MakerEntry:
         """Return the implementation, an instance of a `mclc_gpu.labels.makers.Maker`."""
         found = self.implementation
         if isinstance(found, str):
-            module, _, name = found.rpartition(".")
-            found = getattr(import_module(module), name)
+            found = resolve(found)
         return found() if isinstance(found, type) else found
 
 
@@ -231,6 +230,21 @@ class LabelConfig:
         """Traits and implementation of the maker. Raises InputError for an unknown one."""
         return MAKERS.find(self.maker)
 
+    def unused(self) -> dict[str, str]:
+        """Return the settings without effect: fields or parts, each with the condition for an effect."""
+        entry = self.entry
+        conditions = {
+            "trial": ("trial" in entry.uses, "only applies to presets with trials"),
+            "components": ("components" in entry.uses, "only applies to presets that vote by components"),
+            "stop_change": (entry.stop_rule, "only applies to presets with a stop rule"),
+            "threshold": (
+                entry.graded and self.refine == "threshold",
+                "only applies with --refine threshold, to presets with graded maps",
+            ),
+            "crf": (self.refine == "crf", "only applies with --refine crf"),
+        }
+        return {name: when for name, (used, when) in conditions.items() if not used}
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """Return the config that a run was made with, from the "settings" of its label.json.
@@ -245,6 +259,28 @@ class LabelConfig:
             return _rebuilt(cls, own)
         except (TypeError, ValueError) as error:
             raise InputError(f"these settings cannot be used ({error}); make them anew") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a config from a JSON file: config.json of ``tune``, or "settings" in label.json of a run.
+
+        Raises
+        ------
+        InputError
+            The file cannot be read, or holds no such settings.
+        """
+        remedy = "give the config.json of tune, or a label.json"
+        try:
+            content = read_json(path, remedy)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        settings = content.get("settings", content)
+        if not isinstance(settings, dict):
+            raise InputError(f"{path}: holds no label settings; {remedy}")
+        try:
+            return cls.from_settings(settings)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 _OF_THE_RUN = ("seed", "points")  # settings that are not the pipeline's
@@ -324,24 +360,54 @@ def changed(config: LabelConfig, **changes: Any) -> LabelConfig:
         raise InputError(str(error)) from error
 
 
-def unused_settings(config: LabelConfig) -> dict[str, str]:
-    """Return the settings without effect: names of fields or parts, with when they would have one."""
-    entry = config.entry
-    conditions = {
-        "trial": ("trial" in entry.uses, "only applies to presets with trials"),
-        "components": ("components" in entry.uses, "only applies to presets that vote by components"),
-        "stop_change": (entry.stop_rule, "only applies to presets with a stop rule"),
-        "threshold": (
-            entry.graded and config.refine == "threshold",
-            "only applies with --refine threshold, to presets with graded maps",
-        ),
-        "crf": (config.refine == "crf", "only applies with --refine crf"),
-    }
-    return {name: when for name, (used, when) in conditions.items() if not used}
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """Settings of labels, whatever the data set.
+
+    Attributes
+    ----------
+    jitter : float >= 0, pixels
+        Spread of simulated clicks.
+    supervision : {"point", "multi-point", "scribble", "box"}
+        Mark of a target: one click, several, a scribble or a bounding box.
+    clicks : int >= 1
+        Simulated clicks per target of "multi-point".
+    config : LabelConfig
+        Settings of the label pipeline; default: the preset "default".
+    shards : int >= 0
+        Images per tar archive of labels; 0: a mask and a TPM file for each image.
+    """
+
+    jitter: float = field(default=0.0, metadata={"help": "spread of simulated clicks", "metavar": "PX"})
+    supervision: str = field(
+        default="point",
+        metadata={
+            "help": "mark of a target: one click, several, a scribble or a bounding box",
+            "choices": ("point", "multi-point", "scribble", "box"),
+        },
+    )
+    clicks: int = field(
+        default=3, metadata={"help": "simulated clicks per target of multi-point", "metavar": "N"}
+    )
+    config: LabelConfig = field(
+        default_factory=lambda: PRESETS["default"],
+        metadata={"title": "label settings", "presets": PRESETS, "read": LabelConfig.read},
+    )
+    shards: int = field(
+        default=0,
+        metadata={
+            "help": "write the labels of N images each into tar archives, instead of two files an image",
+            "metavar": "N",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.shards < 0:
+            raise InputError(f"shards {self.shards}: use 1 or more images per archive, or 0 for single files")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions:
+class LabelOptions(LabelSettings):
     """Inputs, output and settings of a label run (see `mclc_gpu.labels.run.label_dataset`).
 
     Attributes
@@ -357,14 +423,6 @@ class LabelOptions:
         Output folder.
     list : Path or None
         Text file that names the images to label, one a line; None: all.
-    jitter : float >= 0, pixels
-        Spread of simulated clicks.
-    supervision : {"point", "multi-point", "scribble", "box"}
-        Mark of a target: one click, several, a scribble or a bounding box.
-    clicks : int >= 1
-        Simulated clicks per target of "multi-point".
-    config : LabelConfig
-        Settings of the label pipeline; default: the preset "default".
     device : str
         "auto", "cpu", "cuda" or "cuda:N".
     seed : int
@@ -373,45 +431,38 @@ class LabelOptions:
         Continue an interrupted run with the same settings.
     overwrite : bool
         Replace an earlier run's output.
-    shards : int >= 0
-        Images per tar archive of labels; 0: a mask and a TPM file for each image.
     """
 
-    images: Path = field(metadata={"metavar": "DIR"})
+    images: Path = field(metadata={"help": "folder of images", "metavar": "DIR"})
     points: Path | None = field(
-        default=None, metadata={"help": "point labels: CSV, JSON, XML, txt, PNG", "metavar": "FILE|DIR"}
+        default=None,
+        metadata={
+            "help": "point labels: CSV, JSON, XML, txt, PNG",
+            "metavar": "FILE|DIR",
+            "either": "points",
+            "required": True,
+        },
     )
     points_from_masks: Path | None = field(
-        default=None, metadata={"help": "simulate clicks from true masks", "metavar": "DIR"}
+        default=None,
+        metadata={
+            "help": "simulate clicks from true masks",
+            "metavar": "DIR",
+            "either": "points",
+            "required": True,
+        },
     )
-    out: Path = field(metadata={"metavar": "DIR"})
+    out: Path = field(metadata={"help": "output folder", "metavar": "DIR"})
     list: Path | None = field(
-        default=None, metadata={"help": "only the images named here, one a line", "metavar": "TXT"}
+        default=None, metadata={"help": "label only the images named here, one per line", "metavar": "TXT"}
     )
-    jitter: float = field(default=0.0, metadata={"help": "spread of simulated clicks", "metavar": "PX"})
-    supervision: str = field(
-        default="point",
-        metadata={
-            "help": "mark of a target: one click, several, a scribble or a bounding box",
-            "choices": ("point", "multi-point", "scribble", "box"),
-        },
-    )
-    clicks: int = field(
-        default=3, metadata={"help": "simulated clicks per target of multi-point", "metavar": "N"}
-    )
-    config: LabelConfig = field(default_factory=lambda: PRESETS["default"])
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
-    seed: int = 0
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in --out"})
-    shards: int = field(
-        default=0,
-        metadata={
-            "help": "write the labels of N images each into tar archives, instead of two files an image",
-            "metavar": "N",
-        },
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
+    seed: int = field(default=0, metadata={"help": "seed of noise and simulated clicks", "metavar": "N"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run", "either": "earlier"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
     )
 
-    def __post_init__(self) -> None:
-        if self.shards < 0:
-            raise InputError(f"shards {self.shards}: use 1 or more images per archive, or 0 for single files")
+    def unused(self) -> dict[str, str]:
+        """Return the settings without effect, each with the condition for an effect."""
+        return {} if self.points_from_masks else {"jitter": "only applies with --points-from-masks"}

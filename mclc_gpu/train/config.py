@@ -1,16 +1,16 @@
 """Settings of training, free of torch and numpy so that the command line reads them quickly.
 
-The metadata of a field describe its command-line option: `help`, `metavar`, `choices`, `flag` where the
-option is not named like the field, and `const`, the value of an option that is given without one.
+The metadata of a field describe its command-line option, see `mclc_gpu.cli.options`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mclc_gpu.errors import InputError
+from mclc_gpu.labels.config import LabelSettings
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.registry import Registry
 
@@ -82,13 +82,16 @@ class TrainConfig:
     0.025
     """
 
-    network: str = field(default="dnanet", metadata={"help": "detector to train", "metavar": "NAME"})
+    network: str = field(
+        default="dnanet",
+        metadata={"help": "detector to train", "metavar": "NAME", "choices": NETWORKS, "required": True},
+    )
     epochs: int = field(default=1500, metadata={"help": "passes over the training set", "metavar": "N"})
     batch_size: int = field(
         default=16, metadata={"help": "crops per step, summed over all processes", "metavar": "N"}
     )
     size: int = field(default=256, metadata={"help": "side of the crops", "metavar": "PX"})
-    optimizer: str = field(default="adagrad", metadata={"help": "optimizer", "choices": tuple(OPTIMIZERS)})
+    optimizer: str = field(default="adagrad", metadata={"help": "optimizer", "choices": OPTIMIZERS})
     lr: float | None = field(
         default=None,
         metadata={
@@ -96,7 +99,7 @@ class TrainConfig:
             "metavar": "LR",
         },
     )
-    loss: str = field(default="soft-iou", metadata={"help": "loss", "choices": tuple(LOSSES)})
+    loss: str = field(default="soft-iou", metadata={"help": "loss", "choices": LOSSES})
     channels: int = field(
         default=1, metadata={"help": "channels of the network's input: 1 gray, 3 color", "choices": CHANNELS}
     )
@@ -113,7 +116,7 @@ class TrainConfig:
     )
     validate_every: int = field(
         default=1,
-        metadata={"help": "epochs from one validation to the next", "metavar": "N", "flag": "--val-every"},
+        metadata={"help": "epochs from one validation to the next", "metavar": "N", "option": "val-every"},
     )
     seed: int = field(
         default=0,
@@ -174,19 +177,11 @@ class DataSet:
         If not exactly one source is given.
     """
 
-    images: Path = field(metadata={"help": "images to train on", "metavar": "DIR"})
-    points: Path | None = field(
-        default=None, metadata={"help": "point labels: CSV, JSON, XML, txt, PNG", "metavar": "FILE|DIR"}
-    )
-    points_from_masks: Path | None = field(
-        default=None, metadata={"help": "simulate clicks from true masks", "metavar": "DIR"}
-    )
-    masks: Path | None = field(
-        default=None, metadata={"help": "true masks: train on them, without labeling", "metavar": "DIR"}
-    )
-    list: Path | None = field(
-        default=None, metadata={"help": "use only the images named here, one per line", "metavar": "TXT"}
-    )
+    images: Path
+    points: Path | None = None
+    points_from_masks: Path | None = None
+    masks: Path | None = None
+    list: Path | None = None
 
     def __post_init__(self) -> None:
         if sum(path is not None for path in (self.points, self.points_from_masks, self.masks)) != 1:
@@ -212,9 +207,8 @@ class TrainOptions:
         Network and training schedule.
     validation : sequence of DataSet
         Images with true masks by which the best epoch is chosen; without them it is the last.
-    labels : mapping
-        Fields of `mclc_gpu.labels.config.LabelOptions` for the sets that are labeled, such as
-        ``{"preset": "paper"}``; images, points, list, out, seed, device, resume and overwrite are the run's.
+    labels : LabelSettings
+        Settings of the labels of sets that have points.
     device : str
         "auto", "cpu", "cuda" or, outside torchrun, "cuda:N".
     resume, overwrite : bool
@@ -223,21 +217,28 @@ class TrainOptions:
     Raises
     ------
     InputError
-        If there is no data set, or `labels` are given for sets that all have true masks.
+        If there is no data set.
     """
 
     sets: Sequence[DataSet]
     out: Path = field(metadata={"help": "folder of the run", "metavar": "RUN"})
     config: TrainConfig = field(default_factory=TrainConfig)
     validation: Sequence[DataSet] = ()
-    labels: Mapping[str, Any] = field(default_factory=dict)
+    labels: LabelSettings = field(
+        default_factory=LabelSettings, metadata={"title": "labels, as for mclc-gpu label"}
+    )
     device: str = field(default="auto", metadata={"help": DEVICE_HELP, "metavar": "DEVICE"})
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in --out"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run", "either": "earlier"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
+    )
 
     def __post_init__(self) -> None:
         if not self.sets:
             raise InputError("nothing to train on: give at least one set of images")
-        if self.labels and all(one.masks is not None for one in self.sets):
-            name = next(iter(self.labels)).replace("_", "-")
-            raise InputError(f"--{name} has no effect with --masks (nothing is labeled); remove it")
+
+    def unused(self) -> dict[str, str]:
+        """Return the settings without effect, each with the reason."""
+        if all(one.masks is not None for one in self.sets):
+            return {"labels": "has no effect with --masks (nothing is labeled)"}
+        return {}

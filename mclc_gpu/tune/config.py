@@ -1,6 +1,6 @@
 """Settings of `tune`, free of torch and numpy so that the command line reads them quickly.
 
-See `mclc_gpu.train.config` for the metadata of the fields.
+See `mclc_gpu.cli.options` for the metadata of the fields.
 """
 
 from dataclasses import dataclass, field
@@ -74,8 +74,10 @@ class TuneOptions:
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
     seed: int = field(default=0, metadata={"help": "seed of the search", "metavar": "N"})
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
-    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in --out"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run", "either": "earlier"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
+    )
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

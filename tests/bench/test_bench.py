@@ -25,7 +25,9 @@ from mclc_gpu.data.synthetic import write_dataset
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    assert main(["bench", "--quick", "--device", "cpu", "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mclc-gpu", "bench", "--quick", "--device", "cpu", "--out", str(folder)])
+        assert main() == 0
     return folder
 
 

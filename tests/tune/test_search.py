@@ -329,7 +329,7 @@ def test_masks_without_targets_are_told(frames, tmp_path, capsys):
     [
         (None, "cannot be read"),
         ("{", "no JSON"),
-        ("[1]", "no JSON object; give what tune wrote"),
+        ("[1]", "no JSON object; give the config.json of tune"),
         ('{"settings": 3}', "holds no label settings"),
         ('{"maker": "mclc"}', "another version"),
         (json.dumps({**asdict(preset("paper")), "threshold": 2}), "threshold 2"),
