@@ -1,34 +1,40 @@
 """Registers, spills and occupancy of every Triton kernel, compiled ahead of time without a GPU."""
 
+import math
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import numpy as np
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.errors import TritonError
 
 from mclc_gpu.bench.compare import Row
-from mclc_gpu.kernels import (
-    color_triton,
-    components_triton,
-    connectivity_triton,
-    crf_triton,
-    noise_triton,
-    slic_triton,
-    trials_triton,
-)
-from mclc_gpu.kernels import (
-    color_triton as gray_triton,
-)
-from mclc_gpu.kernels.backend import interpreted
+from mclc_gpu.kernels import backend
+from mclc_gpu.kernels.color import rgb_to_lab
+from mclc_gpu.kernels.components import vote_components
+from mclc_gpu.kernels.config import ComponentConfig, TrialConfig
+from mclc_gpu.kernels.crf import dense_crf
+from mclc_gpu.kernels.noise import add_noise
+from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.slic import enforce_connectivity, slic
+from mclc_gpu.kernels.trials import run_trials
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_TYPES = {
+    torch.float32: "fp32", torch.float64: "fp64", torch.int64: "i64", torch.int32: "i32",
+    torch.int16: "i16", torch.uint8: "u8",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,56 +59,54 @@ class Machine:
     assembly: str
 
 
-def machine_code(
-    kernel: Any,
-    signature: dict[str, str],
-    constexprs: dict[str, Any],
-    architecture: str,
-    num_warps: int = 4,
-    enable_fp_fusion: bool = False,
-) -> Machine:
-    """Compile a kernel for one architecture.
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as one of the package's operations launches it.
 
-    Parameters
+    Attributes
     ----------
-    kernel : function decorated with ``triton.jit``
+    kernel : str
+        Name of its function, without "_kernel".
+    shape : str
+        What it was launched for.
+    function : function decorated with ``triton.jit``
         Decorated outside Triton's interpreter, so in a process without ``TRITON_INTERPRET=1``.
     signature : dict
-        Type of each argument by name, for example ``{"p_x": "*fp32", "size": "i32"}``. It may name more than
-        the kernel has, and leave out those in `constexprs`.
-    constexprs : dict
+        Type of each argument by name, for example ``{"p_x": "*fp32", "size": "i32"}``.
+    constants : dict
         Value of each ``tl.constexpr`` argument by name.
-    architecture : str
-        "sm_80" (A100), "sm_90" (H100, H200), or of AMD for example "gfx942" (MI300).
-    num_warps, enable_fp_fusion
-        Launch options.
-
-    Raises
-    ------
-    RuntimeError
-        The kernel was decorated for the interpreter.
+    warps, fusion
+        Launch options ``num_warps`` and ``enable_fp_fusion``.
     """
-    if not isinstance(kernel, triton.JITFunction):
-        raise RuntimeError(
-            "kernel is interpreted: compile ahead of time in a process without TRITON_INTERPRET=1"
+
+    kernel: str
+    shape: str
+    function: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    warps: int = 4
+    fusion: bool = True
+
+    def compile(self, architecture: str) -> Machine:
+        """Compile for "sm_80" (A100), "sm_90" (H100, H200), "gfx942" (MI300) or another."""
+        source = ASTSource(fn=self.function, signature=self.signature, constexprs=self.constants)
+        options = {"num_warps": self.warps, "enable_fp_fusion": self.fusion}
+        nvidia = architecture.startswith("sm_")
+        target = (
+            GPUTarget("cuda", int(architecture[3:]), 32) if nvidia else GPUTarget("hip", architecture, 64)
         )
-    types = {name: "constexpr" if name in constexprs else signature[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=types, constexprs=constexprs)
-    options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
-    nvidia = architecture.startswith("sm_")
-    target = GPUTarget("cuda", int(architecture[3:]), 32) if nvidia else GPUTarget("hip", architecture, 64)
-    compiled = triton.compile(source, target=target, options=options)
-    shared = compiled.metadata.shared
-    if not nvidia:
-        text = compiled.asm["amdgcn"]
-        registers, stack = _number(r"; NumVgprs: (\d+)", text), _number(r"; ScratchSize: (\d+)", text)
-        return Machine(registers, stack, shared, text)
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _output("cuobjdump", "--dump-resource-usage", cubin)
-        text = _output("nvdisasm", "-c", cubin)
-    return Machine(_number(r"\bREG:(\d+)", usage), _number(r"\bSTACK:(\d+)", usage), shared, text)
+        compiled = triton.compile(source, target=target, options=options)
+        shared = compiled.metadata.shared
+        if not nvidia:
+            text = compiled.asm["amdgcn"]
+            registers, stack = _number(r"; NumVgprs: (\d+)", text), _number(r"; ScratchSize: (\d+)", text)
+            return Machine(registers, stack, shared, text)
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            usage = _output("cuobjdump", "--dump-resource-usage", cubin)
+            text = _output("nvdisasm", "-c", cubin)
+        return Machine(_number(r"\bREG:(\d+)", usage), _number(r"\bSTACK:(\d+)", usage), shared, text)
 
 
 def _number(pattern: str, text: str) -> int:
@@ -115,138 +119,116 @@ def _output(tool: str, *arguments: str | Path) -> str:
     return subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _types(**names: str) -> dict[str, str]:
-    """Type of each name, from the names of each type."""
-    return {name: kind for kind, listed in names.items() for name in listed.split()}
+@contextmanager
+def recorded(shape: str) -> Iterator[list[Launch]]:
+    """Collect the kernels that operations on CPU tensors launch with ``backend="triton"``; none of them runs.
+
+    What the operations return meanwhile is meaningless. Kernels launched alike are collected once.
+    """
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        del grid, warmup
+        warps, fusion = options.pop("num_warps", 4), options.pop("enable_fp_fusion", True)
+        values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+        constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+        signature = {
+            name: "constexpr" if name in constants else _type_of(values[name]) for name in kernel.arg_names
+        }
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        launch = Launch(name, shape, kernel, signature, constants, warps, fusion)
+        if launch not in launches:
+            launches.append(launch)
+
+    with patch.object(triton.JITFunction, "run", record), patch.object(backend, "interpreted", lambda: True):
+        yield launches
 
 
-# Of the kernels' arguments by name, without the constants; a kernel that uses a name otherwise says so.
-_TYPES = _types(
-    fp32="p_features p_centres p_grid p_windows p_out p_image p_colours p_values p_energy p_after p_shares"
-    " p_tpm sigma scale tolerance weight low high unit sharper",
-    fp64="p_scales p_weights p_numbers",
-    i64="p_geometry p_items p_first p_images p_parts p_offsets p_keys p_targets mask_pitch map_pitch",
-    i32="p_order p_labels p_active p_changed p_unreached p_counts p_moved p_marks p_table p_area trial plane"
-    " bound height width min_size max_size n_centres cell_y cell_x cells_y cells_x items state_size"
-    " queue_size first_trial iterations reach targets masks inversions near levels max_area",
-    i16="p_state p_queue",
-    u8="p_data p_masks p_join",
-)
+def _type_of(value: Any) -> str:
+    """Return Triton's type of a kernel's argument."""
+    if isinstance(value, torch.Tensor):
+        return "*" + _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
+def launches() -> list[Launch]:
+    """List the launches of all operations with the smallest and the largest usual block shapes.
+
+    Raises
+    ------
+    RuntimeError
+        The kernels were decorated for Triton's interpreter (TRITON_INTERPRET=1).
+    """
+    if backend.interpreted():
+        raise RuntimeError("kernels are interpreted: compile them in a process without TRITON_INTERPRET=1")
+    made: list[Launch] = []
+    for shape, work in _workloads():
+        with recorded(shape) as own:
+            work()
+        # What does not depend on the workload, such as stretching gray levels, is listed for the first one.
+        made += [
+            launch for launch in own if replace(launch, shape="") not in (replace(m, shape="") for m in made)
+        ]
+    return made
+
+
+def _workloads() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield what the launches of some operations are for, and a call that makes them."""
+    for height, width in ((8, 8), (16, 16), (22, 23), (32, 32), (64, 64)):
+        window = _window(height, width, np.uint8)
+        shape = f"{height}x{width}"
+        yield shape, partial(run_trials, *window, torch.tensor([0]), TrialConfig(), 100, backend="triton")
+    for height, width in ((8, 8), (64, 64)):
+        window = _window(height, width, np.float32)
+        shape = f"{height}x{width}"
+        given = *window, torch.tensor([-1]), ComponentConfig()
+        yield shape, partial(vote_components, *given, backend="triton")
+    size = torch.tensor([[8, 8]])
+    for channels in (1, 3):
+        shape, image = f"{channels} channel{'s' if channels > 1 else ''}", torch.zeros(1, channels, 8, 8)
+        yield shape, partial(dense_crf, torch.zeros(64), torch.zeros(64, channels), size, backend="triton")
+        once = partial(slic, lab=False, max_iterations=2, enforce_connectivity=False, backend="triton")
+        yield shape, partial(once, image, 4)
+    many = torch.zeros(1 << 14, 1, 1, dtype=torch.int32)
+    yield "many images", partial(enforce_connectivity, many, 1, 1, backend="triton")
+    image, index = torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64)
+    yield "3 channels", partial(add_noise, image, index, index, 0, backend="triton")
+    yield "3 channels", partial(rgb_to_lab, image, "triton")
+
+
+def _window(height: int, width: int, dtype: type) -> tuple[PackedImages, torch.Tensor]:
+    """Return an image of one window, packed, and the window."""
+    images = PackedImages.pack([np.zeros((height, width), dtype)])
+    return images, torch.tensor([[0, 0, 0, height, width, 0, 0, 0]])
 
 
 @dataclass(frozen=True)
 class Loop:
-    """An inner loop, known as the innermost one with the most instructions of one kind.
+    """An inner loop of a kernel: the innermost one with the most instructions of one kind.
 
-    `per` units are dealt with in each round of a thread.
+    `tile` names the constants whose product is the number of units that a program handles in each round; a
+    thread handles one unit where there are none.
     """
 
     name: str
     opcode: str
     unit: str
-    per: int
+    tile: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel at one block shape."""
-
-    kernel: str
-    shape: str
-    function: Any
-    constants: dict[str, Any]
-    warps: int
-    loops: tuple[Loop, ...] = ()
-    types: dict[str, str] = field(default_factory=dict)
-    fusion: bool = False
-
-    def compile(self, architecture: str) -> Machine:
-        """Machine code for "sm_80", "sm_90", "gfx942" or another."""
-        types = {
-            name: ("*" if name.startswith("p_") else "") + kind
-            for name, kind in (_TYPES | self.types).items()
-        }
-        return machine_code(self.function, types, self.constants, architecture, self.warps, self.fusion)
-
-
-def launches() -> list[Launch]:
-    """Of all kernels, the smallest and the largest usual block shape, and those between of the trials."""
-    return [*_trials(), *_crf(), *_slic(), *_connectivity(), *_components(), *_pixelwise()]
-
-
-def _trials() -> list[Launch]:
-    constants = {"CENTRES": 16, "KIND": noise_triton.SALT.value, "SHARED": False, "OWN_RANGE": False}
-    constants |= {"WINDOWED": True, "CONNECTIVITY": trials_triton.ENFORCE.value, "MASKS": False}
-    made = []
-    for pixels in (64, 256, 512, 1024, 4096):
-        block, lanes, warps = trials_triton.block_shape(pixels, 100)
-        each = block // (32 * warps)
-        loops = (
-            Loop("assign", "FSETP", "pixel and centre", each),
-            Loop("update", "SHFL", "pixel and centre", each),
-            Loop("connectivity", "PLOP3", "step of a lane", 1),
-        )
-        shape = {"PIXELS": block, "LANES": lanes}
-        made.append(
-            Launch("trials", f"{pixels} pixels", trials_triton.trials_kernel, constants | shape, warps, loops)
-        )
-    return made
-
-
-def _crf() -> list[Launch]:
-    queries, keys, warps = crf_triton._QUERIES, crf_triton._KEYS, crf_triton._WARPS
-    block = {"QUERIES": queries, "KEYS": keys, "BILATERAL": True, "SMOOTH": True}
-    loops = (Loop("pairs", "MUFU", "pair of pixels", queries * keys // (32 * warps)),)
-    return [
-        Launch(
-            "crf", f"{'row sums' if norm else 'messages'}, {channels} channels", crf_triton.sums_kernel,
-            block | {"CHANNELS": channels, "NORM": norm}, warps, loops, {"p_windows": "i64"}, fusion=True,
-        )
-        for channels in (1, 3)
-        for norm in (True, False)
-    ]  # fmt: skip
-
-
-def _slic() -> list[Launch]:
-    tile_y, tile_x = slic_triton._TILE_Y, slic_triton._TILE_X
-    warps = slic_triton._ASSIGN_WARPS
-    loops = (Loop("assign", "FSETP", "pixel and centre", tile_y * tile_x // (32 * warps)),)
-    made = []
-    for channels, up in ((1, 1), (3, 4)):
-        tile = {"CHANNELS": channels, "TILE_Y": tile_y, "TILE_X": tile_x}
-        block = {"CHANNELS": channels, "CHANNELS_UP": up, "BLOCK": slic_triton._UPDATE_BLOCK}
-        shape = f"{channels} channels"
-        made.append(Launch("slic assign", shape, slic_triton.assign_kernel, tile, warps, loops))
-        made.append(Launch("slic update", shape, slic_triton.update_kernel, block, 4))
-    return made
-
-
-def _connectivity() -> list[Launch]:
-    loops = (Loop("connectivity", "PLOP3", "step of a lane", 1),)
-    kernel = connectivity_triton.connectivity_kernel
-    return [Launch("connectivity", "32 images", kernel, {"LANES": 32}, 1, loops)]
-
-
-def _components() -> list[Launch]:
-    made = []
-    for pixels in (64, 4096):
-        block, levels, warps = components_triton.block_shape(pixels, 64)
-        shape = {"PIXELS": block, "LEVELS": levels}
-        types = {"p_data": "fp32"}
-        kernel = components_triton.components_kernel
-        made.append(Launch("components", f"{pixels} pixels", kernel, shape, warps, (), types))
-    return made
-
-
-def _pixelwise() -> list[Launch]:
-    noise = {"CHANNELS": 3, "KIND": noise_triton.SALT.value, "SHARED": False, "BLOCK": noise_triton._BLOCK}
-    color, stretch = {"BLOCK": color_triton._BLOCK}, {"BLOCK": gray_triton._BLOCK}
-    types = {"p_data": "fp32"}
-    return [
-        Launch("noise", "512 pixels", noise_triton.noise_kernel, noise, 4, (), {"bound": "i64"}),
-        Launch("color", "512 pixels", color_triton.lab_kernel, color, 4),
-        Launch("gray", "2048 pixels", gray_triton.stretch_kernel, stretch, 8, (), types),
-    ]
+_FLOOD = Loop("connectivity", "PLOP3", "step of a lane")
+_LOOPS = {
+    "trials": (
+        Loop("assign", "FSETP", "pixel and center", ("PIXELS",)),
+        Loop("update", "SHFL", "pixel and center", ("PIXELS",)),
+        _FLOOD,
+    ),
+    "sums": (Loop("pairs", "MUFU", "pair of pixels", ("QUERIES", "KEYS")),),
+    "assign": (Loop("assign", "FSETP", "pixel and center", ("TILE_Y", "TILE_X")),),
+    "connectivity": (_FLOOD,),
+}
 
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)([^;]*);")
@@ -255,9 +237,9 @@ _BRANCH = re.compile(r"\((\.L_x_\d+)\)")
 
 
 def inner_bodies(assembly: str) -> list[list[str]]:
-    """All innermost loops of a disassembled kernel, as the names of their instructions without modifiers.
+    """Return the innermost loops of a disassembled kernel, as names of instructions without modifiers.
 
-    A loop lies between a branch backwards and where it leads.
+    A loop lies between a branch backwards and its target.
     """
     opcodes: list[str] = []
     labels: dict[str, int] = {}
@@ -277,9 +259,9 @@ def inner_bodies(assembly: str) -> list[list[str]]:
 
 
 class Processor(NamedTuple):
-    """What programs share on one processor (a GPU has a hundred or so), from the makers' manuals.
+    """Resources that programs share on one processor of a GPU, from the vendors' manuals.
 
-    A processor has four units; a warp stays in one.
+    A GPU has about a hundred processors; each has four units, and a warp stays in one.
     """
 
     registers: int  # of a unit, 32 bits of one thread
@@ -287,7 +269,7 @@ class Processor(NamedTuple):
     warps: int  # of a unit
     programs: int
     shared: int  # bytes
-    kept: int  # bytes of shared memory per program that go to the system
+    reserved: int  # bytes of shared memory per program that the system keeps
     threads: int  # of a warp
 
 
@@ -304,23 +286,24 @@ _PROCESSORS = {
 def resources(
     architectures: Sequence[str] = ("sm_80", "sm_90", "gfx942"), kernels: Sequence[str] | None = None
 ) -> list[Row]:
-    """Registers, spills, shared memory and occupancy of every Triton kernel at its usual block shapes.
+    """Return registers, spills, shared memory and occupancy of the kernels at their usual block shapes.
 
     Parameters
     ----------
     architectures : sequence of str
         "sm_80" (A100), "sm_90" (H100, H200), "gfx942" (MI300).
     kernels : sequence of str, optional
-        Those of `launches` to look at. Default: all. Compiling takes some seconds for each; Triton keeps
-        what it compiled.
+        Names of kernels, see `Launch`. Default: all. Compiling takes some seconds for each; Triton caches
+        the result.
 
     Returns
     -------
     list of Row, all with these columns
         kernel, shape, architecture (str), warps (int).
+        flags (str): the boolean constants that are true.
         registers (int per thread), spills (int, bytes of stack per thread), shared (int, bytes per program).
         programs (int per processor), occupancy (float 0..1, resident warps over the most possible).
-        limit (str): what keeps more programs away.
+        limit (str): the resource that limits the number of programs.
         failure (str or None): why it does not compile; the numbers are then None.
 
     Raises
@@ -336,9 +319,9 @@ def resources(
 def inner_loops(
     architectures: Sequence[str] = ("sm_80", "sm_90"), kernels: Sequence[str] | None = None
 ) -> list[Row]:
-    """Machine instructions in the inner loops of the kernels, on NVIDIA's architectures.
+    """Count machine instructions in the inner loops of the kernels, on NVIDIA's architectures.
 
-    Parameters, errors: see `resources`; other architectures have no rows.
+    Parameters and errors are those of `resources`; other architectures have no rows.
 
     Returns
     -------
@@ -347,19 +330,21 @@ def inner_loops(
     """
     rows: list[Row] = []
     for launch in _chosen(kernels):
-        for architecture in architectures if launch.loops else ():
+        loops = _LOOPS.get(launch.kernel, ())
+        for architecture in architectures if loops else ():
             if not architecture.startswith("sm_"):
                 continue
             bodies = inner_bodies(launch.compile(architecture).assembly)
-            for loop in launch.loops:
+            for loop in loops:
                 body = max(bodies, key=lambda body: body.count(loop.opcode))
+                units = math.prod(launch.constants[name] for name in loop.tile) if loop.tile else 0
                 rows.append(
                     {
                         "kernel": launch.kernel,
                         "shape": launch.shape,
                         "architecture": architecture,
                         "loop": loop.name,
-                        "instructions": len(body) / loop.per,
+                        "instructions": len(body) / max(units // (32 * launch.warps), 1),
                         "unit": loop.unit,
                     }
                 )
@@ -367,7 +352,7 @@ def inner_loops(
 
 
 def resident(architecture: str, registers: int, shared: int, warps: int) -> tuple[int, float, str]:
-    """Programs at a time on one processor, share of its warps that they fill, and what limits them.
+    """Return how many programs fit one processor, the share of its warps that they fill, and the limit.
 
     Raises
     ------
@@ -384,27 +369,27 @@ def resident(architecture: str, registers: int, shared: int, warps: int) -> tupl
         "registers": _UNITS * (p.registers // (rounded * p.threads)) // warps,
     }
     if shared:
-        limits["shared memory"] = p.shared // (shared + p.kept)
+        limits["shared memory"] = p.shared // (shared + p.reserved)
     limit = min(limits, key=lambda name: limits[name])
     return limits[limit], limits[limit] * warps / (_UNITS * p.warps), limit
 
 
 def _chosen(kernels: Sequence[str] | None) -> list[Launch]:
-    if interpreted():
-        raise RuntimeError("kernels are interpreted: compile them in a process without TRITON_INTERPRET=1")
     return [launch for launch in launches() if kernels is None or launch.kernel in kernels]
 
 
 def _cause(error: BaseException) -> str:
-    """What an error comes from: Triton wraps it once for every function that was being compiled."""
+    """Describe the first cause of an error, which Triton wraps once for every function being compiled."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"
 
 
 def _resource_row(launch: Launch, architecture: str) -> Row:
+    flags = " ".join(name for name, value in launch.constants.items() if value is True)
     row: Row = {
-        "kernel": launch.kernel, "shape": launch.shape, "architecture": architecture, "warps": launch.warps
+        "kernel": launch.kernel, "shape": launch.shape, "flags": flags, "architecture": architecture,
+        "warps": launch.warps,
     }  # fmt: skip
     numbers = ("registers", "spills", "shared", "programs", "occupancy", "limit")
     try:

@@ -1,11 +1,10 @@
-"""The Triton kernels compile ahead of time for A100, H100 and MI300, and keep everything in registers."""
+"""The Triton kernels compile ahead of time for A100, H100 and MI300, and keep their values in registers."""
 
 import pytest
 from aot_table import compiled_rows
 
-from mclc_gpu.bench import resources as aot
-from mclc_gpu.bench.resources import inner_bodies, resident, resources
-from mclc_gpu.kernels import backend, connectivity_triton
+from mclc_gpu.bench.resources import inner_bodies, launches, resident, resources
+from mclc_gpu.kernels import backend
 
 _SASS = """
 .L_x_1:
@@ -19,28 +18,73 @@ _SASS = """
         /*0050*/                   BRA `(.L_x_1) ;
         /*0060*/                   EXIT ;
 """
+architectures = pytest.mark.parametrize(
+    "architecture", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)]
+)
 
 
-def test_kernels_compile_without_spills() -> None:
-    rows, loops = compiled_rows("connectivity", "slic assign", "slic update")
-    assert len(rows) == 10
-    assert len(loops) == 6
+@architectures
+def test_trials(architecture: str) -> None:
+    rows, loops = compiled_rows(architecture, "trials")
+    # Registers allow so many programs at a time: see the kernel's window_pixels.
+    least = {"8x8": 32, "16x16": 16, "22x23": 8, "32x32": 4, "64x64": 1}
+    assert [row["shape"] for row in rows] == list(least)
+    for row in rows:
+        assert row["programs"] >= least[row["shape"]], row
+    assert len(loops) == 15
+    for loop in loops:
+        # Assignment: 5 differences, 6 products and sums, 5 comparisons, 2 choices. Update: 1 and 6 twice.
+        if loop["shape"] == "22x23" and loop["loop"] != "connectivity":
+            assert 12 <= loop["instructions"] < 20, loop
+
+
+@architectures
+def test_clustering(architecture: str) -> None:
+    rows, loops = compiled_rows(architecture, "assign", "update", "connectivity")
+    assert (len(rows), len(loops)) == (5, 3)
     for row in rows:
         assert row["registers"] <= 128, row
 
 
+@architectures
+def test_dense_crf(architecture: str) -> None:
+    rows, loops = compiled_rows(architecture, "sums")
+    assert len(rows) == len(loops) == 4
+    for row in rows:
+        # 20 warps of 32 threads fit 65,536 registers: five programs at a time hide what loads cost.
+        assert row["registers"] <= 102, row
+        assert row["programs"] >= 5, row
+    for loop in loops:
+        assert 10 < loop["instructions"] <= 21, loop
+
+
+@architectures
+def test_components(architecture: str) -> None:
+    rows, _ = compiled_rows(architecture, "components", "stretch")
+    assert len(rows) == 3
+    for row in rows:
+        # 16 warps can have 128 at most.
+        assert row["registers"] <= (192 if row["shape"] == "8x8" else 128), row
+
+
 def test_kernels_compile_for_amd() -> None:
-    rows, loops = compiled_rows("connectivity", "color", architectures=["gfx942"])
-    assert [row["kernel"] for row in rows] == ["connectivity", "color"]
+    rows, loops = compiled_rows("gfx942", "connectivity", "lab", "noise")
+    assert [row["kernel"] for row in rows] == ["connectivity", "noise", "lab"]
     assert loops == []
 
 
+@pytest.mark.slow
+def test_every_kernel_compiles_for_amd() -> None:
+    kernels = "trials", "assign", "update", "sums", "components", "stretch"
+    rows, _ = compiled_rows("gfx942", *kernels, most_spilled=16)
+    assert len(rows) == 16
+
+
 @pytest.mark.skipif(not backend.interpreted(), reason="kernels are compiled on this machine")
-def test_interpreted_kernel_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="without TRITON_INTERPRET"):
-        aot.machine_code(connectivity_triton.connectivity_kernel, {}, {}, "sm_90")
-    with pytest.raises(RuntimeError, match="without TRITON_INTERPRET"):
-        resources()
+def test_interpreted_kernels_are_refused() -> None:
+    for table in (launches, resources):
+        with pytest.raises(RuntimeError, match="without TRITON_INTERPRET"):
+            table()
 
 
 @pytest.mark.parametrize(
