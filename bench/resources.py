@@ -26,7 +26,7 @@ from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.config import ComponentConfig, TrialConfig
 from mclc_gpu.kernels.crf import dense_crf
 from mclc_gpu.kernels.noise import add_noise
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import enforce_connectivity, slic
 from mclc_gpu.kernels.trials import run_trials
 
@@ -198,10 +198,10 @@ def _workloads() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "3 channels", partial(rgb_to_lab, image, "triton")
 
 
-def _window(height: int, width: int, dtype: type) -> tuple[PackedImages, torch.Tensor]:
+def _window(height: int, width: int, dtype: type) -> tuple[PackedImages, Windows]:
     """Return an image of one window, packed, and the window."""
     images = PackedImages.pack([np.zeros((height, width), dtype)])
-    return images, torch.tensor([[0, 0, 0, height, width, 0, 0, 0]])
+    return images, Windows.pack([(0, 0, 0, height, width, 0, 0, 0)])
 
 
 @dataclass(frozen=True)
