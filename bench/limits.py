@@ -20,12 +20,11 @@ from mclc_gpu.bench.compare import Row
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.kernels.backend import processors
-from mclc_gpu.kernels.color_cpu import float_bits
 from mclc_gpu.kernels.components import component_windows, vote_components
 from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
-from mclc_gpu.kernels.crf import dense_crf, window_colours
+from mclc_gpu.kernels.crf import dense_crf, window_colors
 from mclc_gpu.kernels.ir_cpu import WIDEST, Vectors
-from mclc_gpu.kernels.jit_cpu import compiled
+from mclc_gpu.kernels.jit_cpu import compiled, float_bits
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
 from mclc_gpu.kernels.trials import run_trials, trial_grids
@@ -362,7 +361,7 @@ def _trial_rows(targets: Targets, device: torch.device, peaks: tuple[float, floa
 def _crf_row(targets: Targets, device: torch.device, peaks: tuple[float, float]) -> Row:
     config = CrfConfig()
     windows = targets.windows.shapes
-    colours = window_colours(targets.images, targets.windows)
+    colours = window_colors(targets.images, targets.windows)
     generator = torch.Generator().manual_seed(0)
     potential = torch.rand(len(colours), generator=generator).to(device)
     seconds = seconds_of(lambda: dense_crf(potential, colours, windows, config), device)

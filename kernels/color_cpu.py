@@ -3,37 +3,13 @@
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from mclc_gpu.kernels.config import LUMA, STEPS, WHITE
-from mclc_gpu.kernels.jit_cpu import compiled, spread
+from mclc_gpu.kernels.jit_cpu import bits_float, compiled, float_bits, spread
 
 F = np.float32
-
-
-@intrinsic
-def float_bits(typingctx: Any, x: Any) -> Any:
-    """Bits of a float32 as int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.int32(types.float32), codegen
-
-
-@intrinsic
-def bits_float(typingctx: Any, i: Any) -> Any:
-    """Float32 with the bits of an int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
 
 
 @compiled(inline="always")

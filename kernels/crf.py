@@ -10,7 +10,7 @@ from mclc_gpu.kernels.packed import PackedImages, Windows
 
 def dense_crf(
     potential: torch.Tensor,
-    colours: torch.Tensor,
+    colors: torch.Tensor,
     windows: torch.Tensor,
     config: CrfConfig | None = None,
     *,
@@ -21,7 +21,7 @@ def dense_crf(
     Mean field of the fully connected CRF with Potts compatibility: per iteration
     Q <- softmax(-unary + sum over both kernels of compat * K~ Q), from Q = softmax(-unary), all pixels at
     once. The kernels are exact: every pair of a window's pixels counts with its own weight. A window's
-    result does not depend on the others.
+    result does not depend on the other windows.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def dense_crf(
         One dimension: probability of the second of two classes, in 0..1; the unary potentials are
         -log(max(p, floor)) of both classes. Two dimensions: the unary potentials of two classes or more. The
         windows' pixels follow one another, each window in row-major order.
-    colours : Tensor [pixels, 1 or 3], uint8 or float32
+    colors : Tensor [pixels, 1 or 3], uint8 or float32
         One channel counts as three equal ones.
     windows : Tensor [windows, 2], int64, on the CPU
         Height and width in pixels, at least 1; at most 2^22 pixels each. The time grows with their square.
@@ -46,18 +46,28 @@ def dense_crf(
     Raises
     ------
     ValueError
-        Shapes or dtypes that do not fit; values that are not finite or, as probabilities, not in 0..1 (asking
-        for them waits for the device).
+        Shapes or dtypes that do not fit; values that are not finite or, as probabilities, not in 0..1. The
+        check of the values waits for the device.
     RuntimeError
-        The backend asked for cannot run on the tensors' device.
+        The requested backend cannot run on the tensors' device.
 
     References
     ----------
     Kraehenbuehl and Koltun, NeurIPS 2011, arXiv:1210.5644.
+
+    Examples
+    --------
+    A pixel that was missed, among others of its gray level:
+
+    >>> probability = torch.full((25,), 0.9)
+    >>> probability[12] = 0.1
+    >>> gray = torch.full((25, 1), 100, dtype=torch.uint8)
+    >>> bool(dense_crf(probability, gray, torch.tensor([[5, 5]])).gt(0.5).all())
+    True
     """
     config = config or CrfConfig()
-    chosen = resolve(backend, potential, colours)
-    _check(potential, colours, windows)
+    chosen = resolve(backend, potential, colors)
+    _check(potential, colors, windows)
     energy = in_pieces(lambda piece: _energy(piece, config.floor), potential)
     logits = energy
     if config.iterations and potential.numel():
@@ -65,11 +75,11 @@ def dense_crf(
         if chosen == "triton":
             from mclc_gpu.kernels import crf_triton
 
-            logits = crf_triton.run(energy, colours, heights_widths, config)
+            logits = crf_triton.run(energy, colors, heights_widths, config)
         else:
             from mclc_gpu.kernels import crf_cpu
 
-            logits = crf_cpu.run(energy, colours, heights_widths, config)
+            logits = crf_cpu.run(energy, colors, heights_widths, config)
     probabilities = in_pieces(class_probabilities, logits)
     return probabilities[1] if potential.ndim == 1 else probabilities
 
@@ -81,7 +91,9 @@ def dense_crf_images(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """`dense_crf` of whole images of one size: every pixel is connected with all others of its image.
+    """Refine class probabilities of whole images of one size by `dense_crf`.
+
+    Every pixel is connected with all others of its image.
 
     Parameters
     ----------
@@ -111,19 +123,19 @@ def dense_crf_images(
             f"images and potential must agree in B, H and W, got {list(images.shape)} and "
             f"{list(potential.shape)}"
         )
-    colours = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    colors = images.permute(0, 2, 3, 1).reshape(-1, channels)
     windows = torch.tensor([[height, width]]).expand(batch if height * width else 0, 2)
     if potential.ndim == 3:
         flat = potential.reshape(-1)
-        return dense_crf(flat, colours, windows, config, backend=backend).reshape(potential.shape)
+        return dense_crf(flat, colors, windows, config, backend=backend).reshape(potential.shape)
     by_class = potential.transpose(0, 1)
     flat = by_class.reshape(potential.shape[1], -1)
-    result = dense_crf(flat, colours, windows, config, backend=backend)
+    result = dense_crf(flat, colors, windows, config, backend=backend)
     return result.reshape(by_class.shape).transpose(0, 1).contiguous()
 
 
-def window_colours(images: PackedImages, windows: Windows) -> torch.Tensor:
-    """Colours of the pixels of windows of packed images, as `dense_crf` takes them.
+def window_colors(images: PackedImages, windows: Windows) -> torch.Tensor:
+    """Return the colors of the pixels of windows of packed images, as `dense_crf` takes them.
 
     Parameters
     ----------
@@ -141,7 +153,7 @@ def window_colours(images: PackedImages, windows: Windows) -> torch.Tensor:
     if images.data.device.type == "cpu":
         from mclc_gpu.kernels import crf_cpu
 
-        return crf_cpu.window_colours(images, windows, number)
+        return crf_cpu.window_colors(images, windows, number)
     channel_pitch = torch.where(channels == 3, rows * pitch, 0)
     corner = offset + windows.top * pitch + windows.left
     columns = torch.stack([corner, pitch, windows.width, windows.offsets[:-1], channel_pitch])
@@ -155,7 +167,7 @@ def window_colours(images: PackedImages, windows: Windows) -> torch.Tensor:
 
 
 def _energy(potential: torch.Tensor, floor: float) -> torch.Tensor:
-    """Unary potentials relative to the first class's, [classes - 1, pixels]."""
+    """Return the first class's unary potential minus those of the others, [classes - 1, pixels]."""
     if potential.ndim == 1:
         potential = -torch.log(torch.stack([1 - potential, potential]).clamp(min=floor))
     return potential[:1] - potential[1:]
@@ -166,7 +178,7 @@ def _usable(potential: torch.Tensor) -> torch.Tensor:
     return usable if potential.ndim == 2 else usable & (potential >= 0) & (potential <= 1)
 
 
-def _check(potential: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor) -> None:
+def _check(potential: torch.Tensor, colors: torch.Tensor, windows: torch.Tensor) -> None:
     if potential.ndim not in (1, 2) or potential.dtype != torch.float32:
         raise ValueError(
             f"potential must be float32 [pixels] or [classes, pixels], got {potential.dtype} "
@@ -175,9 +187,9 @@ def _check(potential: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor
     if potential.ndim == 2 and potential.shape[0] < 2:
         raise ValueError(f"potential must hold two classes or more, got {potential.shape[0]}")
     pixels = potential.shape[-1]
-    if colours.dtype not in (torch.uint8, torch.float32) or colours.shape not in ((pixels, 1), (pixels, 3)):
+    if colors.dtype not in (torch.uint8, torch.float32) or colors.shape not in ((pixels, 1), (pixels, 3)):
         raise ValueError(
-            f"colours must be uint8 or float32 [{pixels}, 1 or 3], got {colours.dtype} {list(colours.shape)}"
+            f"colors must be uint8 or float32 [{pixels}, 1 or 3], got {colors.dtype} {list(colors.shape)}"
         )
     if windows.ndim != 2 or windows.shape[1] != 2 or windows.dtype != torch.int64:
         raise ValueError(f"windows must be int64 [windows, 2], got {windows.dtype} {list(windows.shape)}")
@@ -192,5 +204,5 @@ def _check(potential: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor
         raise ValueError(
             "potential must be finite" + (" probabilities in 0..1" if potential.ndim == 1 else "")
         )
-    if colours.dtype == torch.float32 and not bool(torch.isfinite(colours).all()):
-        raise ValueError("colours must be finite, got NaN or infinite values: replace them first")
+    if colors.dtype == torch.float32 and not bool(torch.isfinite(colors).all()):
+        raise ValueError("colors must be finite, got NaN or infinite values: replace them first")

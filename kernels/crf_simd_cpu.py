@@ -1,139 +1,101 @@
-"""Sums over a bilateral kernel on the CPU in explicit 8-wide vectors.
+"""The loop of the dense CRF on the CPU that the compiler does not vectorize by itself, and its plain twin.
 
-Four query pixels meet eight key pixels at a time: what a key costs to load is shared by four queries, and a
-weight serves both directions of its pair. LLVM lowers the vectors to whatever the processor has.
+A pixel's sum is made of LANES partial sums, each of every eighth pixel, which are then added by halves. That
+order of additions is the result's bits, and the compiler puts partial sums into a vector only where it may
+choose their order. Written as eight numbers it stays scalar: `dense_crf` then takes twice as long.
 """
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mclc_gpu.kernels.ir_cpu import Vectors
+from mclc_gpu.kernels.jit_cpu import compiled, fma
 
 LANES = 8
-QUERIES = 4
-# Adding this float32 rounds a small number to an integer, which is then found in the lowest bits.
-_ROUND = 12582912.0
-# 2^x on -0.5..0.5 as 1 + x * (...): the least relative error of that degree, 1e-7.
-_POWER = (0.69314697760, 0.24022242085, 0.05550733743, 0.00967151264, 0.00132647272)
-
-_SIGNATURE = types.void(*[types.int64] * 10)
+QUERIES = 4  # pixels that receive together: what they receive from is read once for all of them
+VALUES, SUMS = 5, 6  # rows of the planes
+U = np.uintp
 
 
-class _Builder(Vectors):
-    """Shorthands around llvmlite's builder for vectors of eight."""
+@intrinsic
+def _add_products(typingctx: Any, weights: Any, values: Any, size: Any, sums: Any) -> Any:
+    """Add the inner products of QUERIES rows of weights with the same values to as many sums.
 
-    def __init__(self, builder: Any):
-        super().__init__(builder, LANES)
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        self._fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+    All arguments are int64: the addresses of float32 [QUERIES, size] weights and float32 [size] values, the
+    size (a multiple of LANES), and the address of float32 [QUERIES] sums.
+    """
+    return types.void(types.int64, types.int64, types.int64, types.int64), _products
 
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """a * b + c: fused where the processor can."""
-        return self.builder.call(self._fma, (a, b, c))
 
-    def total(self, value: Any) -> Any:
-        """Sum of the lanes, by halves."""
+def _products(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    weights, values, size, sums = args
+    scalar, index = ir.FloatType(), size.type
+    vector = ir.VectorType(scalar, LANES)
+    kind = ir.FunctionType(vector, [vector] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+
+    def pointer(base: Any, place: Any, kind: Any) -> Any:
+        return builder.inttoptr(builder.add(base, builder.mul(place, index(4))), kind.as_pointer())
+
+    totals = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(QUERIES)]
+    with cgutils.for_range_slice(builder, index(0), size, index(LANES)) as (place, _):
+        value = builder.load(pointer(values, place, vector), align=4)
+        for row, total in enumerate(totals):
+            within = builder.add(builder.mul(size, index(row)), place)
+            weight = builder.load(pointer(weights, within, vector), align=4)
+            builder.store(builder.call(fused, (weight, value, builder.load(total))), total)
+    for row, total in enumerate(totals):
+        lanes = builder.load(total)
         for shift in (4, 2, 1):
-            mask = ir.Constant(self.ivector, [(lane + shift) % LANES for lane in range(LANES)])
-            value = self.builder.fadd(value, self.builder.shuffle_vector(value, value, mask))
-        return self.builder.extract_element(value, ir.Constant(self.integer, 0))
-
-    def power(self, squares: Any) -> Any:
-        """2^-x of squared distances; 2^-126 for all above 126."""
-        b = self.builder
-        limit = self.constant(126.0)
-        x = b.select(b.fcmp_ordered("<", squares, limit), squares, limit)
-        rounded = b.fsub(self.constant(_ROUND), x)
-        rest = b.fsub(b.fsub(self.constant(_ROUND), rounded), x)
-        value = self.constant(_POWER[-1])
-        for coefficient in (*_POWER[-2::-1], 1.0):
-            value = self.fma(value, rest, self.constant(coefficient))
-        exponent = b.shl(b.bitcast(rounded, self.ivector), ir.Constant(self.ivector, [23] * LANES))
-        return b.bitcast(b.add(b.bitcast(value, self.ivector), exponent), self.vector)
+            order = [(lane + shift) % LANES for lane in range(LANES)]
+            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), order)
+            lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, lanes, order))
+        target = pointer(sums, index(row), scalar)
+        product = builder.extract_element(lanes, ir.IntType(32)(0))
+        builder.store(builder.fadd(builder.load(target), product), target)
+    return context.get_dummy_value()
 
 
-def _rows(features: int) -> Any:
-    """An intrinsic for that many features per pixel; 0 for weights that are read rather than made."""
+@compiled()
+def receive_simd(planes, query, first, last, weights, at):
+    """Add the weighted values of some pixels to the sums of QUERIES pixels.
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pixels, stride, values, sums, kept, step, query, first, both, last = args
-        v = _Builder(builder)
-        planes = [builder.mul(stride, v.number(d)) for d in range(features)]
-        places = [builder.add(query, v.number(q)) for q in range(QUERIES)]
-        queries = [
-            [v.splat(v.load(pixels, builder.add(plane, place), v.scalar)) for plane in planes]
-            for place in places
-        ]
-        own = [v.splat(v.load(values, place, v.scalar)) for place in places]
-        totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in places]
-
-        def weights(block: Any) -> list[Any]:
-            base = builder.mul(builder.sub(block, first), step)
-            if not features:
-                return [
-                    v.load(kept, builder.add(base, v.number(q * LANES)), v.vector) for q in range(QUERIES)
-                ]
-            start = builder.mul(block, v.number(LANES))
-            keys = [v.load(pixels, builder.add(plane, start), v.vector) for plane in planes]
-            made = []
-            for q, query_features in enumerate(queries):
-                squares = None
-                for mine, other in zip(query_features, keys, strict=True):
-                    d = builder.fsub(other, mine)
-                    squares = builder.fmul(d, d) if squares is None else v.fma(d, d, squares)
-                made.append(v.power(squares))
-                v.store(made[-1], kept, builder.add(base, v.number(q * LANES)))
-            return made
-
-        def visit(block: Any, back: bool) -> None:
-            start = builder.mul(block, v.number(LANES))
-            value = v.load(values, start, v.vector)
-            received = v.load(sums, start, v.vector) if back else None
-            for weight, mine, total in zip(weights(block), own, totals, strict=True):
-                builder.store(v.fma(weight, value, builder.load(total)), total)
-                received = v.fma(weight, mine, received) if back else None
-            if back:
-                v.store(received, sums, start)
-
-        with cgutils.for_range_slice(builder, first, both, v.number(1)) as (block, _):
-            visit(block, False)
-        with cgutils.for_range_slice(builder, both, last, v.number(1)) as (block, _):
-            visit(block, True)
-        for place, total in zip(places, totals, strict=True):
-            v.store(builder.fadd(v.load(sums, place, v.scalar), v.total(builder.load(total))), sums, place)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def rows(
-        typingctx: Any,
-        pixels: Any,
-        stride: Any,
-        values: Any,
-        sums: Any,
-        kept: Any,
-        step: Any,
-        query: Any,
-        first: Any,
-        both: Any,
-        last: Any,
-    ) -> Any:
-        """Add the weighted values of some keys to the sums of four queries, and the other way round.
-
-        The weight of a pair is 2^-(squared distance of its features). All arguments are int64; addresses are
-        of float32. In this order: address of [features, stride] pixels, stride, address of [stride] values,
-        address of [stride] sums, address where weights are kept, floats between two blocks of 32 of these
-        (0 keeps the last block only), first of the four queries, then three numbers of vectors of keys: the
-        first; the first whose keys also receive from the queries, at or above all queries' own; the end.
-        """
-        return _SIGNATURE, generate
-
-    return rows
+    Parameters
+    ----------
+    planes : float32 [SUMS + 1 or more, pixels]
+        Rows VALUES and SUMS are those of the pixels.
+    query : uintp
+        First of the pixels that receive.
+    first, last : uintp
+        Range of pixels to receive from, a multiple of LANES long.
+    weights : float32 [...]
+    at : uintp
+        Where the weights [QUERIES, last - first] begin.
+    """
+    pixels, stride = planes.ctypes.data, planes.shape[1]
+    values = pixels + 4 * (VALUES * stride + np.int64(first))
+    sums = pixels + 4 * (SUMS * stride + np.int64(query))
+    _add_products(weights.ctypes.data + 4 * np.int64(at), values, np.int64(last - first), sums)
 
 
-gray_rows = _rows(3)
-colour_rows = _rows(5)
-kept_rows = _rows(0)
+@compiled()
+def receive_plain(planes, query, first, last, weights, at):
+    """Do the same without explicit vectors."""
+    for i in range(query, query + U(QUERIES)):
+        t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = np.float32(0)
+        for p in range(first, last, U(LANES)):
+            w = at + p - first
+            t0 = fma(weights[w], planes[U(VALUES), p], t0)
+            t1 = fma(weights[w + U(1)], planes[U(VALUES), p + U(1)], t1)
+            t2 = fma(weights[w + U(2)], planes[U(VALUES), p + U(2)], t2)
+            t3 = fma(weights[w + U(3)], planes[U(VALUES), p + U(3)], t3)
+            t4 = fma(weights[w + U(4)], planes[U(VALUES), p + U(4)], t4)
+            t5 = fma(weights[w + U(5)], planes[U(VALUES), p + U(5)], t5)
+            t6 = fma(weights[w + U(6)], planes[U(VALUES), p + U(6)], t6)
+            t7 = fma(weights[w + U(7)], planes[U(VALUES), p + U(7)], t7)
+        planes[U(SUMS), i] += ((t0 + t4) + (t2 + t6)) + ((t1 + t5) + (t3 + t7))
+        at += last - first

@@ -26,11 +26,11 @@ _NEGLIGIBLE_BITS = 40
 
 
 @triton.jit
-def _colour_squares(p_colours, q, k, in_window, in_keys, squares, pixels, CHANNELS: tl.constexpr):
-    """Squared distances [QUERIES, KEYS] of the colours, added to squares."""
+def _color_squares(p_colors, q, k, in_window, in_keys, squares, pixels, CHANNELS: tl.constexpr):
+    """Add the squared distances [QUERIES, KEYS] of the colors to squares."""
     for c in tl.static_range(CHANNELS):
-        mine = tl.load(p_colours + c * pixels + q, in_window, 0.0)
-        other = tl.load(p_colours + c * pixels + k, in_keys, 0.0)
+        mine = tl.load(p_colors + c * pixels + q, in_window, 0.0)
+        other = tl.load(p_colors + c * pixels + k, in_keys, 0.0)
         d = mine[:, None] - other[None, :]
         squares = tl.fma(d, d, squares)
     return squares
@@ -38,7 +38,7 @@ def _colour_squares(p_colours, q, k, in_window, in_keys, squares, pixels, CHANNE
 
 @triton.jit
 def _place(pixel, width, per_row, unit):
-    """Row and column of pixels below 2^22, in units of the bilateral kernel's exponent."""
+    """Return row and column of pixels below 2^22, in units of the bilateral kernel's exponent."""
     # Exact for these numbers: rounding moves the quotient by less than half a pixel.
     row = ((pixel.to(tl.float32) + 0.5) * per_row).to(tl.int32)
     return row.to(tl.float32) * unit, (pixel - row * width).to(tl.float32) * unit
@@ -46,11 +46,11 @@ def _place(pixel, width, per_row, unit):
 
 @triton.jit
 def sums_kernel(
-    p_colours, p_values, p_energy, p_after, p_out, p_windows, p_items, unit, sharper, reach,
+    p_colors, p_values, p_energy, p_after, p_out, p_windows, p_items, unit, sharper, reach,
     CHANNELS: tl.constexpr, NORM: tl.constexpr, BILATERAL: tl.constexpr, SMOOTH: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Row sums of both kernels [2, pixels] (NORM), or logits [classes - 1, pixels] from their messages.
+    """Compute row sums of both kernels [2, pixels] (NORM), or logits [classes - 1, pixels] from messages.
 
     Values are [2, classes - 1, pixels], factors on the sums [2, pixels]: bilateral, then smoothness.
     """
@@ -61,7 +61,7 @@ def sums_kernel(
     size = tl.load(p_windows + window * _WINDOW + 1).to(tl.int32)
     width = tl.load(p_windows + window * _WINDOW + 2).to(tl.int32)
     pixels = tl.load(p_windows + window * _WINDOW + 3)
-    p_colours += first
+    p_colors += first
     p_bilateral = p_values + label * pixels + first
     p_smooth = p_bilateral + tl.num_programs(1) * pixels
     q = block * QUERIES + tl.arange(0, QUERIES)
@@ -83,7 +83,7 @@ def sums_kernel(
         dx = q_x[:, None] - k_x[None, :]
         places = tl.fma(dx, dx, dy * dy)
         if BILATERAL:
-            squares = _colour_squares(p_colours, q, k, in_window, in_keys, places, pixels, CHANNELS)
+            squares = _color_squares(p_colors, q, k, in_window, in_keys, places, pixels, CHANNELS)
             weights = tl.exp2(-squares)
             if NORM:
                 bilateral += weights
@@ -114,7 +114,7 @@ def sums_kernel(
 def _factors(
     sums: torch.Tensor, sizes: torch.Tensor, normalization: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Factors [2, pixels] on the sums and on the values (None: 1), from the row sums of the kernels."""
+    """Return factors [2, pixels] on the sums and on the values (None: 1), from the kernels' row sums."""
     if normalization == "symmetric":
         after = sums.rsqrt()
         return after, after
@@ -130,9 +130,9 @@ def _factors(
 
 
 def run(
-    energy: torch.Tensor, colours: torch.Tensor, windows: torch.Tensor, config: "CrfConfig"
+    energy: torch.Tensor, colors: torch.Tensor, windows: torch.Tensor, config: "CrfConfig"
 ) -> torch.Tensor:
-    """Logits relative to the first class [classes - 1, pixels] after all iterations; see `crf.dense_crf`."""
+    """Return logits relative to the first class after all iterations; see `crf_cpu.run`."""
     device, pixels = energy.device, energy.shape[1]
     sizes = windows.prod(1)
     blocks = (sizes + _QUERIES - 1) // _QUERIES
@@ -146,8 +146,8 @@ def run(
     table = torch.stack(columns, 1).to(device)
     exponent = math.sqrt(0.5 * math.log2(math.e))
     # One channel stands for three equal ones.
-    colour = exponent / config.bilateral_srgb * math.sqrt(3 / colours.shape[1])
-    scaled = colours.t().float().mul(colour).contiguous()
+    color = exponent / config.bilateral_srgb * math.sqrt(3 / colors.shape[1])
+    scaled = colors.t().float().mul(color).contiguous()
     numbers = (
         exponent / config.bilateral_sxy, (config.bilateral_sxy / config.gaussian_sxy) ** 2,
         math.ceil(min(config.gaussian_sxy * math.sqrt(2 * math.log(2) * _NEGLIGIBLE_BITS), MAX_PIXELS)),

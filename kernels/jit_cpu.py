@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 Result = TypeVar("Result")
 _lock = threading.Lock()
+# MCLC_GPU_SIMD=0 selects the plain twins of the loops in `*_simd_cpu.py`: the same bits, more slowly.
+SIMD = os.environ.get("MCLC_GPU_SIMD") != "0"
 _WORTH_A_THREAD = 1 << 14  # elements: fewer are done before another thread has started
 
 
 def _cache_folder() -> str | None:
     """The folder for the present sources; None where it cannot be written."""
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {SIMD}".encode())
     try:
         for path in sorted(Path(__file__).parent.glob("*_cpu.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -84,3 +89,26 @@ def spread(
     parts = min(number, threads * shares)
     bounds = [number * i // parts for i in range(parts + 1)]
     return list(_pool().map(function, bounds[:-1], bounds[1:]))
+
+
+@intrinsic
+def float_bits(typingctx: Any, x: Any) -> Any:
+    """Return the bits of a float32 as int32."""
+    return types.int32(types.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+@intrinsic
+def bits_float(typingctx: Any, i: Any) -> Any:
+    """Return the float32 with the bits of an int32."""
+    return types.float32(types.int32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c in float32, rounded once where the processor can."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 3)
+        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [ir.FloatType()], kind), args)
+
+    return types.float32(types.float32, types.float32, types.float32), generate

@@ -1,4 +1,4 @@
-"""Parts of the mean-field iteration that all CRF backends share."""
+"""Steps of mean field on torch tensors, shared by the backends of the dense CRF."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,20 @@ _PIECE = 1 << 13  # pixels: with a few classes less than torch shares between th
 
 
 def in_pieces(function: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
-    """`function` of tensors [..., pixels], which it works on pixel by pixel.
+    """Apply a function that works pixel by pixel to tensors [..., pixels].
 
-    On the CPU in pieces too small for torch to share them between its threads: on a busy machine these wait
-    for one another many times longer than they work.
+    On the CPU it is applied in pieces too small for torch to share between its threads: on a busy machine
+    these wait for one another many times longer than they work.
+
+    Parameters
+    ----------
+    function : callable
+        Takes as many tensors as there are values and returns one, of the same last dimension.
+    *values : Tensor [..., pixels]
+
+    Returns
+    -------
+    Tensor [..., pixels]
     """
     if values[0].device.type != "cpu":
         return function(*values)
@@ -22,7 +32,7 @@ def in_pieces(function: Callable[..., torch.Tensor], *values: torch.Tensor) -> t
 
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax [classes, ...] of logits [classes - 1, ...] relative to the first class."""
+    """Return the softmax [classes, ...] of logits [classes - 1, ...] relative to the first class."""
     # On the CPU torch's own softmax rounds by the place in the batch; exp, + and / do not.
     every = torch.cat([torch.zeros_like(logits[:1]), logits])
     powers = torch.exp(every - every.amax(0))
@@ -30,9 +40,9 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def differences(logits: torch.Tensor) -> torch.Tensor:
-    """Probability of each class but the first minus that of the first, [classes - 1, ...].
+    """Return the probability of each class but the first minus that of the first, [classes - 1, ...].
 
-    They are all that mean field needs of Q, because softmax ignores what all classes receive alike.
+    Mean field needs no more of Q than these, because softmax ignores what all classes receive alike.
     """
     if len(logits) == 1:
         return torch.tanh(logits / 2)

@@ -3,8 +3,7 @@
 import numpy as np
 from numba import prange
 
-from mclc_gpu.kernels.color_cpu import bits_float, float_bits
-from mclc_gpu.kernels.jit_cpu import compiled
+from mclc_gpu.kernels.jit_cpu import bits_float, compiled, float_bits
 
 F = np.float32
 U = np.uint64

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads
 
-from mclc_gpu.kernels.color_cpu import bits_float
-from mclc_gpu.kernels.jit_cpu import compiled, spread
+from mclc_gpu.kernels.jit_cpu import bits_float, compiled, spread
 from mclc_gpu.kernels.slic_simd_cpu import (
     CHANNELS,
     COLOURS,

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from mclc_gpu.kernels.color_cpu import bits_float, lab_of_linear, linear_light
+from mclc_gpu.kernels.color_cpu import lab_of_linear, linear_light
 from mclc_gpu.kernels.config import KINDS, TrialConfig
 from mclc_gpu.kernels.connectivity_cpu import relabel, scratch_size
-from mclc_gpu.kernels.jit_cpu import compiled
+from mclc_gpu.kernels.jit_cpu import bits_float, compiled
 from mclc_gpu.kernels.noise import threshold
 from mclc_gpu.kernels.noise_cpu import GAUSSIAN, PEPPER, SALT, disturb
 from mclc_gpu.kernels.trials_simd_cpu import (

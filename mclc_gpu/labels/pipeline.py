@@ -13,7 +13,7 @@ from mclc_gpu.data.annotations import Point, category_of
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.config import CrfConfig
-from mclc_gpu.kernels.crf import dense_crf, window_colours
+from mclc_gpu.kernels.crf import dense_crf, window_colors
 from mclc_gpu.kernels.mean_field import in_pieces
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials, run_until_stable
@@ -68,7 +68,7 @@ def crf_masks(tpm: torch.Tensor, images: PackedImages, windows: Windows, config:
         config: Settings of the CRF.
     """
     sizes = windows.sizes
-    colours = window_colours(images, windows)
+    colours = window_colors(images, windows)
     if colours.dtype != torch.uint8:
         colours = _stretched(colours, sizes)
     top = _of_window(tpm, sizes, "amax")

@@ -18,7 +18,8 @@ from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels import crf_cpu
 from mclc_gpu.kernels.config import CrfConfig, TrialConfig
-from mclc_gpu.kernels.crf import dense_crf, dense_crf_images, window_colours
+from mclc_gpu.kernels.crf import dense_crf, dense_crf_images, window_colors
+from mclc_gpu.kernels.crf_simd_cpu import LANES, QUERIES, SUMS, VALUES, receive_plain, receive_simd
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.windows import draw_window, name_key
@@ -29,7 +30,7 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 class Batch:
-    """Random windows of dark and bright pixels: unary [classes, pixels], colours [pixels, channels]."""
+    """Random windows of dark and bright pixels: unary [classes, pixels], colors [pixels, channels]."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]], classes: int = 2, channels: int = 3, seed: int = 0):
         rng = np.random.default_rng([seed, classes, channels])
@@ -38,19 +39,19 @@ class Batch:
         pixels = self.offsets[-1]
         self.unary = torch.from_numpy(rng.normal(0, 2, (classes, pixels)).astype(np.float32))
         bright = 60 + 40 * (rng.random((pixels, 1)) < 0.4) + rng.normal(0, 8, (pixels, channels))
-        self.colours = torch.from_numpy(bright.clip(0, 255).astype(np.uint8))
+        self.colors = torch.from_numpy(bright.clip(0, 255).astype(np.uint8))
 
     def solved(self, config: CrfConfig | None = None, backend: str | None = None) -> torch.Tensor:
         """Return the probabilities of all windows, computed by a backend, on the CPU."""
         place = device_of(backend)
-        unary, colours = self.unary.to(place), self.colours.to(place)
-        return dense_crf(unary, colours, self.windows, config, backend=backend).cpu()
+        unary, colors = self.unary.to(place), self.colors.to(place)
+        return dense_crf(unary, colors, self.windows, config, backend=backend).cpu()
 
     def expected(self, config: CrfConfig) -> np.ndarray:
         return np.concatenate(
             [
                 brute_force(
-                    self.unary[:, a:b].double().numpy(), self.colours[a:b].double().numpy(), shape, config
+                    self.unary[:, a:b].double().numpy(), self.colors[a:b].double().numpy(), shape, config
                 )
                 for a, b, shape in zip(self.offsets, self.offsets[1:], self.windows.tolist(), strict=False)
             ],
@@ -58,13 +59,11 @@ class Batch:
         )
 
 
-def brute_force(
-    unary: np.ndarray, colours: np.ndarray, shape: Sequence[int], config: CrfConfig
-) -> np.ndarray:
+def brute_force(unary: np.ndarray, colors: np.ndarray, shape: Sequence[int], config: CrfConfig) -> np.ndarray:
     """Mean field with the whole kernel matrices in float64."""
     y, x = (axis.reshape(-1, 1).astype(float) for axis in np.mgrid[: shape[0], : shape[1]])
     places = (y - y.T) ** 2 + (x - x.T) ** 2
-    rgb = np.broadcast_to(colours, (len(colours), 3))
+    rgb = np.broadcast_to(colors, (len(colors), 3))
     looks = ((rgb[:, None] - rgb[None]) ** 2).sum(2)
     smooth = np.exp(-places / (2 * config.gaussian_sxy**2))
     bilateral = np.exp(-places / (2 * config.bilateral_sxy**2) - looks / (2 * config.bilateral_srgb**2))
@@ -93,7 +92,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_cpu_is_exact(classes: int, channels: int, iterations: int, normalization: str) -> None:
     batch = Batch([*SHAPES, (13, 11), (33, 37), (41, 38)], classes, channels)
     config = CrfConfig(normalization=normalization, iterations=iterations)
-    found = dense_crf(batch.unary, batch.colours, batch.windows, config)
+    found = dense_crf(batch.unary, batch.colors, batch.windows, config)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), batch.expected(config), atol=1e-5)
 
@@ -135,7 +134,7 @@ def test_two_pixels_by_hand(backend: str) -> None:
     config = CrfConfig(gaussian_sxy=1.0, bilateral_sxy=2.0, bilateral_srgb=10.0)
     place = device_of(backend)
     probability = torch.tensor([0.9, 0.2], device=place)
-    colours = torch.tensor([[10.0, 20.0, 30.0], [16.0, 20.0, 22.0]], device=place)
+    colors = torch.tensor([[10.0, 20.0, 30.0], [16.0, 20.0, 22.0]], device=place)
     logits = [math.log(9.0), math.log(0.25)]
     belief = [0.8, -0.6]  # probability of the second class minus that of the first
     expected = []
@@ -144,20 +143,32 @@ def test_two_pixels_by_hand(backend: str) -> None:
         for compat, weight in ((3, math.exp(-1 / 2)), (10, math.exp(-1 / 8 - 100 / 200))):
             logit += compat * (belief[i] + weight * belief[1 - i]) / (1 + weight)
         expected.append(1 / (1 + math.exp(-logit)))
-    found = dense_crf(probability, colours, torch.tensor([[1, 2]]), config, backend=backend)
+    found = dense_crf(probability, colors, torch.tensor([[1, 2]]), config, backend=backend)
     np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-5)
 
 
 def test_weights_are_the_same_made_kept_or_shared_between_threads() -> None:
     batch = Batch([(20, 21), (3, 3), (47, 50)], seed=3)
     energy = batch.unary[:1] - batch.unary[1:]
-    given = energy, batch.colours, batch.windows, CrfConfig(iterations=2)
+    given = energy, batch.colors, batch.windows, CrfConfig(iterations=2)
     kept = crf_cpu.run(*given)
     made = crf_cpu.run(*given, kept_weights=0)
     shared = crf_cpu.run(*given, kept_weights=0, shared_pixels=100)
     assert torch.equal(made, kept)
     assert not torch.equal(shared, kept)  # it adds up in another order
     torch.testing.assert_close(shared, kept, rtol=0, atol=1e-5)
+
+
+def test_explicit_vectors_do_not_change_a_bit() -> None:
+    rng = np.random.default_rng(7)
+    before = rng.normal(size=(SUMS + 1, 64)).astype(np.float32)
+    weights = rng.random(3 + QUERIES * 40).astype(np.float32)
+    planes = [before.copy(), before.copy()]
+    for receive, own in zip((receive_simd, receive_plain), planes, strict=True):
+        receive(own, np.uintp(16), np.uintp(8), np.uintp(8 + 5 * LANES), weights, np.uintp(3))
+    np.testing.assert_array_equal(*planes)
+    before[SUMS, 16:20] += weights[3:].reshape(QUERIES, 40) @ before[VALUES, 8:48]
+    np.testing.assert_allclose(planes[0], before, rtol=1e-5)
 
 
 @backends
@@ -168,8 +179,8 @@ def test_a_window_does_not_depend_on_the_others(backend: str) -> None:
     bounds = list(zip(batch.offsets, batch.offsets[1:], strict=False))
     for i, (a, b) in enumerate(bounds):
         place = device_of(backend)
-        unary, colours = batch.unary[:, a:b].to(place), batch.colours[a:b].to(place)
-        alone = dense_crf(unary, colours, batch.windows[i : i + 1], config, backend=backend).cpu()
+        unary, colors = batch.unary[:, a:b].to(place), batch.colors[a:b].to(place)
+        alone = dense_crf(unary, colors, batch.windows[i : i + 1], config, backend=backend).cpu()
         assert torch.equal(alone, together[:, a:b])
 
 
@@ -182,7 +193,7 @@ def test_threads_do_not_change_a_bit(shared_pixels: int) -> None:
         for threads in (1, before):
             numba.set_num_threads(threads)
             energy = batch.unary[:1] - batch.unary[1:]
-            given = energy, batch.colours, batch.windows, CrfConfig()
+            given = energy, batch.colors, batch.windows, CrfConfig()
             results.append(crf_cpu.run(*given, shared_pixels=shared_pixels))
     finally:
         numba.set_num_threads(before)
@@ -194,14 +205,14 @@ def test_certain_probabilities_are_floored(backend: str) -> None:
     windows = torch.tensor([[6, 7], [4, 4], [1, 1]])
     place = device_of(backend)
     probability = (torch.arange(59, device=place) % 3 == 0).float()
-    colours = torch.full((59, 1), 93, dtype=torch.uint8, device=place)
+    colors = torch.full((59, 1), 93, dtype=torch.uint8, device=place)
     config = CrfConfig(floor=1e-3)
-    found = dense_crf(probability, colours, windows, config, backend=backend)
+    found = dense_crf(probability, colors, windows, config, backend=backend)
     unary = -torch.log(torch.stack([1 - probability, probability]).clamp(min=1e-3))
-    both = dense_crf(unary, colours, windows, config, backend=backend)
+    both = dense_crf(unary, colors, windows, config, backend=backend)
     assert bool(torch.isfinite(found).all())
     torch.testing.assert_close(found, both[1])
-    # A lone pixel is its own neighbour with weight 1 in both kernels.
+    # A lone pixel is its own neighbor with weight 1 in both kernels.
     belief = (1 - 1e-3) / (1 + 1e-3) * (1 if probability[-1] else -1)
     logit = math.log(1000) * (1 if probability[-1] else -1) + 13 * belief
     assert float(found[-1]) == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-4)
@@ -212,8 +223,8 @@ def test_one_channel_counts_as_three_equal_ones(backend: str) -> None:
     batch = Batch(SHAPES[2:], channels=1)
     place = device_of(backend)
     gray, rgb, real = (
-        dense_crf(batch.unary.to(place), colours.to(place), batch.windows, backend=backend)
-        for colours in (batch.colours, batch.colours.repeat(1, 3), batch.colours.float())
+        dense_crf(batch.unary.to(place), colors.to(place), batch.windows, backend=backend)
+        for colors in (batch.colors, batch.colors.repeat(1, 3), batch.colors.float())
     )
     torch.testing.assert_close(gray, rgb, rtol=0, atol=1e-6)
     assert torch.equal(gray, real)
@@ -232,8 +243,8 @@ def test_zero_iterations_give_the_probabilities_back() -> None:
 def test_empty_batch(shape: tuple[int, ...], backend: str) -> None:
     windows = torch.empty(0, 2, dtype=torch.int64)
     place = device_of(backend)
-    potential, colours = torch.empty(shape, device=place), torch.empty(0, 3, device=place)
-    found = dense_crf(potential, colours, windows, backend=backend)
+    potential, colors = torch.empty(shape, device=place), torch.empty(0, 3, device=place)
+    found = dense_crf(potential, colors, windows, backend=backend)
     assert found.shape == shape
 
 
@@ -252,7 +263,7 @@ def test_whole_images_are_windows(classes: int | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_window_colours_are_those_of_the_images(dtype: type) -> None:
+def test_window_colors_are_those_of_the_images(dtype: type) -> None:
     rng = np.random.default_rng(8)
     images = [rng.integers(0, 255, shape).astype(dtype) for shape in ((8, 9, 3), (12, 5), (6, 6, 3))]
     boxes = [(2, 1, 2, 4, 3), (1, 3, 0, 9, 5), (0, 0, 8, 8, 1), (1, 11, 4, 1, 1)]
@@ -261,10 +272,10 @@ def test_window_colours_are_those_of_the_images(dtype: type) -> None:
         whole = images[image] if images[image].ndim == 3 else np.repeat(images[image][..., None], 3, 2)
         return whole[top : top + height, left : left + width].reshape(-1, 3)
 
-    found = window_colours(PackedImages.pack(images), Windows.pack((*box, 0, 0, 0) for box in boxes))
+    found = window_colors(PackedImages.pack(images), Windows.pack((*box, 0, 0, 0) for box in boxes))
     np.testing.assert_array_equal(found.numpy(), np.concatenate([crop(*box) for box in boxes]))
     alone = Windows.pack([(0, *boxes[1][1:], 0, 0, 0)])
-    gray = window_colours(PackedImages.pack(images[1:2]), alone)
+    gray = window_colors(PackedImages.pack(images[1:2]), alone)
     np.testing.assert_array_equal(gray.numpy(), crop(*boxes[1])[:, :1])
 
 
@@ -297,8 +308,8 @@ def test_bad_settings_are_named(name: str, value: object) -> None:
         ({"potential": torch.tensor([0, 0.5, math.nan, 1, 1, 1])}, "probabilities in 0..1"),
         ({"potential": torch.full((6,), 1.5)}, "probabilities in 0..1"),
         ({"potential": torch.full((2, 6), math.inf)}, "potential must be finite"),
-        ({"colours": torch.rand(6, 2)}, r"colours must be uint8 or float32 \[6, 1 or 3\]"),
-        ({"colours": torch.full((6, 1), math.nan)}, "colours must be finite"),
+        ({"colors": torch.rand(6, 2)}, r"colors must be uint8 or float32 \[6, 1 or 3\]"),
+        ({"colors": torch.full((6, 1), math.nan)}, "colors must be finite"),
         ({"windows": torch.tensor([[2, 3, 1]])}, "windows must be int64"),
         ({"windows": torch.tensor([[2.0, 3.0]])}, "windows must be int64"),
         ({"windows": torch.tensor([[2, 4]])}, "hold 6 pixels together, got 8"),
@@ -309,7 +320,7 @@ def test_bad_settings_are_named(name: str, value: object) -> None:
 def test_bad_input_is_named(change: dict, message: str) -> None:
     call = {
         "potential": torch.rand(6),
-        "colours": torch.rand(6, 3),
+        "colors": torch.rand(6, 3),
         "windows": torch.tensor([[2, 3]]),
         "backend": None,
     } | change
@@ -332,7 +343,7 @@ def densecrf() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def real(nuaa: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """TPMs of 20 trials, colours and shapes of two windows around every target of the train split."""
+    """TPMs of 20 trials, colors and shapes of two windows around every target of the train split."""
     images, rows, keys = [], [], []
     chosen, _ = select(find_files(nuaa / "images"), read_list(find_split(nuaa, "train")))
     for name, path in chosen.items():
@@ -346,7 +357,7 @@ def real(nuaa: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         images.append(image)
     packed, windows = PackedImages.pack(images), Windows.pack(rows)
     result = run_trials(packed, windows, torch.tensor(keys), TrialConfig(), 20)
-    return result.counts / 20, window_colours(packed, windows), windows.shapes
+    return result.counts / 20, window_colors(packed, windows), windows.shapes
 
 
 @pytest.mark.parametrize(
@@ -358,10 +369,10 @@ def test_pydensecrf_decides_alike_on_real_windows(
     normalization: str,
     iterations: int,
 ) -> None:
-    probability, colours, windows = real
+    probability, colors, windows = real
     assert len(windows) >= 500
     config = CrfConfig(normalization=normalization, iterations=iterations)
-    found = dense_crf(probability, colours, windows, config) > 0.5
+    found = dense_crf(probability, colors, windows, config) > 0.5
     kind = getattr(densecrf, f"NORMALIZE_{normalization.upper()}")
     unary = -torch.log(torch.stack([1 - probability, probability]).clamp(min=1e-5))
     same, first = 0, 0
@@ -370,7 +381,7 @@ def test_pydensecrf_decides_alike_on_real_windows(
         first = window.stop
         field = densecrf.DenseCRF2D(width, height, 2)
         field.setUnaryEnergy(unary[:, window].numpy().copy())
-        rgb = colours[window].reshape(height, width, 3).numpy().copy()
+        rgb = colors[window].reshape(height, width, 3).numpy().copy()
         field.addPairwiseGaussian(sxy=3, compat=3, normalization=kind)
         field.addPairwiseBilateral(sxy=32, srgb=13, rgbim=rgb, compat=10, normalization=kind)
         background, target = np.asarray(field.inference(iterations))
