@@ -1,4 +1,4 @@
-"""Search the settings of a label preset with a few true masks."""
+"""Search of label settings: evaluation on true masks, coordinate search, and the uncertainty of a gain."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +20,19 @@ Values = dict[str, Any]
 
 
 def space_of(config: LabelConfig) -> tuple[Parameter, ...]:
-    """The settings of the config's maker that are searched, the config's own values among those tried.
+    """Return the search space of a config's label maker, with the config's own values among those to try.
 
-    Raises InputError for a maker that has nothing to search.
+    Raises
+    ------
+    InputError
+        If the label maker has no settings to search.
+
+    Examples
+    --------
+    >>> from mclc_gpu.labels.config import preset
+    >>> from mclc_gpu.tune.search import space_of
+    >>> space_of(preset("default"))[0].values
+    ('bright', 'dark', 'auto')
     """
     space = config.entry.search_space
     if not space:
@@ -33,7 +43,7 @@ def space_of(config: LabelConfig) -> tuple[Parameter, ...]:
 
 
 def values_of(config: LabelConfig, space: tuple[Parameter, ...]) -> Values:
-    """The config's own value of each parameter."""
+    """Return the config's own value of each parameter."""
     values = {}
     for parameter in space:
         part: Any = config
@@ -44,7 +54,7 @@ def values_of(config: LabelConfig, space: tuple[Parameter, ...]) -> Values:
 
 
 def with_values(config: LabelConfig, values: Mapping[str, Any]) -> LabelConfig:
-    """The config with these values of parameters. Raises InputError for one that cannot be used."""
+    """Return the config with these values of parameters; InputError for a value that cannot be used."""
     changes: dict[str, Any] = {}
     for name, value in values.items():
         part, dot, setting = name.partition(".")
@@ -56,18 +66,27 @@ def with_values(config: LabelConfig, values: Mapping[str, Any]) -> LabelConfig:
 
 
 def matters(parameter: Parameter, values: Mapping[str, Any]) -> bool:
-    """Whether a parameter has any effect beside these values of the others."""
+    """Return True if a parameter has an effect, given the values of the others."""
     return parameter.only is None or values[parameter.only[0]] in parameter.only[1]
 
 
-LEAST_GAIN = 0.0005  # of IoU: less is not worth another value
-_IDLE_RESTARTS = 25  # in a row that meet nothing new: the space is exhausted
+LEAST_GAIN = 0.0005  # IoU; a smaller gain is not worth another value
+_IDLE_RESTARTS = 25  # restarts in a row without a new evaluation: the space is exhausted
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class TuneSet:
-    """Images with true masks (bool [H, W]), and for each seed the clicks on each image."""
+    """Images with true masks, and the clicks on each image for each seed.
+
+    Attributes
+    ----------
+    names : list of str
+    images : list of ndarray [H, W] or [H, W, 3]
+    truth : list of ndarray [H, W], bool
+    points : list of list of list of Point
+        By seed, image and target.
+    """
 
     names: list[str]
     images: list[np.ndarray]
@@ -75,7 +94,7 @@ class TuneSet:
     points: list[list[list[Point]]]
 
     def part(self, members: Sequence[int]) -> "TuneSet":
-        """Some of the images."""
+        """Return the subset of the images with these indices."""
         return TuneSet(
             [self.names[i] for i in members],
             [self.images[i] for i in members],
@@ -84,7 +103,10 @@ class TuneSet:
         )
 
     def halves(self, seed: int) -> list[list[int]]:
-        """Members of two halves that are alike: of each two images next in target area one goes to each."""
+        """Split the images into two halves alike in target area; return the indices of each.
+
+        Of every two images that follow each other in target area, one goes to each half, drawn with `seed`.
+        """
         order = sorted(range(len(self.names)), key=lambda i: (int(self.truth[i].sum()), self.names[i]))
         rng = np.random.default_rng(seed)
         parts: list[list[int]] = [[], []]
@@ -96,7 +118,7 @@ class TuneSet:
 
 
 class _Clustered(NamedTuple):
-    """What one seed's targets came to, as long as only the refinement changes."""
+    """Clustered targets of one part and seed, reused as long as only the refinement changes."""
 
     key: LabelConfig
     placed: list[PlacedTarget]
@@ -104,9 +126,18 @@ class _Clustered(NamedTuple):
 
 
 class Evaluator:
-    """Labels of the parts of a set by any config, scored in pixels; nothing is computed twice.
+    """Labels the parts of a set with any config and counts their pixels; nothing is computed twice.
 
-    Labels do not depend on which images are labelled together, so that the parts' pixels add up.
+    Labels do not depend on the images that are labeled together, so that the pixels of the parts add up.
+
+    Parameters
+    ----------
+    parts : sequence of TuneSet
+    device : torch.device
+    known : mapping, optional
+        Results that an earlier run journaled, by key.
+    record : callable
+        Called with the key and the pixels of every new result.
     """
 
     def __init__(
@@ -114,25 +145,24 @@ class Evaluator:
         parts: Sequence[TuneSet],
         device: torch.device,
         known: Mapping[str, Sequence[Sequence[int]]] | None = None,
-        note: Callable[[str, list[list[int]]], None] = lambda key, pixels: None,
+        record: Callable[[str, list[list[int]]], None] = lambda key, pixels: None,
     ) -> None:
-        """`known`: what an earlier run noted; `note` is called with everything that is new."""
         self.parts = parts
         self.device = device
         self._known = {key: np.asarray(pixels, np.int64) for key, pixels in (known or {}).items()}
-        self._note = note
+        self._record = record
         self._last: dict[tuple[int, int], _Clustered] = {}
 
     def pixels(self, config: LabelConfig, part: int) -> np.ndarray:
-        """int64 [seeds, 2]: intersection and union of a part's masks with the true ones."""
+        """Count intersection and union of a part's masks with the true ones: int64 [seeds, 2], pixels."""
         key = f"{part}:{fingerprint_of(asdict(config))}"
         if key not in self._known:
             self._known[key] = self.of_images(config, part).sum(axis=1)
-            self._note(key, self._known[key].tolist())
+            self._record(key, self._known[key].tolist())
         return self._known[key]
 
     def of_images(self, config: LabelConfig, part: int) -> np.ndarray:
-        """The same of each image: int64 [seeds, images, 2]. A target that cannot be labelled has no mask."""
+        """Count them per image: int64 [seeds, images, 2]. Targets that cannot be labeled have no mask."""
         return np.array([self._of_seed(config, part, seed) for seed in range(len(self.parts[part].points))])
 
     def _of_seed(self, config: LabelConfig, part: int, seed: int) -> list[tuple[int, int]]:
@@ -142,7 +172,7 @@ class Evaluator:
         both = [
             (compose(truth.shape, own)[0], truth) for own, truth in zip(of_image, frames.truth, strict=True)
         ]
-        # The pixels that `Scores` counts; its matching of components would take most of the time.
+        # The pixel counts of `Scores`, without its matching of components, which would take most of the time.
         return [(int(np.count_nonzero(m & t)), int(np.count_nonzero(m | t))) for m, t in both]
 
     def _clustered(self, config: LabelConfig, part: int, seed: int) -> _Clustered:
@@ -159,21 +189,33 @@ class Evaluator:
 
 
 def iou_by_seed(pixels: np.ndarray) -> np.ndarray:
-    """float64 [seeds] of intersections and unions [seeds, ..., 2]: total by total, 0 where all is empty."""
+    """Compute IoUs, float64 [seeds], from intersections and unions [seeds, ..., 2]; 0 if both are empty."""
     totals = pixels.reshape(len(pixels), -1, 2).sum(axis=1)
     return totals[:, 0] / np.maximum(totals[:, 1], 1)
 
 
 def spread_of(values: np.ndarray) -> float:
-    """Standard deviation (n - 1); NaN of a single value."""
+    """Compute the standard deviation (n - 1); NaN for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def gain_of(before: np.ndarray, after: np.ndarray, seed: int) -> tuple[float, float]:
-    """What is gained in IoU, and how uncertain that is, from pixels int64 [seeds, images, 2] of two configs.
+    """Compute the gain in IoU between two configs, and its uncertainty.
 
-    The uncertainty is the standard deviation of the gain over bootstrap resamples of the images and of the
-    seeds, the same ones for both configs.
+    Parameters
+    ----------
+    before, after : ndarray [seeds, images, 2], int64
+        Intersection and union, pixels, with either config.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    gain : float
+        Mean over the seeds.
+    uncertainty : float
+        Standard deviation of the gain over bootstrap resamples of the images and of the seeds, the same ones
+        for both configs.
     """
     gain = float(np.mean(iou_by_seed(after) - iou_by_seed(before)))
     rng = np.random.default_rng(seed)
@@ -187,20 +229,31 @@ def gain_of(before: np.ndarray, after: np.ndarray, seed: int) -> tuple[float, fl
 
 
 class _Spent(Exception):
-    """The budget of evaluations is used up."""
+    """Raised when the budget of evaluations is used up."""
 
 
 class Search:
-    """Coordinate search from the start, then again from random places until the budget is spent.
+    """Coordinate search from the start, then from random places until the budget is spent.
 
-    One parameter after another goes step by step to better values for as long as the score rises, until none
-    helps. Each restart draws half of the best place's values anew, uniformly. The same arguments give the
-    same search.
+    One parameter after another is moved step by step while the score rises, until no parameter helps. Each
+    restart draws half of the best values again, uniformly. Equal arguments give an equal search.
 
-    Attributes:
-        best: The values found to be best so far, those at the start while nothing is better by `LEAST_GAIN`.
-        best_score: Theirs; minus infinity before any was evaluated.
-        seen: How many different values were evaluated.
+    Parameters
+    ----------
+    score : callable
+        Maps values to their score; called at most `budget` times, never twice with the same values.
+    space : sequence of Parameter
+    start : dict
+        Values at the start.
+    budget : int >= 1
+    seed : int
+
+    Attributes
+    ----------
+    best : dict
+        Best values so far; those at the start while none is better by `LEAST_GAIN`.
+    best_score : float
+        Their score; minus infinity before the first evaluation.
     """
 
     def __init__(
@@ -211,7 +264,6 @@ class Search:
         budget: int,
         seed: int = 0,
     ) -> None:
-        """`score` is called at most `budget` (>= 1) times, never twice with the same values."""
         self._score, self._space, self._start, self._budget = score, space, start, budget
         self._rng = np.random.default_rng(seed)
         self._scores: dict[tuple[object, ...], float] = {}
@@ -219,10 +271,11 @@ class Search:
 
     @property
     def seen(self) -> int:
+        """Number of different values that were evaluated."""
         return len(self._scores)
 
     def run(self) -> None:
-        """Search; what was found until an interrupt stays."""
+        """Search; `best` stays valid after an interrupt."""
         try:
             self._at(self._start)
             self._climb(self._start)
@@ -235,6 +288,7 @@ class Search:
             pass
 
     def _at(self, values: Values) -> float:
+        """Return the score of these values."""
         key = tuple(values.values())
         if key not in self._scores:
             if len(self._scores) >= self._budget:
@@ -245,7 +299,7 @@ class Search:
         return self._scores[key]
 
     def _climb(self, values: Values) -> None:
-        """From a place to one where no single parameter helps."""
+        """Go from these values to ones that no single parameter improves."""
         rises = True
         while rises:
             rises = False
@@ -256,7 +310,7 @@ class Search:
                     values = moved
 
     def _along(self, parameter: Parameter, values: Values) -> Values:
-        """The place with the parameter's best value; `values` itself where none is better."""
+        """Move one parameter to its best value; return `values` itself if none is better."""
         if not parameter.ordered:
             others = [self._with(values, parameter, other) for other in parameter.values]
             best = max(others, key=self._at)
@@ -272,6 +326,7 @@ class Search:
         return values
 
     def _steps(self, parameter: Parameter, values: Values, direction: int) -> Iterator[Values]:
+        """Yield the values with the parameter moved farther and farther in one direction."""
         place = parameter.values.index(values[parameter.name]) + direction
         while 0 <= place < len(parameter.values):
             yield self._with(values, parameter, parameter.values[place])
@@ -284,11 +339,12 @@ class Search:
         return self._plain({**values, parameter.name: value})
 
     def _plain(self, values: Values) -> Values:
-        """The same place with the start's values where they do not matter."""
+        """Replace values that do not matter by those at the start."""
         own = [(p, values[p.name] if matters(p, values) else self._start[p.name]) for p in self._space]
         return {parameter.name: value for parameter, value in own}
 
     def _elsewhere(self) -> Values:
+        """Draw the values of a restart."""
         draws = [(p, p.values[int(self._rng.integers(len(p.values)))]) for p in self._space]
         anew = self._rng.random(len(draws)) < 0.5
         return self._plain(
