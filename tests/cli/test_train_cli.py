@@ -6,19 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import command, ended, kill, wait_for
 from training_data import write_frames
 
 from mclc_gpu.cli.main import main
 from mclc_gpu.detect.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--network", "acm", "--batch-size", "4", "--size", "32", "--device", "cpu"]
+SMALL = ["--network", "tiny", "--batch-size", "4", "--size", "32", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -97,23 +98,15 @@ def test_sets_are_paired_in_order(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
-    # Whoever started the tests may have told its children to ignore interrupts.
-    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += "from mclc_gpu.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, *words(data, tmp_path / "run", "--epochs", 500)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    shown = tmp_path / "shown.txt"
+    process = command(words(data, tmp_path / "run", "--epochs", 5000), told=shown)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, shown = process.communicate(timeout=60)
+        wait_for(tmp_path / "run" / "last.pt", process)
+        os.kill(process.pid, signal.SIGINT)
+        assert ended(process) == 130
     finally:
-        process.kill()
-    assert process.returncode == 130
-    assert shown.splitlines()[-1] == "mclc-gpu: interrupted; train goes on with --resume"
+        kill(process)
+    assert shown.read_text().splitlines()[-1] == "mclc-gpu: interrupted; train goes on with --resume"
     assert load_checkpoint(tmp_path / "run" / "last.pt", "cpu").state["epoch"] >= 1
 
 
@@ -149,7 +142,7 @@ def test_a_collapsed_network_is_reported(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--batch-size", "1"], "batch_size 1: acm trains on batches of 2 images or more"),
+        (["--batch-size", "1"], "batch_size 1: tiny trains on batches of 2 images or more"),
         (["--epochs", "0"], "epochs 0: use 1 or more"),
         (["--images", "elsewhere"], "2 --images but 1 of --points, --points-from-masks and --masks"),
         (["--list", "a.txt", "--list", "b.txt"], "2 --list but 1 --images"),
@@ -182,9 +175,10 @@ def test_settings_are_looked_at_before_labelling(
 def test_two_processes_share_the_work(data: Path, tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mclc_gpu"]
     held = ["--val-images", data / "images", "--val-masks", data / "masks"]
-    command = [sys.executable, *launcher, *words(data, tmp_path / "run", *held, source="--points-from-masks")]
+    given = words(data, tmp_path / "run", *held, "--network", "acm", source="--points-from-masks")
+    started = [sys.executable, *launcher, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report.md") == 1
     assert len(rows(tmp_path / "run")) == 2

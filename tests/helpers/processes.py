@@ -38,6 +38,7 @@ def _run(words: list[str], environment: dict[str, str], told: Path | None, stop:
     from mclc_gpu.networks.zoo import NETWORKS
 
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores interrupts
     file = os.open(os.devnull if told is None else told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
