@@ -125,7 +125,8 @@ def test_wheel_holds_the_sources_and_nothing_else(archives: tuple[Path, Path]) -
     names = zipfile.ZipFile(archives[1]).namelist()
     package = {name for name in names if ".dist-info/" not in name}
     assert {name for name in package if not name.startswith("mclc_gpu/")} == set()
-    assert {name for name in package if not name.endswith(".py")} == {"mclc_gpu/py.typed"}
+    data = {"mclc_gpu/py.typed", "mclc_gpu/report/page.html"}
+    assert {name for name in package if not name.endswith(".py")} == data
     modules = {name.removesuffix(".py").replace("/", ".") for name in package}
     assert set(MODULES) <= modules
     assert any(name.endswith("licenses/LICENSE") for name in names)

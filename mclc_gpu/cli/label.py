@@ -14,7 +14,7 @@ from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.config import LabelOptions
-from mclc_gpu.labels.folder import LAYOUT
+from mclc_gpu.labels.folder import LAYOUT, open_labels
 from mclc_gpu.labels.run import LabelJob, label_folder
 from mclc_gpu.report.page import REPORT, report_labels
 from mclc_gpu.report.sheets import write_overview
@@ -68,11 +68,12 @@ def _look(job: LabelJob, summary: Mapping[str, Any], truth: Mapping[str, Path] |
     title = f"{summary['images']} images, {summary['targets']} targets, {job.config.maker}"
     if job.config.trials:
         title += f", {job.config.trials} trials"
-    write_overview(job.out, job.images, job.seed, title, truth)
+    labels = open_labels(job.out)
+    write_overview(labels, job.images, title, truth)
     _report(job.out, summary)
     if report:
-        check = report_labels(job.out, job.images, truth)
-        print(f"{check.doubtful} targets to look at first, see {job.out / REPORT}")
+        check = report_labels(labels, job.images, truth)
+        print(f"{check.flagged} targets to review first, see {job.out / REPORT}")
 
 
 def _source(options: LabelOptions, simulated: bool) -> str:

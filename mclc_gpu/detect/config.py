@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mclc_gpu.errors import InputError
+from mclc_gpu.score.config import CONVENTIONS
 
 TILE, OVERLAP = 1024, 64  # pixels
 
@@ -72,7 +73,7 @@ class EvaluateOptions(DetectorOptions):
     masks : Path
         Folder of true masks.
     convention : str
-        Convention of the false alarms; see `mclc_gpu.score.metrics`.
+        Convention of the false alarms; see `mclc_gpu.score.config.CONVENTIONS`.
     roc : Path, optional
         PNG file for Pd over Fa at all thresholds.
     json : Path, optional
@@ -89,7 +90,7 @@ class EvaluateOptions(DetectorOptions):
         metadata={
             "help": "false alarms: canonical counts each component that matches no target, dnanet compares "
             "areas like the historical metric",
-            "choices": ("canonical", "dnanet"),
+            "choices": tuple(CONVENTIONS),
         },
     )
     roc: Path | None = field(

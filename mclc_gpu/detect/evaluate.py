@@ -16,7 +16,7 @@ from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import Progress
-from mclc_gpu.score.matching import CANONICAL, CONVENTIONS, Convention
+from mclc_gpu.score.config import CANONICAL, CONVENTIONS, Convention
 from mclc_gpu.score.metrics import ImageScore, Scores, score_image
 from mclc_gpu.score.roc import RocCounts, RocScores, roc_counts
 

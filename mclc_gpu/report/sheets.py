@@ -1,7 +1,5 @@
-"""Contact sheets: overview of a label run, replayed targets, worst and best cases."""
+"""Draw contact sheets of targets: overview of a label run, replayed targets, worst and best detections."""
 
-import heapq
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +9,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.images import MASK, Colour, read_image, read_mask, stretched
-from mclc_gpu.data.points import load_points
 from mclc_gpu.detect.evaluate import Case
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.labels.config import LabelConfig
-from mclc_gpu.labels.folder import LabelStore, read_tpm
+from mclc_gpu.labels.folder import LabelFiles, read_tpm
 from mclc_gpu.labels.replay import Process
-from mclc_gpu.labels.windows import place_window
+from mclc_gpu.report.check import TopK
 from mclc_gpu.score.matching import components_of
 from mclc_gpu.score.metrics import mask_iou
 
@@ -28,10 +24,10 @@ PAPER: Colour = (250, 250, 247)
 FRAME: Colour = (214, 214, 208)
 INK: Colour = (28, 28, 32)
 FAINT: Colour = (112, 112, 118)
-# Orange and sky blue stay apart for colour-blind eyes, and both from gray.
+# Orange and sky blue stay distinct for color-blind readers, and both from gray.
 CLICK: Colour = (255, 45, 85)
 TRUTH: Colour = (64, 190, 255)
-# The TPM's colours, from 0 to 1 in even steps of lightness.
+# The TPM's colors, from 0 to 1 in even steps of lightness.
 _HEAT = np.array(
     [
         (2, 2, 14),
@@ -47,106 +43,171 @@ _HEAT = np.array(
 
 PANEL = 150  # px, side of the square that a window is enlarged to
 GAP = 6  # between the panels of a target
-MARGIN = 18  # around a picture
-CAPTION = 30  # height under the panels, with the space to the next ones
+_MARGIN = 18  # around the sheet
+_CAPTION = 30  # height under the panels, with the space to the next ones
+_GUTTER = 30  # between columns of targets
 _TITLE, _LEGEND, _HEADING = 32, 28, 20  # heights above the first row of panels
 
 
-def new_sheet(
-    width: int,
-    rows: int,
-    title: str,
-    *,
-    truth: bool,
-    tpm: bool = True,
-    click: bool = True,
-    words: tuple[str, str] = ("pseudo mask", "TPM"),
-) -> tuple[Image.Image, int]:
-    """A sheet for rows of panels, with title and legend, and where its first row begins.
+@dataclass(frozen=True, slots=True, eq=False)
+class Panel:
+    """One image of a row.
 
-    Args:
-        width: Of the sheet in px.
-        rows: Rows of panels; room is left for one at least.
-        title: A line above the legend, or "".
-        truth, tpm, click: Whether the legend explains the truth's outline, the TPM's colours, the cross.
-        words: What the legend calls the mask and the TPM.
+    Attributes
+    ----------
+    heading : str
+        Title of the column of panels; the first row's are drawn.
+    pixels : ndarray of uint8, [H, W, 3]
+        Output of `enlarged`, of one size in a row.
+    caption : str or None
+        Text under the panel; None leaves the space to the row's title.
     """
-    top = MARGIN + (_TITLE if title else 0) + _LEGEND + _HEADING
-    sheet = Image.new("RGB", (width, top + max(rows, 1) * (PANEL + CAPTION) + MARGIN // 2), PAPER)
+
+    heading: str
+    pixels: np.ndarray
+    caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One target of a sheet: panels side by side, with captions.
+
+    Attributes
+    ----------
+    panels : sequence of Panel
+    shape : (int, int)
+        Height and width of the window before it was enlarged.
+    title : sequence of str
+        Parts of the text at the left under the panels; as many of them as fit are drawn.
+    facts : str
+        Text at the right under the panels.
+    click : (float, float) or None
+        Marked position (x, y) in the window, pixel centers at integers; a cross on the first panel shows it.
+    """
+
+    panels: Sequence[Panel]
+    shape: tuple[int, ...]
+    title: Sequence[str]
+    facts: str = ""
+    click: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """Explanation of colors at the top of a sheet.
+
+    Attributes
+    ----------
+    mask, tpm : str
+        Names of the mask's outline and of the color scale; "" leaves it out.
+    click, truth : bool
+        Explain the cross, and the outline of the truth.
+    """
+
+    mask: str = "pseudo mask"
+    tpm: str = "TPM"
+    click: bool = True
+    truth: bool = False
+
+
+def draw_sheet(
+    rows: Sequence[Row],
+    legend: Legend,
+    title: str = "",
+    *,
+    columns: int = 2,
+    panels: int = 3,
+    empty: str = "no targets",
+) -> Image.Image:
+    """Draw targets in columns, row by row, under a title and a legend.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Each with as many panels as `panels`.
+    legend : Legend
+    title : str
+        Line above the legend, such as the settings of the run.
+    columns : int >= 1
+        Targets side by side.
+    panels : int
+        Panels of each row.
+    empty : str
+        Text in place of the targets where there are none.
+
+    Returns
+    -------
+    Image
+        RGB, 180 px high per row of targets.
+    """
+    row_width = panels * (PANEL + GAP) - GAP
+    width = 2 * _MARGIN + columns * row_width + (columns - 1) * _GUTTER
+    lines = max(-(-len(rows) // columns), 1)
+    top = _MARGIN + (_TITLE if title else 0) + _LEGEND + _HEADING
+    sheet = Image.new("RGB", (width, top + lines * (PANEL + _CAPTION) + _MARGIN // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         font = ImageFont.load_default(17)
-        draw.text((MARGIN, MARGIN), shortened(title, font, width - 2 * MARGIN), INK, font)
-    x = MARGIN
-    middle = top - _HEADING - _LEGEND + 7
-    if click:
+        draw.text((_MARGIN, _MARGIN), shortened(title, font, width - 2 * _MARGIN), INK, font)
+    _draw_legend(sheet, legend, top - _HEADING - _LEGEND + 7)
+    if not rows:
+        draw.text((_MARGIN, top), empty, FAINT, ImageFont.load_default(14))
+    for index, row in enumerate(rows):
+        line, column = divmod(index, columns)
+        left = _MARGIN + column * (row_width + _GUTTER)
+        if line == 0:
+            for place, panel in enumerate(row.panels):
+                at = (left + place * (PANEL + GAP), top - 5)
+                draw.text(at, panel.heading, FAINT, ImageFont.load_default(12), anchor="ls")
+        _draw_row(sheet, row, left, top + line * (PANEL + _CAPTION))
+    return sheet
+
+
+def _draw_row(sheet: Image.Image, row: Row, left: int, top: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    draw_panels(sheet, left, top, [panel.pixels for panel in row.panels], row.shape, row.click)
+    font, below = ImageFont.load_default(13), top + PANEL + 4
+    room: float = len(row.panels) * (PANEL + GAP) - GAP
+    if row.facts:
+        draw.text((left + room, below), row.facts, INK, font, anchor="ra")
+        room -= font.getlength(row.facts) + 16
+    for place, panel in reversed([*enumerate(row.panels)]):
+        if panel.caption is not None:
+            start = place * (PANEL + GAP)
+            draw.text((left + start, below), panel.caption, INK, font)
+            room = min(room, start - 2 * GAP)
+    title = list(row.title)
+    while len(title) > 1 and font.getlength(",  ".join(title)) > room:
+        title.pop()
+    draw.text((left, below), shortened(",  ".join(title), font, room), INK, font)
+
+
+def _draw_legend(sheet: Image.Image, legend: Legend, middle: int) -> None:
+    """Explain cross, outlines and colors of the TPM, in a line whose middle is at `middle`."""
+    draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(12), _MARGIN
+    if legend.click:
         _draw_cross(draw, x + 9, middle, 3)
-        draw.text((x + 26, middle), "click", INK, ImageFont.load_default(12), anchor="lm")
+        draw.text((x + 26, middle), "click", INK, font, anchor="lm")
         x += 76
-    x = _draw_outline_words(draw, x, middle, ((MASK, words[0]), (TRUTH, "truth"))[: 1 + truth])
-    if tpm:
-        _draw_scale(sheet, draw, x, middle, words[1])
-    return sheet, top
-
-
-def draw_headings(draw: ImageDraw.ImageDraw, left: int, top: int, headings: Sequence[str]) -> None:
-    """What the panels of a column of targets show, above the first row of panels at `top`."""
-    for panel, heading in enumerate(headings):
-        at = (left + panel * (PANEL + GAP), top - 5)
-        draw.text(at, heading, FAINT, ImageFont.load_default(12), anchor="ls")
+    for color, name in ((MASK, legend.mask), (TRUTH, "truth" if legend.truth else "")):
+        if name:
+            draw.rectangle((x, middle - 6, x + 12, middle + 6), outline=color, width=3)
+            draw.text((x + 20, middle), name, INK, font, anchor="lm")
+            x += 46 + int(font.getlength(name))
+    if legend.tpm:
+        draw.text((x, middle), f"{legend.tpm}  0", INK, font, anchor="lm")
+        x += int(font.getlength(f"{legend.tpm}  0")) + 6
+        bar = np.broadcast_to(np.linspace(0, 1, 90), (12, 90))
+        sheet.paste(Image.fromarray(heat(bar)), (x, middle - 6))
+        draw.text((x + 96, middle), "1", INK, font, anchor="lm")
 
 
 def _draw_cross(draw: ImageDraw.ImageDraw, x: float, y: float, start: float) -> None:
-    """Four arms that begin `start` px from the clicked position, which itself stays in sight."""
-    for colour, width, rim in ((INK, 4, 1), (CLICK, 2, 0)):
+    """Draw four arms that begin `start` px from the marked position, which stays visible."""
+    for color, width, rim in ((INK, 4, 1), (CLICK, 2, 0)):
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
             near, far = start - rim, start + 6 + rim
-            draw.line((x + near * dx, y + near * dy, x + far * dx, y + far * dy), colour, width)
-
-
-def _draw_outline_words(
-    draw: ImageDraw.ImageDraw, x: int, middle: int, outlines: Sequence[tuple[Colour, str]]
-) -> int:
-    """Legend of the outlines, from x on; returns where it ends."""
-    font = ImageFont.load_default(12)
-    for colour, label in outlines:
-        draw.rectangle((x, middle - 6, x + 12, middle + 6), outline=colour, width=3)
-        draw.text((x + 20, middle), label, INK, font, anchor="lm")
-        x += 46 + int(font.getlength(label))
-    return x
-
-
-def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int, middle: int, word: str) -> None:
-    """Legend of the heat colours, from x on."""
-    font = ImageFont.load_default(12)
-    draw.text((x, middle), f"{word}  0", INK, font, anchor="lm")
-    x += int(font.getlength(f"{word}  0")) + 6
-    bar = np.broadcast_to(np.linspace(0, 1, 90), (12, 90))
-    sheet.paste(Image.fromarray(heat(bar)), (x, middle - 6))
-    draw.text((x + 96, middle), "1", INK, font, anchor="lm")
-
-
-def outlined(
-    window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None, colour: Colour = MASK
-) -> np.ndarray:
-    """The enlarged window with the outline of a mask and, on demand, of the truth.
-
-    The mask's outline lies on the mask's own pixels, the truth's around its pixels, so that both show where
-    they agree.
-
-    Args:
-        window: uint8 [H, W, 3], see `enlarged`.
-        mask, truth: bool [h, w] of the window before it was enlarged.
-        colour: Of the mask's outline.
-    """
-    drawn = window.copy()
-    thickness = min(max(round(max(window.shape[:2]) / max(mask.shape) / 3.5), 1), 3)
-    if truth is not None:
-        large = enlarged(truth)
-        drawn[ndimage.binary_dilation(large, np.ones((3, 3)), thickness) & ~large] = TRUTH
-    large = enlarged(mask)
-    drawn[large & ~ndimage.binary_erosion(large, np.ones((3, 3)), thickness)] = colour
-    return drawn
+            draw.line((x + near * dx, y + near * dy, x + far * dx, y + far * dy), color, width)
 
 
 def draw_panels(
@@ -157,13 +218,20 @@ def draw_panels(
     shape: tuple[int, ...],
     click: tuple[float, float] | None,
 ) -> None:
-    """Panels of one target side by side, with the click's cross, if there is one, on the first.
+    """Draw the panels of one target side by side, with a cross on the first where a click is given.
 
-    Args:
-        left, top: Of the first panel in the sheet.
-        panels: uint8 [H, W, 3] each, see `enlarged`, all of one size.
-        shape: Of the window before it was enlarged.
-        click: (x, y) in that window, pixel centres at integers.
+    Parameters
+    ----------
+    sheet : Image
+        Drawn upon.
+    left, top : int
+        Corner of the first panel in the sheet.
+    panels : sequence of ndarray of uint8, [H, W, 3]
+        Outputs of `enlarged`, all of one size.
+    shape : (int, int)
+        Height and width of the window before it was enlarged.
+    click : (float, float) or None
+        (x, y) in that window, pixel centers at integers.
     """
     draw = ImageDraw.Draw(sheet)
     height, width = panels[0].shape[:2]
@@ -179,8 +247,35 @@ def draw_panels(
     _draw_cross(draw, left + inset_x + x, top + inset_y + y, min(max(scale / 2 + 2, 3), 8))
 
 
+def outlined(
+    window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None, color: Colour = MASK
+) -> np.ndarray:
+    """Draw the outline of a mask, and of the truth where it is given, on an enlarged window.
+
+    The mask's outline lies on the mask's own pixels, the truth's around its pixels, so that both show where
+    they agree.
+
+    Parameters
+    ----------
+    window : ndarray of uint8, [H, W, 3]
+        Output of `enlarged`; stays as it is.
+    mask, truth : ndarray of bool, [h, w]
+        Of the window before it was enlarged.
+    color : tuple of int
+        RGB of the mask's outline.
+    """
+    drawn = window.copy()
+    thickness = min(max(round(max(window.shape[:2]) / max(mask.shape) / 3.5), 1), 3)
+    if truth is not None:
+        large = enlarged(truth)
+        drawn[ndimage.binary_dilation(large, np.ones((3, 3)), thickness) & ~large] = TRUTH
+    large = enlarged(mask)
+    drawn[large & ~ndimage.binary_erosion(large, np.ones((3, 3)), thickness)] = color
+    return drawn
+
+
 def mask_facts(mask: np.ndarray, truth: np.ndarray | None) -> list[str]:
-    """A mask's area and, where the truth is known, its IoU, for a caption."""
+    """Return a mask's area and, where the truth is known, its IoU, for a caption."""
     facts = [f"{np.count_nonzero(mask)} px"]
     if truth is not None:
         iou = mask_iou(mask, truth)
@@ -189,14 +284,14 @@ def mask_facts(mask: np.ndarray, truth: np.ndarray | None) -> list[str]:
 
 
 def heat(probability: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] colours of probabilities."""
+    """Color probabilities [h, w]: uint8 [h, w, 3], dark to bright."""
     at = np.clip(probability, 0, 1) * (len(_HEAT) - 1)
     channels = [np.interp(at, np.arange(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=2)).astype(np.uint8)
 
 
 def enlarged(pixels: np.ndarray) -> np.ndarray:
-    """[h, w, ...] by nearest neighbour to the size at which its longer side fills the panel."""
+    """Resize [h, w, ...] by nearest neighbor to the size at which its longer side fills a panel."""
     shape = pixels.shape[:2]
     sides = [max(1, round(side * PANEL / max(shape))) for side in shape]
     rows, columns = (np.arange(side) * old // side for side, old in zip(sides, shape, strict=True))
@@ -204,7 +299,7 @@ def enlarged(pixels: np.ndarray) -> np.ndarray:
 
 
 def shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float) -> str:
-    """The text, or as much of its start as fits into `room` px with three dots."""
+    """Return the text, or as much of its start as fits into `room` px with three dots."""
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(f"{text}...") > room:
@@ -212,294 +307,214 @@ def shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, roo
     return f"{text}..."
 
 
-MAX_TILES = 48
-
-_GUTTER = 30  # between columns of tiles
-_HEADINGS = ("image and click", "TPM", "mask")
-_TILE_WIDTH = 3 * PANEL + 2 * GAP
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tile:
-    """One target to show; all arrays cover the same window, usually 3x3 to 65x65 px.
-
-    Attributes:
-        name: Name of the image.
-        image: [h, w] gray or [h, w, 3] RGB, of any number type and range; shown from its darkest to its
-            brightest.
-        tpm: float [h, w], target probability, 0 to 1.
-        mask: bool [h, w], the pseudo mask.
-        click: (x, y) in the window: column and row, pixel centres at integers.
-        truth: bool [h, w], the true mask, None when it is not known.
-        category: Of the target, None when it is not known.
-    """
-
-    name: str
-    image: np.ndarray
-    tpm: np.ndarray
-    mask: np.ndarray
-    click: tuple[float, float]
-    truth: np.ndarray | None = None
-    category: str | None = None
-
-
-def contact_sheet(tiles: Sequence[Tile], columns: int = 2, title: str = "") -> Image.Image:
-    """Draw the tiles row by row: window with click, TPM, window with the outlines of mask and truth.
-
-    The outline of a mask lies on the mask's own pixels, the outline of the truth around the truth's pixels,
-    so that both show where they agree. The caption under a tile states the image, the category, the mask's
-    area in pixels and, with truth, the IoU in the window (n/a when both masks are empty).
-
-    Args:
-        tiles: At most `MAX_TILES`; the caller chooses which of a long run. None of them gives a sheet that
-            says so.
-        columns: Tiles side by side, at least 1.
-        title: A line above the legend, such as the settings of the run.
-
-    Returns:
-        An RGB image, about 1000 px wide with two columns.
-
-    Raises:
-        InputError: Too many tiles, columns below 1, or a tile whose arrays do not have the same size.
-    """
-    if len(tiles) > MAX_TILES:
-        raise InputError(f"{len(tiles)} tiles do not fit on one contact sheet: choose at most {MAX_TILES}")
-    if columns < 1:
-        raise InputError(f"columns {columns}: give at least 1")
-    for tile in tiles:
-        _check(tile)
-    rows = -(-len(tiles) // columns)
-    width = 2 * MARGIN + columns * _TILE_WIDTH + (columns - 1) * _GUTTER
-    sheet, top = new_sheet(width, rows, title, truth=any(tile.truth is not None for tile in tiles))
-    draw = ImageDraw.Draw(sheet)
-    if not tiles:
-        draw.text((MARGIN, top), "no targets", FAINT, ImageFont.load_default(14))
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        left = MARGIN + column * (_TILE_WIDTH + _GUTTER)
-        if row == 0:
-            draw_headings(draw, left, top, _HEADINGS)
-        _draw_tile(sheet, draw, tile, left, top + row * (PANEL + CAPTION))
-    return sheet
-
-
-def _check(tile: Tile) -> None:
-    shape = tile.mask.shape
-    arrays = {"image": tile.image.shape[:2], "tpm": tile.tpm.shape}
-    if tile.truth is not None:
-        arrays["truth"] = tile.truth.shape
-    for what, other in arrays.items():
-        if other != shape or len(shape) != 2 or 0 in shape:
-            raise InputError(
-                f"{tile.name}: the tile's {what} is {other} but its mask {shape}: "
-                "cut both from one window [h, w]"
-            )
-
-
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
-    window = enlarged(stretched(tile.image))
-    panels = (window, enlarged(heat(tile.tpm)), outlined(window, tile.mask, tile.truth))
-    draw_panels(sheet, left, top, panels, tile.mask.shape, tile.click)
-    font = ImageFont.load_default(13)
-    facts = ",  ".join([*([tile.category] if tile.category else []), *mask_facts(tile.mask, tile.truth)])
-    draw.text((left + _TILE_WIDTH, top + PANEL + 4), facts, INK, font, anchor="ra")
-    room = _TILE_WIDTH - font.getlength(facts) - 16
-    draw.text((left, top + PANEL + 4), shortened(tile.name, font, room), INK, font)
-
-
-_TILES = 24
-_MARGIN = 4  # pixels of surroundings shown around the clustered window
-
-
 def evenly_spread(count: int, wanted: int) -> list[int]:
     """Return at most `wanted` of the indices 0 to `count` - 1, evenly spread, the first and last included."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)).tolist()
 
 
+_OVERVIEW = 24  # targets
+_AROUND_WINDOW = 4  # pixels of surroundings shown
+
+
 def write_overview(
-    out: Path, images: Mapping[str, Path], seed: int, title: str, truth: Mapping[str, Path] | None = None
+    labels: LabelFiles, images: Mapping[str, Path], title: str, truths: Mapping[str, Path] | None = None
 ) -> Path:
-    """Write OUT/overview.png: targets spread evenly over the run, each with window, TPM, mask and truth."""
-    points = load_points(out / "points.csv")
-    targets = [(stem, index, point) for stem, own in points.items() for index, point in enumerate(own)]
-    store = LabelStore.open(out)
-    tiles = []
-    for stem, index, point in (targets[t] for t in evenly_spread(len(targets), _TILES)):
-        tiles.append(_tile(store, images[stem], stem, index, point, seed, truth))
-    path = out / "overview.png"
+    """Write overview.png into the folder of a label run: targets spread evenly over the run.
+
+    Each is shown with the window in which it was labeled, its TPM, and the outlines of mask and truth.
+
+    Parameters
+    ----------
+    labels : LabelFiles
+        Finished run.
+    images : mapping of str to Path
+        Its images by stem.
+    title : str
+    truths : mapping of str to Path, optional
+        True masks by stem, where they are known.
+
+    Returns
+    -------
+    Path
+        The PNG file.
+    """
+    targets = [(stem, index) for stem, own in labels.points.items() for index in range(len(own))]
+    chosen = [targets[t] for t in evenly_spread(len(targets), _OVERVIEW)]
+    rows = [_overview_row(labels, *target, images, truths or {}) for target in chosen]
+    path = labels.folder / "overview.png"
     with atomic_path(path) as temporary:
-        contact_sheet(tiles, title=title).save(temporary)
+        legend = Legend(truth=any(stem in (truths or {}) for stem, _ in chosen))
+        draw_sheet(rows, legend, title).save(temporary)
     return path
 
 
-def _tile(
-    store: LabelStore,
-    image_path: Path,
-    stem: str,
-    index: int,
-    point: Point,
-    seed: int,
-    truth: Mapping[str, Path] | None,
-) -> Tile:
-    image = read_image(image_path)
+def _overview_row(
+    labels: LabelFiles, stem: str, index: int, images: Mapping[str, Path], truths: Mapping[str, Path]
+) -> Row:
+    image, point = read_image(images[stem]), labels.points[stem][index]
     height, width = image.shape[:2]
-    window = place_window(height, width, point, seed, stem, index)
-    top, left = max(window.top - _MARGIN, 0), max(window.left - _MARGIN, 0)
-    area = np.s_[top : window.bottom + _MARGIN, left : window.right + _MARGIN]
-    true = None
-    if truth is not None and stem in truth:
-        try:
-            true = read_mask(truth[stem], (height, width))[area]
-        except InputError:
-            true = None  # a mask that does not fit its image was reported when it was used
-    return Tile(
-        name=stem,
-        image=image[area],
-        tpm=read_tpm(store.tpm(stem))[area],
-        mask=read_mask(store.mask(stem))[area],
-        click=(point.x - left, point.y - top),
-        truth=true,
-        category=point.category,
+    window = labels.window(stem, index, (height, width))
+    top, left = max(window.top - _AROUND_WINDOW, 0), max(window.left - _AROUND_WINDOW, 0)
+    area = np.s_[top : window.bottom + _AROUND_WINDOW, left : window.right + _AROUND_WINDOW]
+    truth = None
+    if stem in truths:
+        read = attempt(truths[stem], lambda: read_mask(truths[stem], (height, width))[area])
+        truth = None if isinstance(read, Skipped) else read  # it was reported when the masks were used
+    return target_row(
+        stem,
+        image[area],
+        read_tpm(labels.store.tpm(stem))[area],
+        read_mask(labels.store.mask(stem))[area],
+        (point.x - left, point.y - top),
+        truth,
+        point.category,
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Panel:
-    """Pixels as `enlarged` gives them; a caption of None leaves its place to the name of the target."""
+def target_row(
+    name: str,
+    image: np.ndarray,
+    tpm: np.ndarray,
+    mask: np.ndarray,
+    click: tuple[float, float] | None = None,
+    truth: np.ndarray | None = None,
+    category: str | None = None,
+) -> Row:
+    """Show a labeled target: its window with the click, its TPM, and the outlines of mask and truth.
 
-    heading: str
-    pixels: np.ndarray
-    caption: str | None
+    The caption states the image, the category, the mask's area in pixels and, with truth, the IoU in the
+    window (n/a when both masks are empty).
+
+    Parameters
+    ----------
+    name : str
+        Name of the image.
+    image : ndarray, [h, w] or [h, w, 3]
+        Gray or RGB, of any number type and range; shown from its darkest to its brightest.
+    tpm : ndarray of float, [h, w], 0..1
+    mask, truth : ndarray of bool, [h, w]
+    click : (float, float), optional
+        (x, y) in the window: column and row, pixel centers at integers.
+    category : str, optional
+    """
+    window = enlarged(stretched(image))
+    panels = [
+        Panel("image and click", window),
+        Panel("TPM", enlarged(heat(tpm))),
+        Panel("mask", outlined(window, mask, truth)),
+    ]
+    facts = [*([category] if category else []), *mask_facts(mask, truth)]
+    return Row(panels, mask.shape, [name], ",  ".join(facts), click)
 
 
 def process_sheet(processes: Sequence[Process], config: LabelConfig, title: str = "") -> Image.Image:
-    """Draw the targets row by row, each from its image to its mask.
+    """Draw replayed targets row by row, each from its image to its mask.
 
-    Args:
-        processes: At least one; all of one run.
-        config: The run's settings, for the headings.
-        title: A line above the legend.
+    Parameters
+    ----------
+    processes : sequence of Process
+        At least one; all of one run.
+    config : LabelConfig
+        Settings of the run, for the headings.
+    title : str
+        Line above the legend.
 
-    Returns:
-        An RGB image of 180 px per row.
+    Returns
+    -------
+    Image
+        RGB, 180 px high per target.
     """
-    rows = [_panels(process, config) for process in processes]
-    width = 2 * MARGIN + len(rows[0]) * (PANEL + GAP) - GAP
-    truth = any(process.truth is not None for process in processes)
-    click = any(process.point.box is None for process in processes)
-    sheet, top = new_sheet(width, len(rows), title, truth=truth, tpm=bool(processes[0].stages), click=click)
-    draw = ImageDraw.Draw(sheet)
-    draw_headings(draw, MARGIN, top, [panel.heading for panel in rows[0]])
-    for number, (process, panels) in enumerate(zip(processes, rows, strict=True)):
-        _draw_row(sheet, draw, process, panels, top + number * (PANEL + CAPTION))
-    return sheet
+    rows = [_process_row(process, config) for process in processes]
+    legend = Legend(
+        tpm="TPM" if processes[0].stages else "",
+        click=any(row.click is not None for row in rows),
+        truth=any(process.truth is not None for process in processes),
+    )
+    return draw_sheet(rows, legend, title, columns=1, panels=len(rows[0].panels))
 
 
-def _panels(process: Process, config: LabelConfig) -> list[_Panel]:
-    """The panels of one target; those of one run are of the same kinds."""
-    window = enlarged(stretched(process.image))
-    marked = window if process.marks is None else outlined(window, process.marks, colour=CLICK)
-    panels = [_Panel("image and box" if process.point.box else "image and click", marked, None)]
-    clustered = window
+def _process_row(process: Process, config: LabelConfig) -> Row:
+    """Show one target; the rows of one run have the same kinds of panels."""
+    point, window = process.point, process.window
+    image = enlarged(stretched(process.image))
+    marked = image if process.marks is None else outlined(image, process.marks, color=CLICK)
+    panels = [Panel("image and box" if point.box else "image and click", marked)]
+    clustered = image
     if process.noisy is not None:
         clustered = enlarged(stretched(process.noisy))
-        panels.append(_Panel(f"trial 1: {config.trial.noise} {config.trial.intensity:g}", clustered, None))
+        panels.append(Panel(f"trial 1: {config.trial.noise} {config.trial.intensity:g}", clustered))
     if process.segment is not None:
-        heading = "trial 1: segments" if process.point.seeds else "trial 1: segment"
-        panels.append(_Panel(heading, outlined(clustered, process.segment), None))
+        heading = "trial 1: segments" if point.seeds else "trial 1: segment"
+        panels.append(Panel(heading, outlined(clustered, process.segment)))
     for planned, trials, tpm in process.stages:
         stopped = f"stopped after {trials}" if trials < planned else ""
-        panels.append(_Panel(f"TPM after {planned}", enlarged(heat(tpm)), stopped))
+        panels.append(Panel(f"TPM after {planned}", enlarged(heat(tpm)), stopped))
     facts = ",  ".join(mask_facts(process.mask, process.truth))
-    panels.append(_Panel(_mask_heading(config), outlined(window, process.mask, process.truth), facts))
-    return panels
+    panels.append(Panel(_mask_heading(config), outlined(image, process.mask, process.truth), facts))
+    title = [str(process.target), str(point.category), f"{window.height} x {window.width} px"]
+    if process.changed:
+        title.insert(1, "differs from the run's mask")
+    click = (point.x - window.left, point.y - window.top) if point.box is None else None
+    return Row(panels, (window.height, window.width), title, click=click)
 
 
 def _mask_heading(config: LabelConfig) -> str:
     if config.refine == "crf":
         return "mask (CRF)"
-    return f"mask (TPM >= {config.threshold:g} max)" if config.maker == "mclc" else f"mask ({config.maker})"
+    with_trials = "trial" in config.entry.uses
+    return f"mask (TPM >= {config.threshold:g} max)" if with_trials else f"mask ({config.maker})"
 
 
-def _draw_row(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, process: Process, panels: Sequence[_Panel], top: int
-) -> None:
-    window = process.window
-    click = None
-    if process.point.box is None:
-        click = process.point.x - window.left, process.point.y - window.top
-    pixels = [panel.pixels for panel in panels]
-    draw_panels(sheet, MARGIN, top, pixels, (window.height, window.width), click)
-    font = ImageFont.load_default(13)
-    for place, panel in enumerate(panels):
-        at = (MARGIN + place * (PANEL + GAP), top + PANEL + 4)
-        if panel.caption is not None:
-            draw.text(at, panel.caption, INK, font)
-    room = [panel.caption for panel in panels].count(None) * (PANEL + GAP) - 2 * GAP
-    about = [str(process.target), str(process.point.category), f"{window.height} x {window.width} px"]
-    if process.changed:
-        about.insert(1, "not as the run wrote it")
-    while len(about) > 1 and font.getlength(",  ".join(about)) > room:
-        about.pop()
-    draw.text((MARGIN, top + PANEL + 4), shortened(",  ".join(about), font, room), INK, font)
-
-
-_SIDE, _AROUND = 48, 8  # least side of a window, and least room around what it shows, pixels
-_CASE_GUTTER = 30
-_CASE_HEADINGS = ("image", "probability", "prediction and truth")
-_WIDTH = 3 * PANEL + 2 * GAP
+_LEAST_SIDE, _AROUND_CASE = 48, 8  # pixels: least side of a section, and least room around what it shows
 
 
 class Extremes:
-    """Keeper of the images of lowest and of highest IoU, the `callback` of `score_network`.
+    """Keep the images of lowest and of highest IoU; a callback for `mclc_gpu.detect.evaluate.score_network`.
 
     Images in which nothing is true and nothing predicted have no IoU and are passed over. Of equal IoU the
-    one with more wrong pixels counts as worse, and the one with more true pixels as better. Only windows are
+    one with more wrong pixels counts as worse, and the one with more true pixels as better. Only sections are
     kept, not whole images: of the worst around their largest error, of the best around their largest target.
 
-    Attributes:
-        keep: How many of either kind.
-        threshold: The prediction is probability > threshold.
+    Parameters
+    ----------
+    keep : int
+        Number of images of either kind.
+    threshold : float, 0..1
+        The prediction is probability > threshold.
     """
 
     def __init__(self, keep: int = 12, threshold: float = 0.5) -> None:
-        self.keep = keep
         self.threshold = threshold
-        self._numbers = itertools.count()
-        self._worst: list[tuple[tuple[float, int], int, Case]] = []
-        self._best: list[tuple[tuple[float, int], int, Case]] = []
+        self._worst: TopK[Case] = TopK(keep)
+        self._best: TopK[Case] = TopK(keep)
 
     def __call__(self, case: Case) -> None:
-        """Look at one image."""
+        """Take one image into account."""
         score = case.score
         if math.isnan(score.iou):
             return
-        # Heaps whose first element is the one to go next: of equal keys, the one that came last.
-        number = -next(self._numbers)
         prediction = case.probability > np.float32(self.threshold)
         wrong = score.union - score.intersection
         error = prediction ^ case.truth if wrong else case.truth
         target = case.truth if score.true else prediction
-        for heap, key, shown in (
+        for top, key, shown in (
             (self._worst, (-score.iou, wrong), error),
             (self._best, (score.iou, score.true), target),
         ):
-            if len(heap) < self.keep or (key, number) > heap[0][:2]:
-                heapq.heappush(heap, (key, number, _window(case, shown)))
-            if len(heap) > self.keep:
-                heapq.heappop(heap)
+            if top.admits(key):
+                top.add(key, _section(case, shown))
 
     def worst(self) -> list[Case]:
-        """Windows of the images of lowest IoU, the worst first."""
-        return [case for _, _, case in sorted(self._worst, key=lambda item: item[:2], reverse=True)]
+        """Return sections of the images of lowest IoU, the worst first."""
+        return self._worst.items()
 
     def best(self) -> list[Case]:
-        """Windows of the images of highest IoU, the best first."""
-        return [case for _, _, case in sorted(self._best, key=lambda item: item[:2], reverse=True)]
+        """Return sections of the images of highest IoU, the best first."""
+        return self._best.items()
 
 
-def _window(case: Case, shown: np.ndarray) -> Case:
-    """The case cut to the largest component of a mask that is not empty."""
+def _section(case: Case, shown: np.ndarray) -> Case:
+    """Cut a case to the largest component of a mask that is not empty."""
     components = components_of(shown)
     rows, columns = np.nonzero(components.labels == int(components.area.argmax()) + 1)
     height, width = case.truth.shape
@@ -514,45 +529,32 @@ def _window(case: Case, shown: np.ndarray) -> Case:
 
 
 def _side(places: np.ndarray, length: int) -> slice:
-    """A range around these places, inside 0..length."""
+    """Return a range around these places, inside 0..length."""
     first, last = int(places.min()), int(places.max())
-    side = min(max(_SIDE, last - first + 1 + 2 * _AROUND), length)
+    side = min(max(_LEAST_SIDE, last - first + 1 + 2 * _AROUND_CASE), length)
     start = min(max((first + last + 1 - side) // 2, 0), length - side)
     return slice(start, start + side)
 
 
-def case_sheet(cases: Sequence[Case], title: str, threshold: float = 0.5, columns: int = 2) -> Image.Image:
-    """Draw cases row by row: image, probability, and the outlines of prediction and truth.
+def case_sheet(cases: Sequence[Case], title: str, threshold: float = 0.5) -> Image.Image:
+    """Draw detections: image, probability, and the outlines of prediction and truth.
 
     A caption states the image's name and its scores, which are those of the whole image.
     """
-    width = 2 * MARGIN + columns * _WIDTH + (columns - 1) * _CASE_GUTTER
-    words = ("prediction", "probability")
-    rows = -(-len(cases) // columns)
-    sheet, top = new_sheet(width, rows, title, truth=True, click=False, words=words)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
-    if not cases:
-        draw.text((MARGIN, top), "no image with a true or predicted pixel", FAINT, font)
-    for index, case in enumerate(cases):
-        row, column = divmod(index, columns)
-        left, upper = MARGIN + column * (_WIDTH + _CASE_GUTTER), top + row * (PANEL + CAPTION)
-        if row == 0:
-            draw_headings(draw, left, top, _CASE_HEADINGS)
-        window = enlarged(stretched(case.image))
-        drawn = outlined(window, case.probability > np.float32(threshold), case.truth)
-        panels = (window, enlarged(heat(case.probability)), drawn)
-        draw_panels(sheet, left, upper, panels, case.truth.shape, None)
-        facts = _facts(case)
-        draw.text((left + _WIDTH, upper + PANEL + 4), facts, INK, font, anchor="ra")
-        room = _WIDTH - font.getlength(facts) - 16
-        draw.text((left, upper + PANEL + 4), shortened(case.name, font, room), INK, font)
-    return sheet
+    legend = Legend("prediction", "probability", click=False, truth=True)
+    rows = [_case_row(case, threshold) for case in cases]
+    return draw_sheet(rows, legend, title, empty="no image with a true or predicted pixel")
 
 
-def _facts(case: Case) -> str:
-    score = case.score
-    parts = [f"IoU {score.iou:.2f}", f"{score.detected} of {score.targets} found"]
+def _case_row(case: Case, threshold: float) -> Row:
+    score, window = case.score, enlarged(stretched(case.image))
+    prediction = case.probability > np.float32(threshold)
+    panels = [
+        Panel("image", window),
+        Panel("probability", enlarged(heat(case.probability))),
+        Panel("prediction and truth", outlined(window, prediction, case.truth)),
+    ]
+    facts = [f"IoU {score.iou:.2f}", f"{score.detected} of {score.targets} found"]
     if score.false_alarm_pixels:
-        parts.append(f"{score.false_alarm_pixels} px false")
-    return ",  ".join(parts)
+        facts.append(f"{score.false_alarm_pixels} px false")
+    return Row(panels, case.truth.shape, [case.name], ",  ".join(facts))

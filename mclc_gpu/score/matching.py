@@ -1,58 +1,16 @@
 """Match predicted components to true targets and count detections and false alarms of one image."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from mclc_gpu.kernels.jit_cpu import compiled
-from mclc_gpu.registry import Registry
 
 MATCH_DISTANCE = 3.0  # pixels between centroids, exclusive
 DETECTED, FALSE_ALARM_PIXELS, INTERSECTION, PREDICTED = range(4)  # columns of the output of `sweep`
 _EIGHT = np.ones((3, 3), dtype=bool)
-
-
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """Rules by which targets take predicted components, and by which the rest are false alarms.
-
-    In every convention components are 8-connected and numbered in the order in which rows, read from the
-    top, first meet them. Targets choose in that order, each among the components that no earlier target has
-    taken and whose centroid lies less than 3 px (strictly) from the target's. A target that takes a component
-    is detected.
-
-    Parameters
-    ----------
-    name : str
-        Name on the command line and in JSON.
-    nearest : bool
-        Let a target take the nearest of those components, of equally near ones the first. Otherwise it takes
-        the first one, at any distance below 3 px.
-    alarms_by_area : bool
-        Count a component that no target took as a false alarm unless its area equals that of a component
-        taken in the same image. Otherwise it always is one.
-    """
-
-    name: str
-    nearest: bool
-    alarms_by_area: bool
-
-
-CANONICAL = Convention("canonical", nearest=True, alarms_by_area=False)
-
-# Many papers on infrared small targets report the Pd and Fa of the metric published with DNANet (Li et al.,
-# IEEE TIP 2023, doi:10.1109/TIP.2022.3199107), or of a copy of it. It compares areas where it means
-# components: its false alarms are all predicted areas except the values that occur among the areas of the
-# matched components. A match of 4 px thus hides every false alarm of 4 px in that image. Three properties of
-# that code are left out: it resizes images to 256 x 256 and divides by that size, where here the image's own
-# pixels count (the same at that size); it thresholds logits at 0, which is probability > 0.5; and only 255
-# is true in its masks (see `mclc_gpu.data.images.read_mask` for ours).
-DNANET = Convention("dnanet", nearest=False, alarms_by_area=True)
-
-CONVENTIONS: Registry[Convention] = Registry("convention", {one.name: one for one in (CANONICAL, DNANET)})
 
 
 class Components(NamedTuple):
@@ -98,7 +56,7 @@ def components_of(mask: np.ndarray) -> Components:
 
 @compiled()
 def match(true: np.ndarray, predicted: np.ndarray, first: np.ndarray, nearest: bool) -> np.ndarray:
-    """Return the predicted component that each target takes, -1 for none; see `Convention`.
+    """Return the predicted component that each target takes, -1 for none; see `score.config.Convention`.
 
     Parameters
     ----------
@@ -140,7 +98,7 @@ def match(true: np.ndarray, predicted: np.ndarray, first: np.ndarray, nearest: b
 
 @compiled()
 def false_alarm_pixels(area: np.ndarray, matched: np.ndarray, by_area: bool) -> int:
-    """Return the number of pixels of the components that are false alarms; see `Convention`.
+    """Return the number of pixels of components that are false alarms; see `score.config.Convention`.
 
     Parameters
     ----------

@@ -9,14 +9,8 @@ import numpy as np
 from mclc_gpu.data.annotations import CATEGORIES, category_of
 from mclc_gpu.errors import InputError
 from mclc_gpu.registry import Registry
-from mclc_gpu.score.matching import (
-    CANONICAL,
-    Components,
-    Convention,
-    components_of,
-    false_alarm_pixels,
-    match,
-)
+from mclc_gpu.score.config import CANONICAL, Convention
+from mclc_gpu.score.matching import Components, components_of, false_alarm_pixels, match
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mclc_gpu.score.config import CANONICAL, Convention
 from mclc_gpu.score.matching import (
-    CANONICAL,
     DETECTED,
     FALSE_ALARM_PIXELS,
     INTERSECTION,
     PREDICTED,
-    Convention,
     components_of,
     sweep,
 )

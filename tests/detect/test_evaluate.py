@@ -14,7 +14,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.report.folder import write_report
 from mclc_gpu.report.plots import plot_curves, plot_roc
 from mclc_gpu.report.sheets import Extremes, case_sheet
-from mclc_gpu.score.matching import DNANET
+from mclc_gpu.score.config import DNANET
 from mclc_gpu.score.metrics import score_image
 from mclc_gpu.score.roc import RocScores
 

@@ -287,7 +287,7 @@ def test_the_picture_tells_each_target(data, labels, monkeypatch):
     first, second = (process.target for process in processes[:2])
     (changed,) = (words for words in written if words.startswith(f"{first}, "))
     (same,) = (words for words in written if words.startswith(f"{second}, "))
-    assert changed.startswith(f"{first},  not as the run wrote it,  ")
+    assert changed.startswith(f"{first},  differs from the run's mask,  ")
     assert same.endswith(f"{processes[1].window.height} x {processes[1].window.width} px")
     headings = ["the title", "image and click", "trial 1: salt 0.05", "trial 1: segment"]
     headings += ["TPM after 1", "TPM after 2", "TPM after 20", "TPM after 25", "mask (CRF)", "truth"]

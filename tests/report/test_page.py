@@ -19,22 +19,24 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import write_points
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.folder import open_labels
-from mclc_gpu.report.check import LabelCheck, Looked, Top, look
+from mclc_gpu.report import sheets
+from mclc_gpu.report.check import ImageCheck, LabelCheck, TopK, check_image
 from mclc_gpu.report.page import LabelReport, report_labels
+from mclc_gpu.report.sheets import target_row
 
 SIDE = 96
 VOID = {"meta", "img"}
 HOSTILE = 'a<img src=x onerror="alert(1)">&'
-# A target of every kind of doubt: its click, the rows and columns of its mask, confidence, doubts.
+# A target of every flag: its click, the rows and columns of its mask, confidence, flags.
 CLICKS = [
     (Point(10, 10, "spot"), (8, 13, 8, 13), 0.9, []),
     (Point(40, 10, "spot"), None, 0.9, ["no mask of its own"]),
     (Point(70, 10, "spot"), (15, 19, 69, 73), 0.9, ["click outside its mask"]),
     (Point(9, 40, "spot"), (38, 43, 8, 18), 0.9, ["two clicks on one mask"]),
     (Point(16, 40, "spot"), (38, 43, 8, 18), 0.9, ["two clicks on one mask"]),
-    (Point(40, 40, "extended"), (38, 43, 38, 43), 0.9, ["area out of line with the category"]),
-    (Point(70, 40, "spot"), (38, 42, 70, 81), 0.9, ["mask touches its window's border"]),
-    (Point(10, 70, "extended"), (68, 76, 9, 24), 0.9, ["click far from the mask's centre"]),
+    (Point(40, 40, "extended"), (38, 43, 38, 43), 0.9, ["area does not fit the category"]),
+    (Point(70, 40, "spot"), (38, 42, 70, 81), 0.9, ["mask touches the border of its window"]),
+    (Point(10, 70, "extended"), (68, 76, 9, 24), 0.9, ["click far from the center of its mask"]),
     (Point(50, 70, "spot"), (68, 73, 48, 53), 0.4, ["low confidence"]),
     (Point(80, 70, "spot"), (68, 73, 82, 86), 0.7, ["click outside its mask"]),
     (Point(80, 90, "point"), (89, 92, 81, 82), 0.7, []),  # beside the mask: a matter of the hand
@@ -129,14 +131,14 @@ class Page(HTMLParser):
                 self.cards.append(data)
 
 
-def test_every_kind_of_doubt_is_found_and_no_other(run):
+def test_every_flag_is_found_and_no_other(run):
     labels = open_labels(run)
     mask = np.array(Image.open(run / "masks" / f"{HOSTILE}.png")) > 0
     # The published windows are drawn at random; the mask at its window's right border is cut there.
     window = labels.window(HOSTILE, 6, mask.shape)
     mask[38:42, window.right :] = False
-    found = look(HOSTILE, mask, labels=labels).targets
-    assert [[kind for kind, _ in target.doubts] for target in found] == [doubts for *_, doubts in CLICKS]
+    found = check_image(HOSTILE, mask, labels=labels).targets
+    assert [[kind for kind, _ in target.flags] for target in found] == [flags for *_, flags in CLICKS]
     assert [target.index for target in found] == list(range(len(CLICKS)))
     assert all(math.isnan(target.iou) for target in found)
     assert found[0].area == 25
@@ -147,26 +149,26 @@ def test_every_kind_of_doubt_is_found_and_no_other(run):
 def test_pieces_without_a_click(run):
     """One in the window of the first target, and one far from all."""
     mask = image_of([(8, 13, 8, 13), (16, 18, 10, 12), (26, 28, 90, 94)]) > 0
-    found = look(HOSTILE, mask, image_of([(26, 28, 90, 94)]) > 0, labels=open_labels(run)).targets
+    found = check_image(HOSTILE, mask, image_of([(26, 28, 90, 94)]) > 0, labels=open_labels(run)).targets
     alone, first = (target for target in found if target.index in (None, 0))
-    assert alone.doubts == (("mask without a click", "8 px"),)
+    assert alone.flags == (("mask without a click", "8 px"),)
     assert (alone.iou, alone.area, first.area) == (1, 8, 25)
-    assert first.doubts == (("loose pieces beside its mask", "4 px in 1 of them"),)
+    assert first.flags == (("loose pieces beside its mask", "4 px in 1 of them"),)
 
 
 def test_an_estimated_category_is_no_claim(run):
     path = run / "targets.csv"
     path.write_text(path.read_text().replace(",extended,0,", ",extended,1,"))
     labels = open_labels(run)
-    found = look(HOSTILE, image_of([(38, 43, 38, 43)]) > 0, labels=labels).targets
-    assert found[5].doubts == ()
+    found = check_image(HOSTILE, image_of([(38, 43, 38, 43)]) > 0, labels=labels).targets
+    assert found[5].flags == ()
 
 
 def test_iou_is_of_the_mask_at_the_click(run):
     labels = open_labels(run)
     mask = image_of([(8, 13, 8, 13), (30, 40, 30, 40)]) > 0
     truth = image_of([(8, 13, 8, 18), (60, 70, 60, 70)]) > 0
-    found = look(HOSTILE, mask, truth, labels=labels).targets
+    found = check_image(HOSTILE, mask, truth, labels=labels).targets
     assert found[0].iou == 25 / 50
     assert found[1].iou == 0  # a click without a mask
 
@@ -174,9 +176,9 @@ def test_iou_is_of_the_mask_at_the_click(run):
 def test_without_clicks_the_true_targets_count():
     mask = image_of([(8, 13, 8, 13), (30, 40, 30, 40)]) > 0
     truth = image_of([(8, 13, 8, 18), (60, 70, 60, 70)]) > 0
-    found = look("a", mask, truth).targets
+    found = check_image("a", mask, truth).targets
     assert [(t.index, t.iou, t.area) for t in found] == [(None, 0.5, 25), (None, 0.0, 0), (None, 0.0, 100)]
-    assert [[kind for kind, _ in t.doubts] for t in found] == [[], ["missed target"], ["false alarm"]]
+    assert [[kind for kind, _ in t.flags] for t in found] == [[], ["missed target"], ["false alarm"]]
     assert (found[1].x, found[1].y) == (64.5, 64.5)
 
 
@@ -185,7 +187,7 @@ def test_reliability_counts_pixels_above_0():
     tpm[0], tpm[1], tpm[2, 0] = 0.25, 1.0, 0.2
     truth = np.zeros((4, 5), bool)
     truth[0, :2], truth[1], truth[3] = True, True, True
-    pixels, true, summed = look("a", truth, truth, tpm).reliability
+    pixels, true, summed = check_image("a", truth, truth, tpm).reliability
     assert pixels[2] == 6
     assert true[2] == 2
     assert summed[2] == pytest.approx(1.45)
@@ -195,7 +197,7 @@ def test_reliability_counts_pixels_above_0():
 
 def test_a_picture_shows_all_of_a_target_and_stays_in_the_image():
     mask = image_of([(0, 3, 0, 3), (90, 96, 40, 96)]) > 0
-    corner, long = look("a", mask, mask).targets
+    corner, long = check_image("a", mask, mask).targets
     assert corner.view == (0, 0, 25, 25)
     top, left, bottom, right = long.view
     assert bottom == right == SIDE
@@ -204,7 +206,7 @@ def test_a_picture_shows_all_of_a_target_and_stays_in_the_image():
 
 
 def test_top_keeps_the_first_of_equals():
-    top = Top[str](2)
+    top = TopK[str](2)
     for key, item in ((1, "a"), (3, "b"), (3, "c"), (3, "d"), (2, "e")):
         top.add((key,), item)
     assert top.items() == ["b", "c"]
@@ -212,9 +214,9 @@ def test_top_keeps_the_first_of_equals():
 
 def test_the_page(run):
     images, truth = find_files(run.parent / "images"), find_files(run.parent / "truth")
-    check = report_labels(run, images, truth)
+    check = report_labels(open_labels(run), images, truth)
     page = Page(run / "report.html")
-    assert check.doubtful == 9
+    assert check.flagged == 9
     assert check.targets == 11
     assert check.images == 2
     assert f"{HOSTILE}:8" in page.cards
@@ -222,13 +224,13 @@ def test_the_page(run):
     assert page.tags.count("img") == 11  # the hostile name made none
     assert len(page.pictures) == len(page.cards) == 11
     assert {picture.size for picture in page.pictures} == {(462, 150)}
-    for words in ("Look at these first", "nIoU", "low confidence: 0.40", "1,000", "cpu (2 threads)", "seed"):
+    for words in ("Review these first", "nIoU", "low confidence: 0.40", "1,000", "cpu (2 threads)", "seed"):
         assert words in page.text
-    order = ("Look at these first", "Least confident", "pixels are true", "it is not there")
+    order = ("Review these first", "Least confident", "pixels are true", "it is not there")
     places = [page.text.index(words) for words in order]
     assert places == sorted(places)
     before = (run / "report.html").read_bytes()
-    report_labels(run, images, truth)
+    report_labels(open_labels(run), images, truth)
     assert (run / "report.html").read_bytes() == before
 
 
@@ -243,7 +245,7 @@ def test_the_ends_of_the_iou_have_pictures(run):
 
 
 def test_the_page_without_truth(run):
-    report_labels(run, find_files(run.parent / "images"))
+    report_labels(open_labels(run), find_files(run.parent / "images"))
     page = Page(run / "report.html")
     assert "nIoU" not in page.text
     assert "Lowest IoU" not in page.text
@@ -258,13 +260,13 @@ def test_the_page_is_bounded(run):
     masks = {stem: run / "masks" / f"{stem}.png" for stem in labels.points}
     report = LabelReport(masks, truth, images, labels)
     mask, true = (np.array(Image.open(folder[HOSTILE])) > 0 for folder in (masks, truth))
-    found = look(HOSTILE, mask, true, labels=labels).targets
+    found = check_image(HOSTILE, mask, true, labels=labels).targets
     for repeat in range(400):
         # Other places make other targets of them.
         moved = [
             type(t)(**{n: getattr(t, n) for n in t.__slots__} | {"index": 0, "x": repeat % 96}) for t in found
         ]
-        report.check.add(Looked(moved, None))
+        report.check.add(ImageCheck(moved, None))
     report.write(run / "report.html")
     page = Page(run / "report.html")
     assert report.check.targets == 4400
@@ -275,10 +277,10 @@ def test_the_page_is_bounded(run):
 
 def test_runs_without_a_table_of_targets(run):
     (run / "targets.csv").unlink()
-    check = report_labels(run, {})
+    check = report_labels(open_labels(run), {})
     page = Page(run / "report.html")
-    assert check.doubts["low confidence"] == 0
-    assert check.doubts["two clicks on one mask"] == 2
+    assert check.flags["low confidence"] == 0
+    assert check.flags["two clicks on one mask"] == 2
     assert "low confidencenot known" in page.text
     assert {picture.size for picture in page.pictures} == {(306, 150)}  # without images: TPM and outlines
 
@@ -287,17 +289,17 @@ def test_runs_without_a_table_of_targets(run):
 def test_a_damaged_table_of_targets_is_named(run, text):
     (run / "targets.csv").write_text(text)
     with pytest.raises(InputError, match=r"targets\.csv.*label again"):
-        report_labels(run, {})
+        report_labels(open_labels(run), {})
 
 
 def test_unreadable_files_are_told(run, tmp_path):
     (run / "tpm" / f"{HOSTILE}.png").write_bytes(b"no picture")
-    check = report_labels(run, {}, find_files(tmp_path / "truth"))
+    check = report_labels(open_labels(run), {}, find_files(tmp_path / "truth"))
     assert check.targets == 11
     assert not check.reliability.any()
     assert "TPM of" in Page(run / "report.html").text
     (run / "masks" / f"{HOSTILE}.png").unlink()
-    assert report_labels(run, {}).targets == 0
+    assert report_labels(open_labels(run), {}).targets == 0
     assert "no such file" in Page(run / "report.html").text
 
 
@@ -306,14 +308,14 @@ def test_components_have_windows_of_their_own(tmp_path):
     run = write_run(tmp_path / "run", {"a": [Point(50, 50, "extended")]}, {}, None, settings)
     window = open_labels(run).window("a", 0, (96, 96))
     assert (window.top, window.bottom, window.left, window.right) == (45, 56, 45, 56)
-    found = look("a", image_of([(45, 56, 45, 56)]) > 0, labels=open_labels(run)).targets
-    assert [kind for kind, _ in found[0].doubts] == ["mask touches its window's border"]
+    found = check_image("a", image_of([(45, 56, 45, 56)]) > 0, labels=open_labels(run)).targets
+    assert [kind for kind, _ in found[0].flags] == ["mask touches the border of its window"]
 
 
 def test_an_empty_check_has_a_page(tmp_path):
     LabelReport({}, {}, {}).write(tmp_path / "deep" / "report.html")
     assert "Masks: 0 images, 0 targets" in Page(tmp_path / "deep" / "report.html").text
-    assert LabelCheck().suspects.items() == []
+    assert LabelCheck().urgent.items() == []
 
 
 def words(*parts: object) -> list[str]:
@@ -330,7 +332,7 @@ def test_label_writes_it_and_knows_it(run, tmp_path, capsys):
     assert "report.html" in capsys.readouterr().err
     (out / "report.html").unlink()
     assert main(label) == 0
-    assert "targets to look at first" in capsys.readouterr().out
+    assert "targets to review first" in capsys.readouterr().out
     assert "Labels: 2 images, 11 targets" in Page(out / "report.html").text
     assert main([*label, "--overwrite", "--no-report"]) == 0
     assert not (out / "report.html").exists()
@@ -365,3 +367,17 @@ def test_score_refuses_what_only_the_report_needs(run, tmp_path, capsys):
     assert "--report" in capsys.readouterr().err
     assert main([*pairs, *words("--report", tmp_path / "a.html", "--labels", tmp_path)]) == 2
     assert "no finished label run" in capsys.readouterr().err
+
+
+def test_the_overview_shows_the_window_of_the_label(tmp_path, monkeypatch):
+    settings = {"maker": "components", "components": {"radius": 5}}
+    points = {"a": [Point(50, 50, "point")]}
+    run = write_run(tmp_path / "run", points, {"a": image_of([(49, 52, 49, 52)])}, None, settings)
+    Image.fromarray(image_of([(49, 52, 49, 52)])).save(tmp_path / "a.png")
+    rows = []
+    monkeypatch.setattr(sheets, "target_row", lambda *given: rows.append(given) or target_row(*given))
+    sheets.write_overview(open_labels(run), {"a": tmp_path / "a.png"}, "the run")
+    ((_, image, tpm, mask, click, truth, category),) = rows
+    assert image.shape == tpm.shape == mask.shape == (5 + 1 + 5 + 8, 19)
+    assert (click, truth, category) == ((9, 9), None, "point")
+    assert Image.open(run / "overview.png").size[0] == 990

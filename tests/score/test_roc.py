@@ -14,7 +14,7 @@ from skimage.measure import label, regionprops
 
 from mclc_gpu.data.images import read_probability
 from mclc_gpu.errors import InputError
-from mclc_gpu.score.matching import CANONICAL, CONVENTIONS, DNANET
+from mclc_gpu.score.config import CANONICAL, CONVENTIONS, DNANET
 from mclc_gpu.score.metrics import Scores, score_image
 from mclc_gpu.score.roc import THRESHOLDS, Roc, RocScores, roc_counts
 
