@@ -345,7 +345,7 @@ COMMANDS: Registry[Command] = Registry(
             "mclc_gpu.cli.tune.tune",
         ),
         "show": Command(
-            "draw the way of targets from click to mask in a label run",
+            "draw the steps from click to mask for targets of a label run",
             ShowOptions,
             "mclc_gpu.cli.show.show",
             strict=False,

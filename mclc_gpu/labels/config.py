@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
-from mclc_gpu.data.files import read_json
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.registry import Registry, resolve
@@ -269,6 +268,8 @@ class LabelConfig:
         InputError
             The file cannot be read, or holds no such settings.
         """
+        from mclc_gpu.data.files import read_json  # here, so that the command line starts quickly
+
         remedy = "give the config.json of tune, or a label.json"
         try:
             content = read_json(path, remedy)

@@ -218,12 +218,12 @@ def test_a_plan_of_ones_own_images(
     [
         (["--suite", "speed"], "invalid choice: 'speed'"),
         (["--images", "nowhere"], "--images and --masks belong together"),
-        (["--list", "names.txt"], "--list names.txt: names images of --images"),
+        (["--list", "names.txt"], "--list names.txt only applies with --images"),
         (["--images", "nowhere", "--masks", "nowhere"], "nowhere: cannot be read as a folder"),
         (["--plan", "0"], "--plan 0: give 1 image or more"),
         (["--device", "tpu"], "device must be"),
         (["--images", "frames", "--masks", "frames", "--out", "frames"], "choose another --out"),
-        (["--out", __file__], "is no folder"),
+        (["--out", __file__], "not a folder"),
     ],
 )
 def test_bad_input(
