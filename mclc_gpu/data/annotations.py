@@ -10,30 +10,45 @@ from skimage.draw import line
 from skimage.measure import label
 
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.config import CATEGORY_AREAS
 
-CATEGORIES = ("point", "spot", "extended")
-SUPERVISIONS = ("point", "multi-point", "scribble", "box")  # what an annotator gives for each target
-
-POINT_AREA = 9  # largest area in pixels of the category "point"
-SPOT_AREA = 81  # and of "spot"; the published code's limits
+CATEGORIES = ("point", "spot", "extended")  # in the order of CATEGORY_AREAS
+SUPERVISIONS = ("point", "multi-point", "scribble", "box")  # kinds of annotations
 
 
 def category_of(area: int) -> str:
-    """The category of a target of `area` pixels: point (<= 9), spot (<= 81) or extended."""
-    if area <= POINT_AREA:
-        return "point"
-    return "spot" if area <= SPOT_AREA else "extended"
+    """Return the category of a target of `area` pixels, by the limits of the paper's code.
+
+    Examples
+    --------
+    >>> [category_of(area) for area in (9, 10, 81, 82)]
+    ['point', 'spot', 'spot', 'extended']
+    """
+    ranges = zip(CATEGORIES, CATEGORY_AREAS, strict=True)
+    return next((category for category, (_, most) in ranges if area <= most), CATEGORIES[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What an annotator gave for one target: x = column, y = row, in pixels, with pixel centres at integers.
+    """Annotation of one target; x = column, y = row, in pixels, with pixel centers at integers.
 
-    (`x`, `y`): the click; the first of several clicks; the middle pixel of a scribble; the centre of a box.
-    `category`: "point" (<= 9 px), "spot" (10 to 81 px), "extended" (more), or None where nobody said.
-    `seeds`: further positions (x, y) on the same target: the other clicks, or the other pixels of a scribble.
-    `box`: (left, top, right, bottom), the centres of the target's outermost pixels, so both ends are inside.
-    Lists in place of the tuples, as JSON gives them, are converted.
+    Attributes
+    ----------
+    x, y : float
+        The click; the first of several clicks; the middle pixel of a scribble; the center of a box.
+    category : {"point", "spot", "extended"} or None
+        Size category by area in pixels (1-9, 10-81, 82 and more); None if unknown.
+    seeds : tuple of (x, y)
+        Further marks on the same target: the other clicks, or the other pixels of a scribble.
+    box : (left, top, right, bottom) or None
+        Centers of the outermost pixels; both ends belong to the box.
+
+    Lists, as JSON gives them, are converted to tuples.
+
+    Examples
+    --------
+    >>> Point(12, 7.5, "spot", seeds=[[13, 8]])
+    Point(x=12, y=7.5, category='spot', seeds=((13, 8),), box=None)
     """
 
     x: float
@@ -50,16 +65,27 @@ class Point:
 
 
 def check_supervision(supervision: str) -> None:
-    """Raise InputError for what is none of `SUPERVISIONS`."""
+    """Raise InputError unless `supervision` is in SUPERVISIONS."""
     if supervision not in SUPERVISIONS:
         raise InputError(f"supervision {supervision!r} is unknown; give one of {', '.join(SUPERVISIONS)}")
 
 
 def scribble(rows: np.ndarray, columns: np.ndarray, category: str | None = None) -> Point:
-    """The scribble of given pixels: int [n], n >= 1, in any order; repeated pixels count once.
+    """Return the scribble of given pixels.
 
-    (x, y) is the pixel nearest to the mean of all, of equally near ones the first in raster order; `seeds`
-    are the others in raster order. So equal sets of pixels give equal scribbles, however drawn or stored.
+    Equal sets of pixels give equal scribbles, in whatever order they were drawn or stored.
+
+    Parameters
+    ----------
+    rows, columns : ndarray [n], int
+        n >= 1, in any order; repeated pixels count once.
+    category : str, optional
+
+    Returns
+    -------
+    Point
+        (x, y) is the pixel nearest to the mean of all, of equally near ones the first in raster order;
+        `seeds` are the others in raster order.
     """
     pixels = np.unique(np.stack([rows, columns], axis=1).astype(np.int64), axis=0)
     # In whole numbers, n times the distance: ties are exact.
@@ -71,15 +97,15 @@ def scribble(rows: np.ndarray, columns: np.ndarray, category: str | None = None)
 
 
 def box_target(left: int, top: int, right: int, bottom: int, category: str | None = None) -> Point:
-    """The box whose outermost pixels are given, both ends inside; (x, y) is its centre, perhaps at a half."""
+    """Return the box whose outermost pixels are given; (x, y) is its center, which may lie between pixels."""
     box = (float(left), float(top), float(right), float(bottom))
     return Point((left + right) / 2, (top + bottom) / 2, category, box=box)
 
 
 def line_pixels(corners: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns (int [n]) of the pixels of a line through `corners` (row, column), by Bresenham.
+    """Return the rows and columns (int [n]) of the pixels of a line through `corners` (row, column).
 
-    One corner gives one pixel; a pixel that is passed twice is given twice.
+    Bresenham's algorithm. One corner gives one pixel; a pixel that is passed twice is given twice.
     """
     corners = [corners[0], *corners]
     parts = [line(*start, *end) for start, end in pairwise(corners)]
@@ -87,14 +113,21 @@ def line_pixels(corners: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndar
 
 
 def nearest_pixel(position: float) -> int:
-    """The pixel that a position lies in along one axis; on the border of two, the later."""
+    """Return the pixel in which a position lies along one axis; on the border of two, the latter."""
     return math.floor(position + 0.5)
 
 
 def components(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and columns (int [n], in raster order) of each 8-connected component of a mask, bool [H, W].
+    """Yield the rows and columns (int [n], in raster order) of each 8-connected component of a mask.
 
-    In order of the components' first pixels, row by row.
+    Parameters
+    ----------
+    mask : ndarray [H, W], bool
+
+    Yields
+    ------
+    tuple of ndarray
+        In order of the components' first pixels, row by row.
     """
     labels, count = label(mask, connectivity=2, return_num=True)
     rows, columns = np.nonzero(labels)

@@ -1,12 +1,16 @@
-"""Data sets on disk: split lists, and pairs of images and masks."""
+"""Data sets on disk: split lists, pairs of images and masks, validation sets."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from mclc_gpu.data.images import stem_of
-from mclc_gpu.errors import InputError, Skipped
+import numpy as np
+
+from mclc_gpu.data.files import prefetch_map
+from mclc_gpu.data.images import read_image, read_mask, stem_of
+from mclc_gpu.errors import InputError, Skipped, attempt
 
 Item = TypeVar("Item")
 
@@ -17,10 +21,23 @@ _SPLIT_NAMES = {"train": ("train", "trainval"), "test": ("test",)}
 
 
 def read_list(path: Path | str) -> list[str]:
-    """Names of a split list, one a line, as stems (see `mclc_gpu.data.images.stem_of`), in order, each once.
+    """Read the names of a split list, one a line.
 
-    Line ends of any system, a missing last one, blank lines, folders and image suffixes are all accepted.
-    Raises InputError when the file is missing, is not UTF-8 text, or names nothing.
+    Line ends of any system, a missing last one, blank lines, folders and image suffixes are accepted.
+
+    Parameters
+    ----------
+    path : Path or str
+
+    Returns
+    -------
+    list of str
+        Stems (see `mclc_gpu.data.images.stem_of`) in order, each once.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not UTF-8 text, or names nothing.
     """
     path = Path(path)
     try:
@@ -36,8 +53,7 @@ def read_list(path: Path | str) -> list[str]:
 
 
 def select(files: Mapping[str, Item], names: Iterable[str]) -> tuple[dict[str, Item], list[Skipped]]:
-    """What `files` (anything by stem) holds under `names`, in the order of `names`, and the names it
-    lacks."""
+    """Return the items of `files` under `names`, in the order of `names`, and report the missing names."""
     chosen: dict[str, Item] = {}
     skipped: list[Skipped] = []
     for name in names:
@@ -78,14 +94,22 @@ def listed(
 
 
 def find_split(root: Path | str, split: Literal["train", "test"]) -> Path:
-    """The list of a data set's train or test images, in the layout of any of the field's releases.
+    """Find the list of a data set's train or test images, in the layout of any of the field's releases.
 
-    Looked for below `root`, first found: splits/SPLIT.txt (NUAA-SIRST); img_idx/SPLIT.txt or
+    Searched below `root` in this order: splits/SPLIT.txt (NUAA-SIRST); img_idx/SPLIT.txt or
     img_idx/SPLIT_NAME.txt (IRSTD-1k, NUDT-SIRST, NUDT-SIRST-sea); SPLIT.txt; 50_50/SPLIT.txt and the like;
     the same with trainval for train. Of several img_idx lists the one whose NAME is that of the folder
     counts.
 
-    Raises InputError when there is none, or when it cannot be told which of several.
+    Parameters
+    ----------
+    root : Path or str
+    split : {"train", "test"}
+
+    Raises
+    ------
+    InputError
+        There is no list, or several and none is named like the folder.
     """
     root = Path(root)
     for name in _SPLIT_NAMES[split]:
@@ -104,10 +128,22 @@ def find_split(root: Path | str, split: Literal["train", "test"]) -> Path:
 def pair_files(
     images: Mapping[str, Path], masks: Mapping[str, Path]
 ) -> tuple[dict[str, tuple[Path, Path]], list[Skipped]]:
-    """(image, mask) by stem, in the order of `images`, and the images without a mask.
+    """Pair images and masks of the same stem.
 
-    Masks of other images are passed over: a folder of masks often serves several lists. Sizes are compared
+    Masks without an image are passed over: a folder of masks often serves several lists. Sizes are compared
     when a mask is read (`read_mask` with the image's shape).
+
+    Parameters
+    ----------
+    images, masks : mapping of str to Path
+        Files by stem.
+
+    Returns
+    -------
+    pairs : dict of str to (image, mask)
+        In the order of `images`.
+    skipped : list of Skipped
+        Images without a mask.
     """
     pairs: dict[str, tuple[Path, Path]] = {}
     skipped: list[Skipped] = []
@@ -121,7 +157,14 @@ def pair_files(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and its mask, as files. Names tell samples apart, in reports and across data sets."""
+    """Files of one image and its mask.
+
+    Attributes
+    ----------
+    name : str
+        Unique over all data sets of a run; used in reports.
+    image, mask : Path
+    """
 
     name: str
     image: Path
@@ -131,6 +174,57 @@ class Sample:
 def pair_samples(
     images: Mapping[str, Path], masks: Mapping[str, Path], prefix: str = ""
 ) -> tuple[list[Sample], list[Skipped]]:
-    """Samples of files by stem, and the images without a mask; `prefix` goes before the stems as names."""
+    """Pair images and masks as samples, named by `prefix` and stem; see `pair_files`."""
     pairs, skipped = pair_files(images, masks)
     return [Sample(prefix + stem, image, mask) for stem, (image, mask) in pairs.items()], skipped
+
+
+Named = tuple[str, np.ndarray, np.ndarray]  # name, image as read, mask bool [H, W]
+
+
+class ValidationSet:
+    """Images and masks at their own size, kept in memory if they fit; every iteration yields all of them.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        All are read once, to find the usable ones.
+    budget : float
+        Bytes to keep at most; a larger set is read again from its files in every iteration.
+
+    Attributes
+    ----------
+    samples : list of Sample
+        Usable samples.
+    skipped : list of Skipped
+        Samples left out.
+    """
+
+    def __init__(self, samples: Sequence[Sample], budget: float = math.inf) -> None:
+        self.samples: list[Sample] = []
+        self.skipped: list[Skipped] = []
+        self._kept: list[Named] | None = []
+        size = 0
+        frames = prefetch_map(lambda sample: attempt(sample.image, lambda: _read(sample)), samples)
+        for sample, frame in zip(samples, frames, strict=True):
+            if isinstance(frame, Skipped):
+                self.skipped.append(frame)
+                continue
+            self.samples.append(sample)
+            size += frame[1].nbytes + frame[2].nbytes
+            if self._kept is not None and size <= budget:
+                self._kept.append(frame)
+            else:
+                self._kept = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Named]:
+        """Yield (name, image, mask) in order; InputError for a file that can no longer be read."""
+        return iter(self._kept) if self._kept is not None else prefetch_map(_read, self.samples)
+
+
+def _read(sample: Sample) -> Named:
+    image = read_image(sample.image)
+    return sample.name, image, read_mask(sample.mask, image.shape[:2])

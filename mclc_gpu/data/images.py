@@ -1,9 +1,15 @@
-"""Read images and masks of any usual format, as stored; find them in folders and archives."""
+"""Read images, masks and probability maps of the usual formats; find them in folders and archives.
+
+Pixels are given as stored (`read_image`). Three functions convert them: `network_levels` for a detector,
+`luma` for the gray levels of a color image, `display_rgb` for figures.
+"""
 
 import io
 import logging
 import math
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -15,19 +21,184 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from mclc_gpu.data.files import ARCHIVE_SUFFIX, MASK_PART, in_archive, members_of, read_file, stem_of_mask
-from mclc_gpu.data.png16 import decode_deep_colour_png, is_deep_colour_png
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import LUMA
 
+Color = tuple[int, int, int]  # RGB, 0 to 255
+MASK_COLOR: Color = (255, 176, 0)  # of predicted masks in figures
 
-def gray_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
-    """An image as a network of `in_channels` channels (1 or 3) sees it: float32 [C, H, W], 0 to 255.
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+_MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
+
+_FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
+_DIRECT_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
+_MOST_PAGES = 64  # that are counted: a damaged file can name any number of them
+_BELIEVED, _MOST_GROWTH = 1 << 26, 4096  # bytes that any file may claim, and that each of its bytes may
+for _decoder in ("tifffile", "PIL"):  # what is wrong with a file is reported once, by InputError
+    logging.getLogger(_decoder).addHandler(logging.NullHandler())
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """Read one image at its stored size.
+
+    PNG, TIFF, BMP and JPEG are recognized by content. Palettes are expanded, 1-bit images become 0 and 255,
+    alpha is dropped, CMYK becomes RGB. A color image whose three channels are equal everywhere is returned as
+    [H, W]: it holds the same numbers in a third of the memory. Integers of other widths become uint16 when
+    all their values fit, else float32. Pixels keep the file's order: an orientation tag is not applied, since
+    masks do not have one.
+
+    Parameters
+    ----------
+    path : Path or str
+        An image file, or ARCHIVE.tar/MEMBER.
+
+    Returns
+    -------
+    ndarray [H, W] or [H, W, 3]
+        uint8 (0-255), uint16 (0-65535) or float32 (any finite range).
+
+    Raises
+    ------
+    InputError
+        The file is missing, empty, truncated, not an image, of several pages, or larger than 2^28 numbers or
+        Pillow's limit (179 million pixels), or holds NaN or infinite pixels.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from mclc_gpu.data.images import read_image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.fromarray(np.full((2, 3), 40000, np.uint16)).save(Path(folder) / "a.png")
+    ...     read_image(Path(folder) / "a.png")
+    array([[40000, 40000, 40000],
+           [40000, 40000, 40000]], dtype=uint16)
+    """
+    path = Path(path)
+    with _named_errors(path):
+        data = read_file(path)
+        if _magic(data) in _TIFF_MAGIC:
+            pixels = _decode_tiff(data)
+        elif _is_deep_color_png(data[:26]):
+            pixels = _decode_deep_color_png(data)
+        else:
+            pixels = _decode_pillow(data)
+        return _canonical(pixels)
+
+
+def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask.
+
+    True is a value > 127, or > 0 when the largest value of the file is 1 (masks written as 0/1) or the file
+    has 1 bit per pixel. A 16-bit mask with values above 255 is cut at half of its range (> 32767), a float
+    mask with values up to 1 at > 0.5. In a color mask a pixel is true where any of its channels is.
+
+    Parameters
+    ----------
+    path : Path or str
+    shape : (H, W), optional
+        Size of the image that the mask belongs to.
+
+    Returns
+    -------
+    ndarray [H, W], bool
+        True on targets.
+
+    Raises
+    ------
+    InputError
+        The mask has another size than `shape` (it is never resized), and as `read_image` does.
+    """
+    pixels = read_image(path)
+    if shape is not None and pixels.shape[:2] != tuple(shape):
+        (height, width), (rows, columns) = pixels.shape[:2], shape
+        raise InputError(
+            f"{path}: the mask is {width}x{height} but its image is {columns}x{rows} (width x height); "
+            "give the mask of this image, masks are not resized"
+        )
+    if pixels.ndim == 3:
+        pixels = pixels.max(axis=2)
+    return pixels > _mask_threshold(pixels)
+
+
+def _mask_threshold(pixels: np.ndarray) -> float:
+    largest = pixels.max()
+    if pixels.dtype == np.float32 and largest <= 1:
+        return 0.5
+    if largest == 1:
+        return 0
+    return 32767 if pixels.dtype == np.uint16 and largest > 255 else 127
+
+
+def read_probability(path: Path | str) -> np.ndarray:
+    """Read a probability map.
+
+    8-bit and 16-bit gray images hold probability 1 as their largest possible value (255, 65535), float images
+    hold probabilities as they are.
+
+    Returns
+    -------
+    ndarray [H, W], float32
+        In 0..1.
+
+    Raises
+    ------
+    InputError
+        Color images, floats beyond 0..1, and as `read_image` does.
+    """
+    pixels = read_image(path)
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: a color image is no probability map; give gray images of 8 or 16 bits")
+    if pixels.dtype != np.float32:
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise InputError(
+            f"{path}: its values run from {pixels.min():g} to {pixels.max():g}; probabilities are 0 to 1"
+        )
+    return pixels
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Return (height, width) from a file's header without decoding its pixels; InputError as `read_image`."""
+    path = Path(path)
+    with _named_errors(path), io.BytesIO(read_file(path)) if in_archive(path) else path.open("rb") as file:
+        magic = _magic(file.read(4))
+        file.seek(0)
+        if magic in _TIFF_MAGIC:
+            with tifffile.TiffFile(file) as tiff:
+                page = _single_page(tiff)
+                return int(page.imagelength), int(page.imagewidth)
+        with Image.open(file, formats=_FORMATS) as image:
+            return image.height, image.width
+
+
+def network_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
+    """Return the levels of an image that a detector sees, before normalization.
 
     8-bit images are taken as they are. Images of any other type are scaled by their own range over all
-    channels, darkest to 0 and brightest to 255; a constant one is 0 everywhere. For one channel a colour
-    image gives its luma, for three a gray image is repeated.
+    channels, darkest to 0 and brightest to 255; a constant one is 0 everywhere. For one channel a color image
+    gives its `luma`, for three a gray image is repeated.
 
-    `image`: [H, W] or [H, W, 3], finite. Raises ValueError for another shape or number of channels.
+    Parameters
+    ----------
+    image : ndarray [H, W] or [H, W, 3]
+        Finite.
+    in_channels : {1, 3}
+        Channels of the detector's input.
+
+    Returns
+    -------
+    ndarray [in_channels, H, W], float32
+        0 to 255.
+
+    Raises
+    ------
+    ValueError
+        Another shape or number of channels.
     """
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or in_channels not in (1, 3):
         raise ValueError(f"image of shape {image.shape} for {in_channels} channels: give [H, W] or [H, W, 3]")
@@ -42,84 +213,62 @@ def gray_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
     return np.ascontiguousarray(channels.transpose(2, 0, 1), dtype=np.float32)
 
 
-_FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
-_MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
-_MOST_PAGES = 64  # that are looked at: a damaged file can name any number of them
-for _decoder in ("tifffile", "PIL"):  # what is wrong with a file is said once
-    logging.getLogger(_decoder).addHandler(logging.NullHandler())
-_BELIEVED, _MOST_GROWTH = 1 << 26, 4096  # bytes that any file may claim, and that each of its bytes may
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-_MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_DIRECT_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
+def luma(image: np.ndarray) -> np.ndarray:
+    """Return .299 R + .587 G + .114 B (ITU-R BT.601) of a color image, and a gray image as it is.
 
+    Parameters
+    ----------
+    image : ndarray [H, W] or [H, W, 3]
 
-def read_image(path: Path | str) -> np.ndarray:
-    """Read one image at its stored size.
-
-    Returns [H, W] or [H, W, 3], of dtype uint8 (0-255), uint16 (0-65535) or float32 (any finite range). PNG,
-    TIFF, BMP and JPEG are recognised by content. Palettes are expanded, 1-bit images become 0 and 255, alpha
-    is dropped, CMYK becomes RGB. A colour image whose three channels are equal everywhere is returned as [H,
-    W]: it holds the same numbers in a third of the memory. Integers of other widths become uint16 when all
-    their values fit, else float32. Pixels keep the file's order: an orientation tag is not applied, since
-    masks do not have one.
-
-    Raises InputError for a file that is missing, empty, truncated, not an image, of several pages, or larger
-    than 2^28 numbers or Pillow's limit (179 million pixels), and for NaN or infinite pixels.
+    Returns
+    -------
+    ndarray [H, W], float32
     """
-    path = Path(path)
-    with _named_errors(path):
-        data = read_file(path)
-        if _magic(data) in _TIFF_MAGIC:
-            pixels = _decode_tiff(data)
-        elif is_deep_colour_png(data[:26]):
-            pixels = decode_deep_colour_png(data)
-        else:
-            pixels = _decode_pillow(data)
-        return _canonical(pixels)
+    if image.ndim == 2:
+        return image.astype(np.float32)
+    return image.astype(np.float32) @ np.array(LUMA, np.float32)
 
 
-def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a mask file as bool [H, W]: true on targets.
+def display_rgb(image: np.ndarray) -> np.ndarray:
+    """Stretch an image for display, from its darkest value to black to its brightest to white.
 
-    True is a value > 127, or > 0 when the largest value of the file is 1 (masks written as 0/1) or the file
-    has 1 bit per pixel. A 16-bit mask with values above 255 is cut at half of its range (> 32767), a float
-    mask with values up to 1 at > 0.5. In a colour mask a pixel is true where any of its channels is.
+    Parameters
+    ----------
+    image : ndarray [H, W] or [H, W, 3]
+        Finite; of any type.
 
-    `shape`: (H, W) of the image that the mask belongs to. Raises InputError when the mask has another size
-    (it is never resized), and as `read_image` does.
+    Returns
+    -------
+    ndarray [H, W, 3], uint8
+        Middle gray where the image is constant.
     """
-    pixels = read_image(path)
-    if shape is not None and pixels.shape[:2] != tuple(shape):
-        (height, width), (rows, columns) = pixels.shape[:2], shape
-        raise InputError(
-            f"{path}: the mask is {width}x{height} but its image is {columns}x{rows} (width x height); "
-            "give the mask of this image, masks are not resized"
-        )
-    if pixels.ndim == 3:
-        pixels = pixels.max(axis=2)
-    return pixels > _mask_threshold(pixels)
-
-
-def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) from a file's header, without decoding its pixels; InputError as for `read_image`."""
-    path = Path(path)
-    with _named_errors(path), io.BytesIO(read_file(path)) if in_archive(path) else path.open("rb") as file:
-        magic = _magic(file.read(4))
-        file.seek(0)
-        if magic in _TIFF_MAGIC:
-            with tifffile.TiffFile(file) as tiff:
-                page = _single_page(tiff)
-                return int(page.imagelength), int(page.imagewidth)
-        with Image.open(file, formats=_FORMATS) as image:
-            return image.height, image.width
+    values = image.astype(np.float64)
+    low, high = values.min(), values.max()
+    gray = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+    if gray.ndim == 2:
+        gray = np.repeat(gray[:, :, None], 3, axis=2)
+    return np.rint(gray * 255).astype(np.uint8)
 
 
 def stem_of(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
-    """The stem by which files of one scene find each other, from a file name or path of any system.
+    """Return the stem by which files of one scene find each other.
 
-    Folders, a suffix that is one of `suffixes` (lower case) and the ending `_pixels0` of NUAA-SIRST's masks
-    are dropped; dots elsewhere in the name stay.
+    Parameters
+    ----------
+    name : str
+        File name or path of any operating system.
+    suffixes : tuple of str
+        Suffixes to drop, lower case.
+
+    Returns
+    -------
+    str
+        The name without folders, suffix and the ending `_pixels0` of NUAA-SIRST's masks; other dots stay.
+
+    Examples
+    --------
+    >>> stem_of("masks/Misc_1_pixels0.PNG"), stem_of("frame.0.5")
+    ('Misc_1', 'frame.0.5')
     """
     base = PurePosixPath(name.replace("\\", "/")).name
     head, suffix = os.path.splitext(base)
@@ -129,12 +278,27 @@ def stem_of(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
 
 
 def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files of one folder by stem (see `stem_of`), sorted by stem; the case of `suffixes` does not matter.
+    """Find the files of one folder by stem (see `stem_of`).
 
     Sub-folders, hidden files and files of other suffixes (XML beside masks) are passed over. A folder without
     such files that holds tar archives stands for the files in these (`mclc_gpu.data.files`); archives that
-    `label` wrote stand for their masks. Raises InputError when the folder is missing, holds no such file, or
-    holds two files of the same stem.
+    `label` wrote stand for their masks.
+
+    Parameters
+    ----------
+    directory : Path or str
+    suffixes : iterable of str
+        Their case does not matter.
+
+    Returns
+    -------
+    dict of str to Path
+        Sorted by stem.
+
+    Raises
+    ------
+    InputError
+        The folder is missing, holds no such file, or holds two files of the same stem.
     """
     directory = Path(directory)
     wanted = tuple(suffix.lower() for suffix in suffixes)
@@ -167,7 +331,7 @@ def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) 
 
 
 def _archived(archive: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The images in an archive, or the masks in one of labels."""
+    """Return the paths of the images in an archive, or of the masks in one of labels."""
     names = [name for name in members_of(archive) if name.lower().endswith(suffixes)]
     masks = [name for name in names if name.endswith(MASK_PART)]
     return (archive / name for name in masks or names)
@@ -193,7 +357,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _magic(data: bytes) -> bytes:
-    """The first four bytes of a file that is not empty."""
+    """Return the first four bytes of a file; InputError if it is empty."""
     if not data:
         raise InputError("the file is empty; copy it again")
     return data[:4]
@@ -209,7 +373,7 @@ def _decode_pillow(data: bytes) -> np.ndarray:
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:
-    """Pillow knows the colour models of 8-bit TIFF, tifffile the number formats of all the others."""
+    """Decode 8-bit TIFF by Pillow, which knows its color models, and the other number formats by tifffile."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = _single_page(tiff)
         if math.prod(page.shape) > _MOST_NUMBERS:
@@ -223,7 +387,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
             pixels = page.asarray()
         except ValueError:
             # A compression that tifffile lacks without an extra package. Pillow has its own decoders, but
-            # reads 16-bit colour as 8 bits: its result counts only when it has the width that the header
+            # reads 16-bit color as 8 bits: its result counts only when it has the width that the header
             # declares.
             pixels = _decode_pillow(data)
             if pixels.dtype.newbyteorder("=") != page.dtype.newbyteorder("="):
@@ -236,13 +400,13 @@ def _decode_tiff(data: bytes) -> np.ndarray:
 
 
 def _check_claim(size: int, data: bytes) -> None:
-    """Refuse a size in bytes that no compression makes of so small a file, before memory is taken for it."""
+    """Raise InputError for a size in bytes that no compression makes of so small a file."""
     if size > max(_BELIEVED, _MOST_GROWTH * len(data)):
         raise InputError(f"the image data is truncated: {len(data)} bytes for an image of {size}")
 
 
 def _single_page(tiff: tifffile.TiffFile) -> Any:
-    """The only full-size page of a TIFF file."""
+    """Return the only full-size page of a TIFF file."""
     first, *rest = islice(tiff.pages, _MOST_PAGES)
     count = 1 + sum(not getattr(page, "is_reduced", False) for page in rest)
     if count > 1:
@@ -251,7 +415,7 @@ def _single_page(tiff: tifffile.TiffFile) -> Any:
 
 
 def _canonical(pixels: np.ndarray) -> np.ndarray:
-    """To the shapes and dtypes that `read_image` promises."""
+    """Convert decoded pixels to the shapes and dtypes that `read_image` returns."""
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2):
         pixels = pixels[:, :, 0]
     elif pixels.ndim == 3 and pixels.shape[2] == 4:
@@ -282,51 +446,66 @@ def _canonical_numbers(pixels: np.ndarray) -> np.ndarray:
     return single
 
 
-def _mask_threshold(pixels: np.ndarray) -> float:
-    """The value above which a pixel of a mask is a target."""
-    largest = pixels.max()
-    if pixels.dtype == np.float32 and largest <= 1:
-        return 0.5
-    if largest == 1:
-        return 0
-    return 32767 if pixels.dtype == np.uint16 and largest > 255 else 127
+# PNG files with several channels of 16 bits, of which Pillow keeps the upper 8 bits only.
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # PNG color type -> channels: RGB, gray + alpha, RGBA
 
 
-def luma(image: np.ndarray) -> np.ndarray:
-    """Gray levels float32 [H, W] of an image [H, W] or [H, W, 3]: .299 R + .587 G + .114 B (ITU-R BT.601)."""
-    if image.ndim == 2:
-        return image.astype(np.float32)
-    return image.astype(np.float32) @ np.array(LUMA, np.float32)
+def _is_deep_color_png(head: bytes) -> bool:
+    """Return whether the first 26 bytes of a file are those of a 16-bit PNG with several channels."""
+    return (
+        len(head) >= 26 and head.startswith(_PNG_SIGNATURE) and head[24] == 16 and head[25] in _PNG_CHANNELS
+    )
 
 
-def read_probability(path: Path | str) -> np.ndarray:
-    """Read a probability map as float32 [H, W] in 0..1.
+def _decode_deep_color_png(data: bytes) -> np.ndarray:
+    """Decode a whole 16-bit RGB, RGBA or gray + alpha PNG file to uint16 [H, W, channels].
 
-    8-bit and 16-bit gray images hold probability 1 as their largest possible value (255, 65535), float images
-    hold probabilities as they are. Raises InputError as `mclc_gpu.data.images.read_image` does, and for
-    colour images and floats beyond 0..1.
+    PNG's row filters (PNG specification, chapter 9) work on each byte of a pixel apart from the others. So
+    the 2C bytes of a pixel are 2C independent 8-bit gray images with the same filters, which Pillow undoes at
+    full speed. Raises InputError for an interlaced, truncated or damaged file; the message does not name the
+    file.
     """
-    pixels = read_image(path)
-    if pixels.ndim != 2:
-        raise InputError(f"{path}: a colour image is no probability map; give gray images of 8 or 16 bits")
-    if pixels.dtype != np.float32:
-        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise InputError(
-            f"{path}: its values run from {pixels.min():g} to {pixels.max():g}; probabilities are 0 to 1"
-        )
-    return pixels
+    chunks = list(_png_chunks(data))
+    width, height, _, color, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
+    if interlaced:
+        raise InputError("interlaced 16-bit color PNG cannot be read; save it without interlacing")
+    lanes = 2 * _PNG_CHANNELS[color]
+    if width * height * _PNG_CHANNELS[color] > _MOST_NUMBERS:
+        raise InputError(f"the image has {width}x{height} pixels, too many to be read at once; cut it up")
+    size = height * (1 + width * lanes)
+    stream = b"".join(body for name, body in chunks if name == b"IDAT")
+    raw = zlib.decompressobj().decompress(stream, size)
+    if not size or len(raw) != size:
+        raise InputError("the image data is truncated")
+    rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + width * lanes)
+    pixels = rows[:, 1:].reshape(height, width, lanes)
+    planes = np.empty((height, width, lanes), np.uint8)
+    for lane in range(lanes):
+        filtered = np.concatenate([rows[:, :1], pixels[:, :, lane]], axis=1)
+        with Image.open(io.BytesIO(_gray_png(width, height, filtered.tobytes()))) as plane:
+            planes[:, :, lane] = np.asarray(plane)
+    return planes.view(">u2").astype(np.uint16)
 
 
-Colour = tuple[int, int, int]
-MASK: Colour = (255, 176, 0)
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and body of each chunk of a PNG file, up to its end."""
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        crc = data[at + 8 + length : at + 12 + length]
+        if crc != struct.pack(">I", zlib.crc32(name + body)):
+            raise InputError("the file is truncated or damaged")
+        yield name, body
+        at += 12 + length
 
 
-def stretched(image: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] over the full range of gray, from the window's darkest value to its brightest."""
-    values = image.astype(np.float64)
-    low, high = values.min(), values.max()
-    gray = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
-    if gray.ndim == 2:
-        gray = np.repeat(gray[:, :, None], 3, axis=2)
-    return np.rint(gray * 255).astype(np.uint8)
+def _gray_png(width: int, height: int, filtered: bytes) -> bytes:
+    """Return an 8-bit gray PNG file of rows that are filtered already."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(filtered, 0)), (b"IEND", b"")]
+    return _PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )

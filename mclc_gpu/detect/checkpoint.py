@@ -29,7 +29,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `gray_levels`.
+    """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `network_levels`.
 
     Raises
     ------

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.data.datasets import listed, pair_files
+from mclc_gpu.data.datasets import Named, listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import find_files, read_image, read_mask
-from mclc_gpu.data.validation import Named
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
 from mclc_gpu.detect.config import EvaluateOptions
 from mclc_gpu.detect.inference import Predictor

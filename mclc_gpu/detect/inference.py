@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mclc_gpu.data.images import gray_levels
+from mclc_gpu.data.images import network_levels
 from mclc_gpu.detect.checkpoint import Normalization
 from mclc_gpu.detect.config import OVERLAP, TILE
 from mclc_gpu.errors import InputError
@@ -28,7 +28,7 @@ def to_input(image: np.ndarray, in_channels: int, normalization: Normalization) 
     Parameters
     ----------
     image : ndarray [H, W] or [H, W, 3]
-        Any type that `mclc_gpu.data.images.gray_levels` takes.
+        Any type that `mclc_gpu.data.images.network_levels` takes.
     in_channels : {1, 3}
     normalization : Normalization
         Of the network's training images.
@@ -37,7 +37,9 @@ def to_input(image: np.ndarray, in_channels: int, normalization: Normalization) 
     -------
     ndarray [C, H, W], float32
     """
-    return (gray_levels(image, in_channels) - np.float32(normalization.mean)) / np.float32(normalization.std)
+    return (network_levels(image, in_channels) - np.float32(normalization.mean)) / np.float32(
+        normalization.std
+    )
 
 
 @contextmanager
@@ -201,7 +203,7 @@ class Predictor:
         Parameters
         ----------
         images : sequence of ndarray [H, W] or [H, W, 3]
-            Any type that `mclc_gpu.data.images.gray_levels` takes.
+            Any type that `mclc_gpu.data.images.network_levels` takes.
 
         Returns
         -------

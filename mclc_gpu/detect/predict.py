@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write_csv
-from mclc_gpu.data.images import MASK, find_files, read_image, stretched
+from mclc_gpu.data.images import MASK_COLOR, display_rgb, find_files, read_image
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.config import PredictOptions
 from mclc_gpu.detect.inference import Predictor
@@ -259,8 +259,8 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     -------
     ndarray [H, W, 3], uint8
     """
-    drawn = stretched(image)
+    drawn = display_rgb(image)
     if mask.any():
         distance = ndimage.distance_transform_cdt(~mask, "chessboard")
-        drawn[(distance > _NEAR) & (distance <= _FAR)] = MASK
+        drawn[(distance > _NEAR) & (distance <= _FAR)] = MASK_COLOR
     return drawn

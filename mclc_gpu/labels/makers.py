@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from mclc_gpu.data.annotations import CATEGORIES
-from mclc_gpu.data.images import gray_levels
+from mclc_gpu.data.images import network_levels
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
@@ -61,7 +61,7 @@ def grabcut_mask(pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | Non
     background = (trimap == cv2.GC_BGD) | (trimap == cv2.GC_PR_BGD)
     if background.all() or not background.any():
         return ~background
-    colours = np.rint(gray_levels(pixels, 3)).astype(np.uint8).transpose(1, 2, 0)
+    colours = np.rint(network_levels(pixels, 3)).astype(np.uint8).transpose(1, 2, 0)
     cv2.setRNGSeed(0)  # of this thread: its k-means draws start centres
     cv2.grabCut(
         np.ascontiguousarray(colours),

@@ -12,7 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from scipy import ndimage
 
-from mclc_gpu.data.annotations import POINT_AREA, SPOT_AREA, Point, category_of
+from mclc_gpu.data.annotations import CATEGORIES, Point, category_of
+from mclc_gpu.kernels.config import CATEGORY_AREAS
 from mclc_gpu.labels.folder import LOW_CONFIDENCE, LabelFiles, Row
 from mclc_gpu.labels.windows import Window, box_pixels, nearest_pixel
 from mclc_gpu.score.matching import Components, components_of
@@ -32,11 +33,8 @@ CLICK_FLAGS: dict[str, float] = {
 TRUTH_FLAGS: dict[str, float] = {"missed target": 6, "false alarm": 4}  # where no clicks are known
 FLAGS = CLICK_FLAGS | TRUTH_FLAGS
 BINS = 10  # of the TPM's reliability, over probabilities above 0
-_AREAS = {
-    "point": (1, POINT_AREA),
-    "spot": (POINT_AREA + 1, SPOT_AREA),
-    "extended": (SPOT_AREA + 1, math.inf),
-}
+_AREAS: dict[str, tuple[int, float]] = dict(zip(CATEGORIES, CATEGORY_AREAS, strict=True))
+_AREAS["extended"] = (_AREAS["extended"][0], math.inf)  # a mask may be larger than any window
 _AREA_TOLERANCE = 2.0  # factor by which an area may miss its category's range: categories are judged by eye
 _BESIDE = 1.5  # pixels: a click on a neighbor of the mask is within the accuracy of a hand
 _HAND = 3.0  # pixels by which a hand may miss the middle of a small target

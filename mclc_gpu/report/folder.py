@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from mclc_gpu.data.datasets import Sample
+from mclc_gpu.data.datasets import Sample, ValidationSet
 from mclc_gpu.data.files import atomic_path, write_csv, write_json
-from mclc_gpu.data.validation import ValidationSet
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor

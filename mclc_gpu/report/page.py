@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from mclc_gpu.data.files import atomic_path, is_file, prefetch_map
-from mclc_gpu.data.images import MASK, find_files, read_image, read_mask, read_probability, stretched
+from mclc_gpu.data.images import MASK_COLOR, display_rgb, find_files, read_image, read_mask, read_probability
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.labels.folder import LAYOUT, LabelFiles, open_labels, read_tpm
 from mclc_gpu.report.check import (
@@ -123,7 +123,7 @@ class LabelReport:
         left_out = [] if labels is None else [Skipped(**item) for item in labels.summary.get("skipped", ())]
         left_out += [*skipped, *sorted(self.problems, key=lambda item: (item.file, item.why))]
         urgent = check.urgent.items()
-        legend = [("mask", MASK)] if labels is None else [("click", CLICK), ("mask", MASK)]
+        legend = [("mask", MASK_COLOR)] if labels is None else [("click", CLICK), ("mask", MASK_COLOR)]
         page = _template().render(
             title=f"{'Masks' if labels is None else 'Labels'}: {check.images:,} images, "
             f"{check.targets:,} targets",
@@ -195,7 +195,7 @@ class LabelReport:
         if image is not None and image.shape[:2] != shape:
             raise InputError(f"{self.images[stem]}: not of its mask's size")
         # Without the image outlines are drawn on uniform gray.
-        window = enlarged(stretched(np.zeros(mask[area].shape) if image is None else image[area]))
+        window = enlarged(display_rgb(np.zeros(mask[area].shape) if image is None else image[area]))
         panels = {} if image is None else {"image": window}
         if tpm is not None:
             panels["TPM"] = enlarged(heat(tpm[area]))

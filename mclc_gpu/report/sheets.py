@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from mclc_gpu.data.files import atomic_path
-from mclc_gpu.data.images import MASK, Colour, read_image, read_mask, stretched
+from mclc_gpu.data.images import MASK_COLOR, Color, display_rgb, read_image, read_mask
 from mclc_gpu.detect.evaluate import Case
 from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.labels.config import LabelConfig
@@ -20,13 +20,13 @@ from mclc_gpu.report.check import TopK
 from mclc_gpu.score.matching import components_of
 from mclc_gpu.score.metrics import mask_iou
 
-PAPER: Colour = (250, 250, 247)
-FRAME: Colour = (214, 214, 208)
-INK: Colour = (28, 28, 32)
-FAINT: Colour = (112, 112, 118)
+PAPER: Color = (250, 250, 247)
+FRAME: Color = (214, 214, 208)
+INK: Color = (28, 28, 32)
+FAINT: Color = (112, 112, 118)
 # Orange and sky blue stay distinct for color-blind readers, and both from gray.
-CLICK: Colour = (255, 45, 85)
-TRUTH: Colour = (64, 190, 255)
+CLICK: Color = (255, 45, 85)
+TRUTH: Color = (64, 190, 255)
 # The TPM's colors, from 0 to 1 in even steps of lightness.
 _HEAT = np.array(
     [
@@ -189,7 +189,7 @@ def _draw_legend(sheet: Image.Image, legend: Legend, middle: int) -> None:
         _draw_cross(draw, x + 9, middle, 3)
         draw.text((x + 26, middle), "click", INK, font, anchor="lm")
         x += 76
-    for color, name in ((MASK, legend.mask), (TRUTH, "truth" if legend.truth else "")):
+    for color, name in ((MASK_COLOR, legend.mask), (TRUTH, "truth" if legend.truth else "")):
         if name:
             draw.rectangle((x, middle - 6, x + 12, middle + 6), outline=color, width=3)
             draw.text((x + 20, middle), name, INK, font, anchor="lm")
@@ -248,7 +248,7 @@ def draw_panels(
 
 
 def outlined(
-    window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None, color: Colour = MASK
+    window: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None, color: Color = MASK_COLOR
 ) -> np.ndarray:
     """Draw the outline of a mask, and of the truth where it is given, on an enlarged window.
 
@@ -397,7 +397,7 @@ def target_row(
         (x, y) in the window: column and row, pixel centers at integers.
     category : str, optional
     """
-    window = enlarged(stretched(image))
+    window = enlarged(display_rgb(image))
     panels = [
         Panel("image and click", window),
         Panel("TPM", enlarged(heat(tpm))),
@@ -436,12 +436,12 @@ def process_sheet(processes: Sequence[Process], config: LabelConfig, title: str 
 def _process_row(process: Process, config: LabelConfig) -> Row:
     """Show one target; the rows of one run have the same kinds of panels."""
     point, window = process.point, process.window
-    image = enlarged(stretched(process.image))
+    image = enlarged(display_rgb(process.image))
     marked = image if process.marks is None else outlined(image, process.marks, color=CLICK)
     panels = [Panel("image and box" if point.box else "image and click", marked)]
     clustered = image
     if process.noisy is not None:
-        clustered = enlarged(stretched(process.noisy))
+        clustered = enlarged(display_rgb(process.noisy))
         panels.append(Panel(f"trial 1: {config.trial.noise} {config.trial.intensity:g}", clustered))
     if process.segment is not None:
         heading = "trial 1: segments" if point.seeds else "trial 1: segment"
@@ -547,7 +547,7 @@ def case_sheet(cases: Sequence[Case], title: str, threshold: float = 0.5) -> Ima
 
 
 def _case_row(case: Case, threshold: float) -> Row:
-    score, window = case.score, enlarged(stretched(case.image))
+    score, window = case.score, enlarged(display_rgb(case.image))
     prediction = case.probability > np.float32(threshold)
     panels = [
         Panel("image", window),

@@ -60,7 +60,7 @@ class TrainConfig:
     loss : str
         A name in `LOSSES`; see `mclc_gpu.train.trainer.detector_loss`.
     channels : {1, 3}
-        Channels of the network's input; see `mclc_gpu.data.images.gray_levels`.
+        Channels of the network's input; see `mclc_gpu.data.images.network_levels`.
     amp : bool
         Run the forward pass in bfloat16 where PyTorch holds it safe (autocast); the loss stays float32.
     compile : str or None

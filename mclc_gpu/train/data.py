@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mclc_gpu.data.datasets import Sample
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import gray_levels, read_image, read_mask
+from mclc_gpu.data.images import network_levels, read_image, read_mask
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
 
@@ -291,8 +291,8 @@ def open_training_set(
     samples : sequence of Sample
         Unusable ones are skipped.
     channels : {1, 3}
-        Channels of gray levels, see `mclc_gpu.data.images.gray_levels`. Levels are rounded to whole numbers
-        for 8-bit images and to float16 for others.
+        Channels of levels, see `mclc_gpu.data.images.network_levels`. Levels are rounded to whole numbers for
+        8-bit images and to float16 for others.
     device : torch.device
     budget : int, bytes, optional
         Most memory that a resident set may take; by default a quarter of what is free on the device and on
@@ -372,7 +372,7 @@ class _Tally:
 
 def _read(channels: int, sample: Sample) -> Frame:
     image = read_image(sample.image)
-    levels = gray_levels(image, channels)
+    levels = network_levels(image, channels)
     stored = np.rint(levels).astype(np.uint8) if image.dtype == np.uint8 else levels.astype(np.float16)
     return stored, read_mask(sample.mask, image.shape[:2])
 

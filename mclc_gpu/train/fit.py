@@ -16,15 +16,14 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from mclc_gpu.data.datasets import Sample
+from mclc_gpu.data.datasets import Sample, ValidationSet
 from mclc_gpu.data.files import fingerprint_of, read_json, remove_leftovers, write_csv, write_json
-from mclc_gpu.data.validation import ValidationSet
 from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.distributed import Ranks, all_there, join
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.backend import device_name
+from mclc_gpu.kernels.backend import device_name, free_memory
 from mclc_gpu.runs import Progress, locked, provenance
 from mclc_gpu.score.metrics import SCORES, Result, Scores
 from mclc_gpu.train.config import TrainConfig
@@ -68,6 +67,7 @@ class Events:
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
 LABELS, REPORT = "labels", "report"
 KIND = "train"  # of run, as `locked` tells them apart
+_VALIDATION_MEMORY = 0.1  # share of the free memory that validation images may take
 Row = dict[str, Any]  # of the columns of metrics.csv; None where there is no value
 
 
@@ -275,7 +275,8 @@ def _fit(
     about: Mapping[str, Any],
 ) -> Fitted:
     data = open_training_set(train, config.channels, ranks.device)
-    held = ValidationSet(ranks.share(validation))
+    budget = _VALIDATION_MEMORY * free_memory(torch.device("cpu"))
+    held = ValidationSet(ranks.share(validation), budget)
     names = [sample.name for sample in validation]
     settings = {
         **config.settings(), "training_set": data.digest, "validation_set": fingerprint_of(names)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mclc_gpu.data.datasets import Sample, listed, pair_samples
+from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of, write_csv, write_json
 from mclc_gpu.data.images import find_files
 from mclc_gpu.data.simulate import simulate_points
-from mclc_gpu.data.validation import ValidationSet
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name, pick_device
 from mclc_gpu.labels.config import preset

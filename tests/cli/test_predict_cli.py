@@ -12,7 +12,7 @@ from PIL import Image
 
 from mclc_gpu import runs as journal
 from mclc_gpu.cli.main import main
-from mclc_gpu.data.images import MASK, find_files, read_mask, read_probability
+from mclc_gpu.data.images import MASK_COLOR, find_files, read_mask, read_probability
 from mclc_gpu.data.points import read_points
 from mclc_gpu.detect import predict as predictrun
 from mclc_gpu.detect.checkpoint import Normalization, save_checkpoint
@@ -266,8 +266,8 @@ def test_overlays_ring_detections_and_leave_them_in_sight():
     mask[10, 10:12] = True
     image = np.linspace(500, 700, 400).reshape(20, 20)
     drawn, plain = overlay(image, mask), overlay(image, np.zeros_like(mask))
-    ring = (drawn == MASK).all(axis=2)
-    assert not (plain == MASK).all(axis=2).any()
+    ring = (drawn == MASK_COLOR).all(axis=2)
+    assert not (plain == MASK_COLOR).all(axis=2).any()
     np.testing.assert_array_equal(drawn[~ring], plain[~ring])
     assert np.argwhere(ring).min(axis=0).tolist() == [7, 7]
     assert np.argwhere(ring).max(axis=0).tolist() == [13, 14]

@@ -10,7 +10,7 @@ import torch
 from component_reference import reference_votes
 from devices import BACKENDS, device_of, on_cpu
 
-from mclc_gpu.data.annotations import CATEGORIES, POINT_AREA, SPOT_AREA
+from mclc_gpu.data.annotations import CATEGORIES, category_of
 from mclc_gpu.data.datasets import find_split, read_list
 from mclc_gpu.data.images import find_files, luma, read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
@@ -246,9 +246,8 @@ def test_colours_count_by_their_luma() -> None:
 
 def test_categories() -> None:
     assert CATEGORIES == ("point", "spot", "extended")
-    assert CATEGORY_AREAS[0] == (1, POINT_AREA)
-    assert CATEGORY_AREAS[1] == (POINT_AREA + 1, SPOT_AREA)
-    assert CATEGORY_AREAS[2][0] == SPOT_AREA + 1
+    for category, (least, most) in zip(CATEGORIES, CATEGORY_AREAS, strict=True):
+        assert category_of(least) == category_of(most) == category
     areas = []
     for category in range(3):
         case = Case(2, (60, 60), spread=5.0)
@@ -256,7 +255,7 @@ def test_categories() -> None:
         case.image[:] = 40 + 60 * np.exp(-((y - 30) ** 2 + (x - 30) ** 2) / 60)
         case.click, case.category = (30, 30), category
         areas.append(int(check([case], CONFIG).area))
-    assert areas[0] < 20 < areas[1] <= SPOT_AREA + 20 < areas[2]
+    assert areas[0] < 20 < areas[1] <= CATEGORY_AREAS[1][1] + 20 < areas[2]
 
 
 def test_a_target_does_not_depend_on_the_batch() -> None:

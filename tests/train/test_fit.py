@@ -13,8 +13,7 @@ import pytest
 import torch
 from training_data import Tiny, write_frames
 
-from mclc_gpu.data.datasets import Sample
-from mclc_gpu.data.validation import ValidationSet
+from mclc_gpu.data.datasets import Sample, ValidationSet
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.distributed import Ranks
