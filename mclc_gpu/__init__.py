@@ -21,6 +21,7 @@ _HOMES = {
     "LabelConfig": "mclc_gpu.labels.config",
     "Point": "mclc_gpu.data.annotations",
     "Sample": "mclc_gpu.data.datasets",
+    "ScoreOptions": "mclc_gpu.score.config",
     "Scores": "mclc_gpu.score.metrics",
     "TargetMask": "mclc_gpu.labels.pipeline",
     "TrainConfig": "mclc_gpu.train.config",
@@ -32,6 +33,7 @@ _HOMES = {
     "label_images": "mclc_gpu.labels.pipeline",
     "read_image": "mclc_gpu.data.images",
     "read_points": "mclc_gpu.data.points",
+    "score_folders": "mclc_gpu.score.folders",
     "slic": "mclc_gpu.kernels.slic",
 }
 __all__ = list(_HOMES)

@@ -1,4 +1,4 @@
-"""mclc-gpu show."""
+"""Run ``mclc-gpu show``: draw targets of a label run from click to mask."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _MOST = 48
 
 
 def show(options: ShowOptions, started: float) -> int:
-    """Run the command; returns the number of skipped inputs."""
+    """Run the command; return the number of skipped inputs, which is 0."""
     del started
     _check_out(options)
     run = open_run(options.labels)
@@ -34,7 +34,7 @@ def show(options: ShowOptions, started: float) -> int:
         if process.changed:
             print(
                 f"{process.target}: {process.changed} px of the mask are not as in "
-                f"{run.store.mask(process.target.stem)}: the image, the code or the device is another",
+                f"{run.store.mask(process.target.stem)}: the image, the code or the device has changed since",
                 file=sys.stderr,
             )
     print(f"{len(processes)} targets -> {options.out}")
@@ -42,16 +42,16 @@ def show(options: ShowOptions, started: float) -> int:
 
 
 def _check_out(options: ShowOptions) -> None:
-    """The picture must not replace an input."""
+    """Raise InputError if the figure would replace an input or is no PNG file."""
     out: Path = options.out
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
+        raise InputError(f"--out {out}: the figure is a PNG file; give a name that ends in .png")
     read = LAYOUT.places(options.labels)[1:]
     keep_apart("--out", (out, out.resolve().parent), (options.images, options.truth, *read))
 
 
 def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[Target]:
-    """The targets asked for, each once: those named, then the worst, then the best."""
+    """Return the targets to draw, each once: those named, then the worst, then the best."""
     stems, _ = listed(dict.fromkeys(run.points), options.list, options.labels)
     targets = [target for word in options.target for target in find_targets(run, word)]
     counts = {"--worst": options.worst, "--best": options.best}
@@ -60,7 +60,7 @@ def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[
         if count < 1:
             raise InputError(f"{option} {count}: give at least 1")
         if options.truth is None:
-            raise InputError(f"{option}: only --truth tells which masks are good; give it")
+            raise InputError(f"{option} ranks masks by their IoU with the truth; give --truth too")
     if asked:
         ranked = [target for _, target in rank_targets(run, truths, stems)]
         targets += ranked[: options.worst or 0] + ranked[::-1][: options.best or 0]
@@ -71,15 +71,16 @@ def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[
         targets = [candidates[at] for at in evenly_spread(len(candidates), _SPREAD)]
     targets = list(dict.fromkeys(targets))
     if len(targets) > _MOST:
-        raise InputError(f"{len(targets)} targets do not fit in one picture: choose at most {_MOST}")
+        raise InputError(f"{len(targets)} targets do not fit in one figure; choose at most {_MOST}")
     return targets
 
 
 def _title(run: Run) -> str:
+    """Describe the run: label maker or trials, and the seed."""
     config, trial = run.config, run.config.trial
-    how = config.maker
-    if config.maker == "mclc":
+    method = config.maker
+    if "trial" in config.entry.uses:
         noise = "no noise" if trial.noise == "none" else f"{trial.noise} {trial.intensity:g}"
         trials = f"{config.trials} trial{'s' if config.trials > 1 else ''}"
-        how = f"{trials}, {trial.method} of {trial.clusters} clusters, {noise}"
-    return f"{run.folder.resolve().name}: {how}, seed {run.seed}"
+        method = f"{trials}, {trial.method} of {trial.clusters} clusters, {noise}"
+    return f"{run.folder.resolve().name}: {method}, seed {run.seed}"

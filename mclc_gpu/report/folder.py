@@ -35,22 +35,34 @@ def write_report(
     metrics_csv: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write what is given into a folder, which is made when missing; files of an older report are replaced.
+    """Write report.md, and the tables and figures that it shows, as far as their content is given.
 
-    Args:
-        folder: Gets report.md, which shows all the rest.
-        title: First line of the report.
-        scores: images.csv, a row an image, and scores.json.
-        roc: roc.png, and the curve in scores.json.
-        extremes: worst.png and best.png.
-        metrics_csv: A training run's table: curves.png.
-        settings: Names and values to state, nested ones too.
+    Parameters
+    ----------
+    folder : Path
+        Created when missing; files of an older report are replaced.
+    title : str
+        First line of the report.
+    scores : Scores, optional
+        Content of images.csv, with a row per image, and of scores.json.
+    roc : Roc, optional
+        Content of roc.png, and of the curve in scores.json.
+    extremes : Extremes, optional
+        Content of worst.png and best.png.
+    metrics_csv : Path, optional
+        Table of a training run, drawn in curves.png.
+    settings : mapping, optional
+        Names and values to state, which may be nested.
 
-    Returns:
-        Path of report.md.
+    Returns
+    -------
+    Path
+        The file report.md.
 
-    Raises:
-        InputError: `metrics_csv` cannot be read.
+    Raises
+    ------
+    InputError
+        `metrics_csv` cannot be read.
     """
     lines = [f"# {title}", ""]
     result = None if scores is None else scores.compute()
@@ -58,7 +70,7 @@ def write_report(
         lines += _score_lines(result)
         write_json(folder / _SCORES, result.as_dict() | ({} if roc is None else {"roc": roc.as_dict()}))
         _write_images(folder / _TABLE, scores)
-        lines += [f"Image by image: [{_TABLE}]({_TABLE}).", ""]
+        lines += [f"Scores of each image: [{_TABLE}]({_TABLE}).", ""]
     if metrics_csv is not None:
         plot_curves(metrics_csv, folder / _CURVES)
         lines += ["## Training", "", f"![Loss and scores by epoch]({_CURVES})", ""]
@@ -68,13 +80,13 @@ def write_report(
         lines += [f"![Pd over Fa, and scores by pixel over the threshold]({_ROC})", ""]
     if extremes is not None:
         lines += ["## Images", ""]
-        for name, what, cases in (
-            (_WORST, "Lowest", extremes.worst()),
-            (_BEST, "Highest", extremes.best()),
+        for name, heading, cases in (
+            (_WORST, "Lowest IoU", extremes.worst()),
+            (_BEST, "Highest IoU", extremes.best()),
         ):
             with atomic_path(folder / name) as temporary:
-                case_sheet(cases, f"{what} IoU", extremes.threshold).save(temporary)
-            lines += [f"![{what} IoU]({name})", ""]
+                case_sheet(cases, heading, extremes.threshold).save(temporary)
+            lines += [f"![{heading}]({name})", ""]
     if settings:
         lines += ["## Settings", "", *_table(("setting", "value"), _flat(settings)), ""]
     with atomic_path(folder / REPORT) as temporary:
@@ -83,6 +95,7 @@ def write_report(
 
 
 def _score_lines(result: Result) -> list[str]:
+    """Format scores as lines of Markdown."""
     numbers = {SCORES[name].heading: SCORES[name].text(value) for name, value in result.values.items()}
     lines = [f"{result.summary()}; convention {result.convention}.", ""]
     lines += [*_table(tuple(numbers), [tuple(numbers.values())]), ""]
@@ -101,13 +114,13 @@ def _score_lines(result: Result) -> list[str]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Format a Markdown table as lines."""
     lines = [headings, ["---"] * len(headings), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Names and values of nested settings, the names joined by dots."""
+    """List names and values of nested settings, the names joined by dots."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         inside = isinstance(value, Mapping) and value
@@ -125,16 +138,36 @@ def _write_images(path: Path, scores: Scores) -> None:
     write_csv(path, columns, rows)
 
 
-_SHOWN = 200  # training images that a report without validation looks at
+_SHOWN = 200  # training images in a report without a validation set
 
 
 def report_run(
     out: Path, checkpoint: Path, train: Sequence[Sample], validation: Sequence[Sample], device: torch.device
 ) -> tuple[Path, Scores]:
-    """Write OUT/report/: curve, scores, ROC and the best and worst images.
+    """Write the report of a training run: curves, scores, ROC and the best and worst images.
 
-    The images are those of the validation or, without one, up to 200 spread evenly over the training set,
-    whose masks are what the network has learned. Returns the path of report.md and the scores in it.
+    Parameters
+    ----------
+    out : Path
+        Folder of the run; the report is in its folder ``report``.
+    checkpoint : Path
+        Detector to score.
+    train, validation : sequence of Sample
+        The report is on the validation set or, without one, on up to 200 images spread evenly over the
+        training set, whose masks the network has learned.
+    device : torch.device
+
+    Returns
+    -------
+    Path
+        The file report.md.
+    Scores
+        Scores in the report.
+
+    Raises
+    ------
+    InputError
+        The checkpoint, an image or the run's metrics.csv cannot be read.
     """
     trained = load_checkpoint(checkpoint, device)
     samples = validation

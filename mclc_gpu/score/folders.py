@@ -89,8 +89,7 @@ def score_folders(
     >>> from pathlib import Path
     >>> import numpy as np
     >>> from PIL import Image
-    >>> from mclc_gpu.score.config import ScoreOptions
-    >>> from mclc_gpu.score.folders import score_folders
+    >>> from mclc_gpu import ScoreOptions, score_folders
     >>> truth = np.zeros((8, 8), np.uint8)
     >>> truth[2:4, 2:4] = 255
     >>> with tempfile.TemporaryDirectory() as folder:
