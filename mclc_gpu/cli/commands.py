@@ -353,13 +353,13 @@ COMMANDS: Registry[Command] = Registry(
         "demo": Command(
             "run label, train, evaluate and predict on a synthetic data set",
             DemoOptions,
-            "mclc_gpu.cli.demo.demo",
+            "mclc_gpu.cli.main.demo",
             strict=False,
         ),
         "bench": Command(
             "measure rates on this machine, beside those of other packages",
             BenchOptions,
-            "mclc_gpu.cli.bench.bench",
+            "mclc_gpu.cli.main.bench",
             strict=False,
         ),
     },

@@ -1,4 +1,4 @@
-"""What the commands that score have in common: their arguments' checks, and what they print and write."""
+"""Output that several commands print and write: skipped inputs, and scores."""
 
 import sys
 from collections.abc import Sequence
@@ -9,28 +9,40 @@ from mclc_gpu.errors import Skipped
 from mclc_gpu.score.metrics import Scores
 from mclc_gpu.score.roc import Roc
 
-_SHOWN_SKIPS = 20
+_PRINTED_SKIPS = 20
 
 
-def say_skipped(skipped: Sequence[Skipped], where: Path | None = None) -> None:
-    """Tell what was left out, on stderr; `where` is the file that holds all of it when it is much."""
-    shown = skipped if where is None else skipped[:_SHOWN_SKIPS]
-    for item in shown:
+def say_skipped(skipped: Sequence[Skipped], complete: Path | None = None) -> None:
+    """Print skipped inputs to stderr; only the first ones if the file `complete` lists them all."""
+    printed = skipped if complete is None else skipped[:_PRINTED_SKIPS]
+    for item in printed:
         print(f"skipped {item.file}: {item.why}", file=sys.stderr)
-    if len(shown) < len(skipped):
-        print(f"and {len(skipped) - len(shown)} more, see {where}", file=sys.stderr)
+    if len(printed) < len(skipped):
+        print(f"and {len(skipped) - len(printed)} more, see {complete}", file=sys.stderr)
 
 
 def say_scores(
     scores: Scores, roc: Roc | None, plot: Path | None, json_file: Path | None, skipped: int
 ) -> None:
-    """Print the scores of a set, draw its curve and write all numbers, as far as asked for."""
+    """Print the scores of a set of masks, plot its ROC curve and write all numbers as JSON.
+
+    Parameters
+    ----------
+    scores : Scores
+        Counts of the set.
+    roc : Roc or None
+        Scores at every threshold, where they were computed.
+    plot, json_file : Path or None
+        Files for the curve and for the numbers; None: not written.
+    skipped : int
+        Number of inputs that are not in the scores.
+    """
     result = scores.compute()
     print(result)
     if roc is not None:
         print(f"\n{roc}")
     if roc is not None and plot is not None:
-        from mclc_gpu.report.plots import plot_roc
+        from mclc_gpu.report.plots import plot_roc  # here, since it imports matplotlib
 
         plot_roc(roc, plot)
     if json_file is not None:

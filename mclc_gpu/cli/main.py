@@ -1,14 +1,15 @@
-"""Command line: parse the options, run the command, and turn errors into exit codes."""
+"""Command line: parse the options, run the command, turn errors into exit codes; commands demo and bench."""
 
 import argparse
 import io
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mclc_gpu.cli.commands import COMMANDS
+from mclc_gpu.cli.commands import BENCH_SUITES, COMMANDS, BenchOptions, DemoOptions
 from mclc_gpu.cli.options import add_options, build
 from mclc_gpu.errors import InputError
 
@@ -87,6 +88,66 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mclc-gpu: interrupted{more}", file=sys.stderr)
         return INTERRUPTED
     return DONE_WITH_SKIPS if skipped and getattr(arguments, "strict", False) else DONE
+
+
+def demo(options: DemoOptions, started: float) -> int:
+    """Run ``mclc-gpu demo``, which runs other commands; return the number of skipped inputs."""
+    from mclc_gpu.data.synthetic import write_dataset
+
+    del started
+    out, data, fitted = options.out, options.out / "data", options.out / "run"
+    print(f"writing {options.count} synthetic frames to {data}")
+    write_dataset(data, options.count, options.seed, size=(128, 128), test_share=0.25)
+    # The lists leave out the frames of an earlier, longer demo.
+    train, test = (data / "splits" / f"{split}.txt" for split in ("train", "test"))
+    frames, device = ["--images", data / "images"], ["--device", options.device]
+    commands = [
+        ["train", *frames, "--points-from-masks", data / "masks", "--list", train, "--out", fitted,
+         "--network", "resunet-slim", "--optimizer", "adam", "--lr", "0.004", "--batch-size", "4",
+         "--size", "128", "--epochs", options.epochs, "--seed", options.seed, *device, "--overwrite"],
+        ["score", "--pred", fitted / "labels" / "masks", "--truth", data / "masks", "--list", train,
+         "--json", out / "labels.json"],
+        ["evaluate", "--checkpoint", fitted / "best.pt", *frames, "--masks", data / "masks", "--list", test,
+         "--json", out / "test.json", *device],
+        ["predict", "--checkpoint", fitted / "best.pt", *frames, "--out", out / "predictions", *device,
+         "--overwrite"],
+    ]  # fmt: skip
+    skipped = 0
+    for command in commands:
+        argv = [str(word) for word in command]
+        print(f"\n$ mclc-gpu {shlex.join(argv)}", flush=True)
+        skipped += run(argv, time.perf_counter())
+    places = fitted / "labels" / "overview.png", fitted / "report", out / "predictions" / "overlays"
+    print("\nlook at " + ", ".join(map(str, places)))
+    return skipped
+
+
+def bench(options: BenchOptions, started: float) -> int:
+    """Run ``mclc-gpu bench``; return 0, as nothing is skipped."""
+    from mclc_gpu.bench.command import LAYOUT, BenchJob, run_bench
+    from mclc_gpu.bench.plan import run_plan
+    from mclc_gpu.kernels.backend import pick_device
+    from mclc_gpu.runs import keep_apart
+
+    del started
+    keep_apart("--out", LAYOUT.places(options.out), (options.images, options.masks, options.list))
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out}: not a folder; choose another --out")
+    job = BenchJob(
+        suites=options.suite or (() if options.plan else BENCH_SUITES[:-1]),
+        device=pick_device(options.device),
+        out=options.out,
+        images=options.images,
+        masks=options.masks,
+        names=options.list,
+        quick=options.quick,
+        command=shlex.join(["mclc-gpu", *sys.argv[1:]]),
+    )
+    if job.suites:
+        run_bench(job)
+    if options.plan is not None:
+        run_plan(job, options.plan)
+    return 0
 
 
 if __name__ == "__main__":
