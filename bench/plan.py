@@ -16,8 +16,8 @@ from mclc_gpu.bench.compare import circumstances, machine, markdown, rounded
 from mclc_gpu.bench.dataset import open_ground
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.files import write_json
-from mclc_gpu.labels.config import preset
-from mclc_gpu.labels.run import STAGES, LabelJob, label_folder
+from mclc_gpu.labels.config import LabelOptions, preset
+from mclc_gpu.labels.run import STAGES, Inputs, label_dataset
 
 PRESETS = ("default", "paper")
 COMPUTE, FILES = ("cluster", "refine"), ("read", "write")
@@ -165,7 +165,8 @@ def _labelled(
     images: Mapping[str, Path], points: Mapping[str, Sequence[Point]], out: Path, name: str, device: str
 ) -> tuple[dict[str, Any], int | None]:
     """label.json of a run in this process, and the most memory that the process had."""
-    summary = label_folder(LabelJob(images, points, out, preset(name), device=device))
+    options = LabelOptions(images=out.parent, out=out, config=preset(name), device=device)
+    summary = label_dataset(options, Inputs(images, points)).summary
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,7 +1,6 @@
 """Run ``mclc-gpu show``: draw targets of a label run from click to mask."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from mclc_gpu.cli.commands import ShowOptions
@@ -9,8 +8,8 @@ from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import InputError
-from mclc_gpu.labels.folder import LAYOUT
-from mclc_gpu.labels.replay import Run, Target, find_targets, make_processes, open_run, rank_targets
+from mclc_gpu.labels.folder import LAYOUT, LabelRun, Target
+from mclc_gpu.labels.replay import find_targets, rank_targets, trace_targets
 from mclc_gpu.report.sheets import evenly_spread, mask_facts, process_sheet
 from mclc_gpu.runs import keep_apart
 
@@ -22,22 +21,20 @@ def show(options: ShowOptions, started: float) -> int:
     """Run the command; return the number of skipped inputs, which is 0."""
     del started
     _check_out(options)
-    run = open_run(options.labels)
-    images = find_files(options.images)
     truths = {} if options.truth is None else find_files(options.truth)
-    targets = _chosen(options, run, truths)
-    processes = make_processes(run, targets, images, truths, options.device)
+    run = LabelRun.open(options.labels, find_files(options.images), truths)
+    traces = trace_targets(run, _chosen(options, run), options.device)
     with atomic_path(options.out) as temporary:
-        process_sheet(processes, run.config, _title(run)).save(temporary)
-    for process in processes:
-        print(f"{process.target}: {',  '.join(mask_facts(process.mask, process.truth))}")
-        if process.changed:
+        process_sheet(traces, run.config, _title(run)).save(temporary)
+    for trace in traces:
+        print(f"{trace.target}: {',  '.join(mask_facts(trace.mask, trace.truth))}")
+        if trace.changed:
             print(
-                f"{process.target}: {process.changed} px of the mask are not as in "
-                f"{run.store.mask(process.target.stem)}: the image, the code or the device has changed since",
+                f"{trace.target}: {trace.changed} px of the mask are not as in "
+                f"{run.mask(trace.target.stem)}: the image, the code or the device has changed since",
                 file=sys.stderr,
             )
-    print(f"{len(processes)} targets -> {options.out}")
+    print(f"{len(traces)} targets -> {options.out}")
     return 0
 
 
@@ -50,9 +47,9 @@ def _check_out(options: ShowOptions) -> None:
     keep_apart("--out", (out, out.resolve().parent), (options.images, options.truth, *read))
 
 
-def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[Target]:
+def _chosen(options: ShowOptions, run: LabelRun) -> list[Target]:
     """Return the targets to draw, each once: those named, then the worst, then the best."""
-    stems, _ = listed(dict.fromkeys(run.points), options.list, options.labels)
+    stems, _ = listed(dict.fromkeys(run.rows), options.list, options.labels)
     targets = [target for word in options.target for target in find_targets(run, word)]
     counts = {"--worst": options.worst, "--best": options.best}
     asked = {option: count for option, count in counts.items() if count is not None}
@@ -62,10 +59,10 @@ def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[
         if options.truth is None:
             raise InputError(f"{option} ranks masks by their IoU with the truth; give --truth too")
     if asked:
-        ranked = [target for _, target in rank_targets(run, truths, stems)]
+        ranked = [target for _, target in rank_targets(run, stems)]
         targets += ranked[: options.worst or 0] + ranked[::-1][: options.best or 0]
     elif not targets:
-        candidates = [target for target in run.targets if target.stem in stems]
+        candidates = [target for target in run.targets() if target.stem in stems]
         if not candidates:
             raise InputError(f"{options.labels}: no target to show in the images of the list")
         targets = [candidates[at] for at in evenly_spread(len(candidates), _SPREAD)]
@@ -75,7 +72,7 @@ def _chosen(options: ShowOptions, run: Run, truths: Mapping[str, Path]) -> list[
     return targets
 
 
-def _title(run: Run) -> str:
+def _title(run: LabelRun) -> str:
     """Describe the run: label maker or trials, and the seed."""
     config, trial = run.config, run.config.trial
     method = config.maker

@@ -8,13 +8,12 @@ from typing import Any
 
 from mclc_gpu.cli.commands import TrainArguments
 from mclc_gpu.cli.common import say_skipped
-from mclc_gpu.cli.label import label_set
+from mclc_gpu.cli.label import label_and_report
 from mclc_gpu.data.datasets import Sample, listed, pair_samples
 from mclc_gpu.data.images import find_files
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.config import LabelOptions
-from mclc_gpu.labels.folder import LabelStore
 from mclc_gpu.report.folder import report_run
 from mclc_gpu.runs import keep_apart, locked
 from mclc_gpu.train.config import DataSet
@@ -84,11 +83,11 @@ def _samples(
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    images, summary = label_set(of_labels, started, ranks)
+    run = label_and_report(of_labels, ranks, started)
     # What got no label was reported by the labelling.
-    samples, _ = pair_samples(images, LabelStore.open(of_labels.out).masks(), prefix)
-    about = {name: summary[name] for name in ("settings", "fingerprint", "images", "targets")}
-    return samples, [], {**account, "labels": about, "skipped": len(summary["skipped"])}
+    samples, _ = pair_samples(run.images, run.masks(), prefix)
+    about = {name: run.summary[name] for name in ("settings", "fingerprint", "images", "targets")}
+    return samples, [], {**account, "labels": about, "skipped": len(run.skipped)}
 
 
 def _listed(one: DataSet, prefix: str) -> tuple[list[Sample], list[Skipped]]:

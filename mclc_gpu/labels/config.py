@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -260,6 +260,23 @@ class LabelConfig:
             raise InputError(f"these settings cannot be used ({error}); make them anew") from error
 
     @classmethod
+    def from_earlier(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the config of a run of any version: fields unknown here are dropped, missing ones default.
+
+        Raises
+        ------
+        InputError
+            An unknown label maker, or a value that cannot be used.
+        """
+        try:
+            own = _known_values(cls, settings)
+            low, high = MAKERS.find(own.get("maker", cls.maker)).trials
+            own["trials"] = min(max(own.get("trials", cls.trials), low), high)
+            return _rebuilt(cls, {**asdict(cls()), **own})
+        except (TypeError, ValueError) as error:
+            raise InputError(f"these settings cannot be used ({error})") from error
+
+    @classmethod
     def read(cls, path: Path) -> Self:
         """Read a config from a JSON file: config.json of ``tune``, or "settings" in label.json of a run.
 
@@ -296,6 +313,18 @@ PRESETS: Registry[LabelConfig] = Registry(
         "point": LabelConfig(trials=1, maker="point", refine="threshold"),
     },
 )
+
+
+def _known_values(kind: type[Any], values: Any) -> dict[str, Any]:
+    """Return those of `values` that are fields of a dataclass; parts of it are filled up with defaults."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"no {kind.__name__}: {str(values)[:40]!r}")
+    types = get_type_hints(kind)
+    known = {name: value for name, value in values.items() if name in types}
+    for name in known:
+        if is_dataclass(types[name]):
+            known[name] = {**asdict(types[name]()), **_known_values(types[name], known[name])}
+    return known
 
 
 def _rebuilt(kind: type[Any], values: Any) -> Any:

@@ -3,10 +3,12 @@
 import csv
 import io
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,21 +24,28 @@ from mclc_gpu.data.files import (
     write_csv,
 )
 from mclc_gpu.data.images import find_files, read_image
-from mclc_gpu.data.points import load_points
-from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.config import MAX_WINDOW
+from mclc_gpu.data.points import load_points, write_points
+from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.pipeline import TargetMask, compose
-from mclc_gpu.labels.windows import Window, around, place_window
-from mclc_gpu.runs import RunLayout, read_summary
+from mclc_gpu.labels.windows import Window, window_of
+from mclc_gpu.runs import JournalEntries, RunLayout, read_summary
 
 TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
-MASKS, TPMS, SHARDS = "masks", "tpm", "shards"  # folders of a run
+LOW_CONFIDENCE = 0.6
+MASKS, TPMS, SHARDS = "masks", "tpm", "shards"
+POINTS, TARGETS, OVERVIEW, REPORT = "points.csv", "targets.csv", "overview.png", "report.html"
+LAYOUT = RunLayout("label", (MASKS, TPMS, SHARDS), (POINTS, TARGETS, OVERVIEW, REPORT))
+TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
+
 _COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
+_LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits
+_REMEDY = "label again"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The files of one image, as bytes."""
+    """Files of one image, as bytes."""
 
     stem: str
     mask: bytes
@@ -44,7 +53,22 @@ class Encoded:
 
 
 def encode(stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]) -> Encoded:
-    """Mask (8 bit, 0 or 255) and TPM (16 bit, 65535 is probability 1) of one image [H, W] as PNG files."""
+    """Encode the mask and the TPM of one image as PNG files.
+
+    Parameters
+    ----------
+    stem : str
+        Name of the image without suffix.
+    shape : (int, int)
+        Height and width of the image in pixels.
+    targets : sequence of TargetMask
+        Labels of the image's targets.
+
+    Returns
+    -------
+    Encoded
+        Mask of 8 bit, 0 or 255; TPM of 16 bit, in which 65535 is probability 1.
+    """
     mask, tpm = compose(shape, targets)
     return Encoded(stem, _png(mask.astype(np.uint8) * 255), _png(np.round(tpm * TPM_ONE).astype(np.uint16)))
 
@@ -56,62 +80,25 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def read_tpm(path: Path) -> np.ndarray:
-    """A TPM file as float32 [H, W] in 0..1. Raises InputError for a file that is not one."""
+    """Read a TPM file: float32 [H, W] in 0..1. Raises InputError for a file that is none."""
     tpm = read_image(path)
     if tpm.ndim != 2 or tpm.dtype != np.uint16:
         raise InputError(f"{path}: not a TPM; expected a 16-bit gray PNG")
     return tpm.astype(np.float32) / TPM_ONE
 
 
-@dataclass(frozen=True)
-class LabelStore:
-    """The masks and TPMs of a run, by the stems of its images.
-
-    Attributes:
-        out: Folder of the run.
-        archived: Paths of the masks in its archives; None where each image has files of its own.
-    """
-
-    out: Path
-    archived: Mapping[str, Path] | None = field(repr=False)
-
-    @staticmethod
-    def open(out: Path) -> "LabelStore":
-        """The files of a run. Raises InputError for archives that cannot be read."""
-        shards = out / SHARDS
-        full = shards.is_dir() and any(shards.glob(f"*{ARCHIVE_SUFFIX}"))
-        return LabelStore(out, find_files(shards) if full else None)
-
-    def mask(self, stem: str) -> Path:
-        """The mask of an image: 8 bit, 0 or 255."""
-        if self.archived is None:
-            return mask_path(self.out, stem)
-        return self.archived.get(stem, self.out / SHARDS / (key_of(stem) + MASK_PART))
-
-    def tpm(self, stem: str) -> Path:
-        """The TPM of an image, see `read_tpm`."""
-        if self.archived is None:
-            return tpm_path(self.out, stem)
-        mask = self.mask(stem)
-        return mask.with_name(mask.name.removesuffix(MASK_PART) + TPM_PART)
-
-    def masks(self) -> Mapping[str, Path]:
-        """All masks. Raises InputError where there is none."""
-        return find_files(self.out / MASKS) if self.archived is None else self.archived
-
-
 def mask_path(out: Path, stem: str) -> Path:
-    """Where a run without archives keeps an image's mask."""
+    """Return the path of an image's mask in a run without archives."""
     return out / MASKS / f"{stem}.png"
 
 
 def tpm_path(out: Path, stem: str) -> Path:
-    """Where a run without archives keeps an image's TPM."""
+    """Return the path of an image's TPM in a run without archives."""
     return out / TPMS / f"{stem}.png"
 
 
 def shard_path(out: Path, number: int) -> Path:
-    """The archive of that number, from 0."""
+    """Return the path of an archive by its number, from 0."""
     return out / SHARDS / f"{number:06d}{ARCHIVE_SUFFIX}"
 
 
@@ -132,66 +119,107 @@ def write_shard(out: Path, number: int, images: Sequence[Encoded]) -> None:
     write_archive(shard_path(out, number), members)
 
 
-LAYOUT = RunLayout(
-    "label", (MASKS, TPMS, SHARDS), ("points.csv", "targets.csv", "overview.png", "report.html")
-)
-
-TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
-LOW_CONFIDENCE = 0.6
-
-
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a run knows of one target beside its point: see `TargetMask`; the area is that of its own mask."""
+class TargetRow:
+    """One target of a label run, as points.csv and targets.csv have it.
 
+    Attributes
+    ----------
+    point : Point
+        With the category that was used.
+    estimated : bool
+        The category was estimated rather than given.
+    area : int or None
+        Pixels of the target's own mask; None in rows that were read from a folder.
+    confidence : float
+        Expected IoU 0..1 of the mask; NaN from makers that do not know it.
+    trials : int or None
+        Trials behind the TPM; None in rows that were read from a folder.
+    """
+
+    point: Point
     estimated: bool
-    area: int
-    confidence: float | None
-    trials: int
+    area: int | None = None
+    confidence: float = math.nan
+    trials: int | None = None
 
     @staticmethod
-    def of(target: TargetMask) -> "Facts":
-        """Facts of a labelled target."""
-        confidence = None if math.isnan(target.confidence) else round(target.confidence, 6)
-        return Facts(target.estimated, int(np.count_nonzero(target.mask)), confidence, target.trials)
+    def of(target: TargetMask) -> "TargetRow":
+        """Return the row of a labeled target."""
+        area, confidence = int(np.count_nonzero(target.mask)), round(target.confidence, 6)
+        return TargetRow(target.point, target.estimated, area, confidence, target.trials)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Target:
+    """Reference to a target of a run: its image, and its place among the image's points, from 0."""
+
+    stem: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.stem}:{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One finished image: the points that were used (None: the image could not be), and what was left out.
+class ImageRecord:
+    """Outcome of one image, as the journal of a run holds it.
 
-    `targets` has the facts of every point.
+    Attributes
+    ----------
+    image : str
+        Stem of the image.
+    rows : list of TargetRow or None
+        Labeled targets; None where the image could not be used.
+    skipped : list of str
+        Reasons for which the image or some of its targets were left out.
     """
 
     image: str
-    points: list[Point] | None
+    rows: list[TargetRow] | None
     skipped: list[str]
-    targets: list[Facts] = field(default_factory=list)
 
-    @property
-    def trials(self) -> int:
-        """Of all targets."""
-        return sum(target.trials for target in self.targets)
-
-    def noted(self) -> dict[str, Any]:
-        """The record as a journal notes it."""
-        return asdict(self)
+    def journaled(self) -> dict[str, Any]:
+        """Return the record as a line of the journal, JSON without NaN."""
+        rows = self.rows or []
+        facts = [
+            {
+                "estimated": row.estimated,
+                "area": row.area,
+                "confidence": None if math.isnan(row.confidence) else row.confidence,
+                "trials": row.trials,
+            }
+            for row in rows
+        ]
+        points = None if self.rows is None else [asdict(row.point) for row in rows]
+        return {"image": self.image, "points": points, "skipped": self.skipped, "targets": facts}
 
     @staticmethod
-    def of(noted: Mapping[str, Any]) -> "Record":
-        """The record that a journal noted."""
-        points = None if noted["points"] is None else [Point(**point) for point in noted["points"]]
-        return Record(**{**noted, "points": points, "targets": [Facts(**own) for own in noted["targets"]]})
+    def of(line: Mapping[str, Any]) -> "ImageRecord":
+        """Return the record of a line of the journal."""
+        rows = None
+        if line["points"] is not None:
+            rows = [
+                TargetRow(Point(**point), **{**facts, "confidence": _number(facts["confidence"])})
+                for point, facts in zip(line["points"], line["targets"], strict=True)
+            ]
+        return ImageRecord(line["image"], rows, line["skipped"])
 
 
-class Records(Mapping[str, Record]):
-    """Records of some images in a given order, made anew from what was noted whenever one is asked for."""
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
-    def __init__(self, stems: Sequence[str], noted: Mapping[str, Mapping[str, Any]]) -> None:
-        self.stems, self.noted = stems, noted
 
-    def __getitem__(self, stem: str) -> Record:
-        return Record.of(self.noted[stem])
+class JournaledRows(Mapping[str, list[TargetRow]]):
+    """Targets of the labeled images by stem, read from the journal at each access; for threads too."""
+
+    def __init__(self, stems: Sequence[str], journal: JournalEntries) -> None:
+        self.stems, self._journal, self._lock = stems, journal, threading.Lock()
+
+    def __getitem__(self, stem: str) -> list[TargetRow]:
+        with self._lock:
+            line = self._journal[stem]
+        return ImageRecord.of(line).rows or []
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stems)
@@ -200,34 +228,23 @@ class Records(Mapping[str, Record]):
         return len(self.stems)
 
 
-class UsedPoints(Mapping[str, list[Point]]):
-    """The points that were used, by the stem of their image; images that could not be used have none."""
-
-    def __init__(self, records: Records, labelled: Sequence[str]) -> None:
-        self.records, self.labelled = records, labelled
-
-    def __getitem__(self, stem: str) -> list[Point]:
-        return list(self.records[stem].points or ())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.labelled)
-
-    def __len__(self) -> int:
-        return len(self.labelled)
-
-
 @dataclass
 class Totals:
     """Sums over the records of a run.
 
-    Attributes:
-        labelled: Stems of the images that could be used.
-        skipped: (stem, why) of every image and target that could not.
-        targets, trials, estimated: Targets, their trials, and those whose category was estimated.
-        known, sum, low: Targets of known confidence, the sum of it, and those below `LOW_CONFIDENCE`.
+    Attributes
+    ----------
+    labeled : list of str
+        Stems of the images that could be used.
+    skipped : list of (str, str)
+        Stem and reason of each image and target that could not.
+    targets, trials, estimated : int
+        Targets, their trials, and targets whose category was estimated.
+    known, sum, low : int, float, int
+        Targets of known confidence, the sum of it, and those below `LOW_CONFIDENCE`.
     """
 
-    labelled: list[str] = field(default_factory=list)
+    labeled: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     targets: int = 0
     trials: int = 0
@@ -236,105 +253,168 @@ class Totals:
     sum: float = 0.0
     low: int = 0
 
-    @staticmethod
-    def of(records: Iterable[Record]) -> "Totals":
-        """Of some records."""
-        totals = Totals()
-        for record in records:
-            totals.add(record)
-        return totals
-
-    def add(self, record: Record) -> None:
+    def add(self, record: ImageRecord) -> None:
         """Count one image."""
         self.skipped += [(record.image, why) for why in record.skipped]
-        if record.points is None:
+        if record.rows is None:
             return
-        self.labelled.append(record.image)
-        self.targets += len(record.points)
-        self.trials += record.trials
-        for own in record.targets:
-            self.estimated += own.estimated
-            if own.confidence is not None:
+        self.labeled.append(record.image)
+        self.targets += len(record.rows)
+        for row in record.rows:
+            self.trials += row.trials or 0
+            self.estimated += row.estimated
+            if not math.isnan(row.confidence):
                 self.known += 1
-                self.sum += own.confidence
-                self.low += own.confidence < LOW_CONFIDENCE
+                self.sum += row.confidence
+                self.low += row.confidence < LOW_CONFIDENCE
 
     def confidence(self) -> dict[str, float] | None:
-        """The targets' confidence in brief; None from makers that have none."""
+        """Return mean and number of low values of the confidence; None from makers that have none."""
         return {"mean": self.sum / self.known, f"below_{LOW_CONFIDENCE:g}": self.low} if self.known else None
 
 
-def write_targets(path: Path, records: Iterable[Record]) -> None:
-    """A row of facts for every target, in the order of points.csv."""
+def write_tables(out: Path, rows: Mapping[str, Sequence[TargetRow]]) -> None:
+    """Write points.csv and targets.csv of a run, from its targets by the stem of their image."""
 
-    def rows() -> Iterator[tuple[object, ...]]:
-        for record in records:
-            for number, (point, own) in enumerate(zip(record.points or (), record.targets, strict=True)):
-                place = record.image, number, float(point.x), float(point.y), point.category
-                yield (*place, int(own.estimated), own.area, own.confidence, own.trials)
+    def cells() -> Iterator[tuple[object, ...]]:
+        for stem, own in rows.items():
+            for number, row in enumerate(own):
+                place = stem, number, float(row.point.x), float(row.point.y), row.point.category
+                yield (*place, int(row.estimated), row.area, row.confidence, row.trials)
 
-    write_csv(path, TARGET_COLUMNS, rows())
-
-
-_LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits
+    write_points(out / POINTS, {stem: [row.point for row in own] for stem, own in rows.items()})
+    write_csv(out / TARGETS, TARGET_COLUMNS, cells())
 
 
-class Row(NamedTuple):
-    """What targets.csv says of a target beside its point; the confidence is NaN where there is none."""
+@dataclass
+class LabelRun:
+    """A finished label run, of this version or an earlier one.
 
-    estimated: bool
-    confidence: float
-
-
-@dataclass(frozen=True)
-class LabelFiles:
-    """A finished label run as it lies on disk, of this version or an earlier one.
-
-    Attributes:
-        folder: Of the run.
-        summary: Its label.json.
-        seed: Its seed.
-        radius: Of its windows, where all are alike.
-        points: Targets of every image.
-        rows: Facts of the same targets; empty for a run without targets.csv.
-        store: Its masks and TPMs.
+    Attributes
+    ----------
+    folder : Path
+        Output folder of the run.
+    summary : dict
+        Content of its label.json.
+    images, truths : mapping of str to Path
+        Images and true masks by stem, as far as they are known.
     """
 
     folder: Path
     summary: dict[str, Any]
-    seed: int
-    radius: int | None
-    points: dict[str, list[Point]]
-    rows: dict[str, list[Row]]
-    store: LabelStore
+    images: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    truths: Mapping[str, Path] = field(default_factory=dict, repr=False)
 
-    def window(self, stem: str, index: int, shape: tuple[int, int]) -> Window:
-        """Where a target was labelled in its image of this (height, width)."""
-        point = self.points[stem][index]
-        if self.radius is not None:
-            return around(*shape, point, self.radius)
-        return place_window(*shape, point, self.seed, stem, index)
+    @staticmethod
+    def open(
+        folder: Path, images: Mapping[str, Path] | None = None, truths: Mapping[str, Path] | None = None
+    ) -> "LabelRun":
+        """Open a finished label run.
+
+        Parameters
+        ----------
+        folder : Path
+        images, truths : mapping of str to Path, optional
+            Images and true masks by stem.
+
+        Raises
+        ------
+        InputError
+            The folder holds no finished run, or files that are damaged or do not fit each other.
+        """
+        path = LAYOUT.summary(folder)
+        try:
+            summary = read_summary(path, _REMEDY)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: holds no finished label run ({path.name}: {error.strerror}); "
+                "give the --out of label"
+            ) from error
+        if not _is_summary(summary):
+            raise InputError(f"{path}: not as a label run writes it; {_REMEDY}")
+        run = LabelRun(folder, summary, images or {}, truths or {})
+        _ = run.window_config, run.rows, run._archived  # fail here rather than at the first use
+        return run
+
+    @property
+    def path(self) -> Path:
+        """Path of label.json."""
+        return LAYOUT.summary(self.folder)
+
+    @property
+    def seed(self) -> int:
+        """Random seed of the run."""
+        seed: int = self.summary["settings"]["seed"]
+        return seed
+
+    @cached_property
+    def config(self) -> LabelConfig:
+        """Settings of the run. Raises InputError for those of another version."""
+        try:
+            return LabelConfig.from_settings(self.summary["settings"])
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def window_config(self) -> LabelConfig:
+        """Settings of the run as far as this version knows them: those that its windows depend on."""
+        try:
+            return LabelConfig.from_earlier(self.summary["settings"])
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}; {_REMEDY}") from error
+
+    @cached_property
+    def rows(self) -> Mapping[str, Sequence[TargetRow]]:
+        """Targets of every labeled image by its stem, in the order of the run."""
+        return _read_rows(self.folder, self.summary)
+
+    def targets(self) -> Iterator[Target]:
+        """Yield a reference to each target, in the order of the run."""
+        for stem, own in self.rows.items():
+            yield from (Target(stem, index) for index in range(len(own)))
+
+    def windows(self, stem: str, shape: tuple[int, int]) -> list[Window]:
+        """Return the windows in which the targets of an image of this (height, width) were labeled."""
+        return [
+            window_of(shape, row.point, self.window_config, self.seed, stem, index)
+            for index, row in enumerate(self.rows[stem])
+        ]
+
+    @cached_property
+    def _archived(self) -> Mapping[str, Path] | None:
+        """Masks in the run's archives by stem; None where each image has files of its own."""
+        shards = self.folder / SHARDS
+        full = shards.is_dir() and any(shards.glob(f"*{ARCHIVE_SUFFIX}"))
+        return find_files(shards) if full else None
+
+    def mask(self, stem: str) -> Path:
+        """Return the path of an image's mask: 8 bit, 0 or 255."""
+        if self._archived is None:
+            return mask_path(self.folder, stem)
+        return self._archived.get(stem, self.folder / SHARDS / (key_of(stem) + MASK_PART))
+
+    def tpm(self, stem: str) -> Path:
+        """Return the path of an image's TPM, see `read_tpm`."""
+        if self._archived is None:
+            return tpm_path(self.folder, stem)
+        mask = self.mask(stem)
+        return mask.with_name(mask.name.removesuffix(MASK_PART) + TPM_PART)
+
+    def masks(self) -> Mapping[str, Path]:
+        """Return all masks by stem. Raises InputError where there is none."""
+        return find_files(self.folder / MASKS) if self._archived is None else self._archived
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Inputs that the run left out."""
+        return [Skipped(**item) for item in self.summary.get("skipped", ())]
 
 
-def open_labels(folder: Path) -> LabelFiles:
-    """Open a finished label run. Raises InputError when the folder holds none, or files that do not fit."""
-    path = LAYOUT.summary(folder)
-    try:
-        summary = read_summary(path, "label again")
-    except OSError as error:
-        raise InputError(
-            f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"
-        ) from error
-    if not _is_account(summary):
-        raise InputError(f"{path}: not as a label run writes it; label again")
-    seed, radius = seed_of(summary, path), _radius_of(summary["settings"], path)
-    points = load_points(folder / "points.csv")
-    rows = _read_rows(folder / "targets.csv", points)
-    return LabelFiles(folder, summary, seed, radius, points, rows, LabelStore.open(folder))
-
-
-def _is_account(summary: Mapping[str, Any]) -> bool:
-    """Whether what a report says of a run is there in its form, or not at all."""
+def _is_summary(summary: Mapping[str, Any]) -> bool:
+    """Check that what is read of label.json has its form; versions before may lack all but the settings."""
+    settings = summary.get("settings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("seed"), int):
+        return False
     kinds = {"trials": int, "estimated_categories": int, "skipped": list, "seconds": dict}
     if not all(isinstance(summary.get(name, kind()), kind) for name, kind in kinds.items()):
         return False
@@ -352,38 +432,36 @@ def _is_account(summary: Mapping[str, Any]) -> bool:
     )
 
 
-def seed_of(summary: Mapping[str, Any], path: Path) -> int:
-    """The seed of a run by its label.json. Raises InputError where that holds none."""
-    settings = summary.get("settings")
-    seed = settings.get("seed") if isinstance(settings, dict) else None
-    if not isinstance(seed, int):
-        raise InputError(f"{path}: does not hold a label run's settings; label again")
-    return seed
-
-
-def _radius_of(settings: Mapping[str, Any], path: Path) -> int | None:
-    if settings.get("maker") != "components":
-        return None
-    components = settings.get("components")
-    radius = components.get("radius") if isinstance(components, dict) else None
-    if not isinstance(radius, int) or not 0 < radius <= MAX_WINDOW:
-        raise InputError(f"{path}: does not hold the radius of the run's windows; label again")
-    return radius
-
-
-def _read_rows(path: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Row]]:
-    """Rows of targets.csv by image; none when there is no such file."""
-    rows: dict[str, list[Row]] = {}
+def _read_rows(folder: Path, summary: Mapping[str, Any]) -> dict[str, list[TargetRow]]:
+    """Read points.csv, and targets.csv where there is one (there was none at first)."""
+    points = load_points(folder / POINTS)
+    path = folder / TARGETS
+    facts: dict[str, list[tuple[bool, float]]] = {}
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             for line in csv.DictReader(file):
-                row = Row(line["estimated"] == "1", float(line["confidence"] or "nan"))
-                rows.setdefault(line["image"], []).append(row)
+                own = line["estimated"] == "1", float(line["confidence"] or "nan")
+                facts.setdefault(line["image"], []).append(own)
     except FileNotFoundError:
-        return {}
+        estimated = summary.get("estimated_categories") != 0
+        return {stem: [TargetRow(point, estimated) for point in own] for stem, own in points.items()}
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table of targets ({error!r}); label again") from error
-    wrong = [stem for stem, own in points.items() if len(rows.get(stem, ())) != len(own)]
+        raise InputError(f"{path}: cannot be read as a table of targets ({error!r}); {_REMEDY}") from error
+    wrong = [stem for stem, own in points.items() if len(facts.get(stem, ())) != len(own)]
     if wrong:
-        raise InputError(f"{path}: does not fit points.csv ({wrong[0]}); label again")
-    return rows
+        raise InputError(f"{path}: does not fit {POINTS} ({wrong[0]}); {_REMEDY}")
+    return {
+        stem: [
+            TargetRow(point, estimated, confidence=confidence)
+            for point, (estimated, confidence) in zip(of_image, facts.get(stem, ()), strict=True)
+        ]
+        for stem, of_image in points.items()
+    }
+
+
+def totals_of(records: Iterable[ImageRecord]) -> Totals:
+    """Sum over the records of a run."""
+    totals = Totals()
+    for record in records:
+        totals.add(record)
+    return totals

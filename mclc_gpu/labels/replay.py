@@ -1,10 +1,8 @@
-"""How targets of a label run came to their masks: the run's chain once more, looked at after some trials."""
+"""Replay a label run for selected targets, and record intermediate TPMs (for `show`)."""
 
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,57 +10,19 @@ import torch
 
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.images import read_image, read_mask, stem_of
-from mclc_gpu.data.points import load_points
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.labels.config import LabelConfig
-from mclc_gpu.labels.folder import LAYOUT, LabelStore, seed_of
+from mclc_gpu.labels.folder import POINTS, LabelRun, Target
 from mclc_gpu.labels.makers import marked_mask
 from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets
-from mclc_gpu.labels.windows import PlacedTarget, Window, around, place_targets, place_window
-from mclc_gpu.runs import Progress, read_summary
+from mclc_gpu.labels.windows import PlacedTarget, Window, place_targets
+from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import mask_iou
 
 TRIALS_SHOWN = (1, 2, 20)  # besides all: the numbers of the paper's Fig. 9
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Target:
-    """A target of a run: its image, and its place among the image's points in the run's points.csv."""
-
-    stem: str
-    index: int
-
-    def __str__(self) -> str:
-        return f"{self.stem}:{self.index}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished label run: its folder and settings, and the points with the categories that were used.
-
-    The vote of components uses the categories that were given; those it estimated came out of it: None here.
-    """
-
-    folder: Path
-    config: LabelConfig
-    seed: int
-    points: dict[str, list[Point]]
-    store: LabelStore
-
-    @property
-    def targets(self) -> list[Target]:
-        """All targets, in the order of the run."""
-        return [Target(stem, index) for stem, own in self.points.items() for index in range(len(own))]
-
-    def window(self, target: Target, height: int, width: int) -> Window:
-        """Where a target was clustered in its image of that size."""
-        point = self.points[target.stem][target.index]
-        if self.config.maker == "components":
-            return around(height, width, point, self.config.components.radius)
-        return place_window(height, width, point, self.seed, target.stem, target.index)
 
 
 class Stage(NamedTuple):
@@ -74,19 +34,31 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Process:
-    """One target's way to its mask; all arrays cover its window.
+class Trace:
+    """One target from its annotation to its mask; all arrays cover its window.
 
-    Attributes:
-        target, point, window: Which, what was marked (with the category that was used), and where.
-        image: [h, w] or [h, w, 3], the image's own dtype.
-        marks: bool [h, w], the box, or the seeds beside the click; None for a single click.
-        noisy: float32 [h, w, 3], what the first trial clustered; None where trials have no noise.
-        segment: bool [h, w], the first trial's segments under the marks; None for makers without trials.
-        stages: The TPM after `TRIALS_SHOWN` and after all trials; none where all trials are equal.
-        mask: bool [h, w], of this target and those whose windows overlap its own.
-        truth: bool [h, w], None where it is not known.
-        changed: Pixels in which `mask` is not what the run wrote.
+    Attributes
+    ----------
+    target : Target
+    point : Point
+        Annotation, with the category that was used.
+    window : Window
+    image : ndarray [h, w] or [h, w, 3]
+        The image's own dtype.
+    marks : ndarray [h, w], bool, or None
+        The box, or the marks beside the click; None for a single click.
+    noisy : ndarray [h, w, 3], float32, or None
+        Input of the first trial's clustering; None where trials have no noise.
+    segment : ndarray [h, w], bool, or None
+        The first trial's segments under the marks; None for makers without trials.
+    stages : list of Stage
+        The TPM after `TRIALS_SHOWN` and after all trials; empty where all trials are equal.
+    mask : ndarray [h, w], bool
+        Mask of this target and of those whose windows overlap its own.
+    truth : ndarray [h, w], bool, or None
+        True mask, where it is known.
+    changed : int
+        Pixels in which `mask` differs from the file that the run wrote.
     """
 
     target: Target
@@ -102,129 +74,104 @@ class Process:
     changed: int
 
 
-def open_run(folder: Path) -> Run:
-    """A finished label run from its label.json and points.csv.
+def find_targets(run: LabelRun, word: str) -> list[Target]:
+    """Return the target called NAME:INDEX, or all targets of the image NAME.
 
-    Raises InputError when the folder holds none, or one that another version made.
-    """
-    path = LAYOUT.summary(folder)
-    try:
-        summary = read_summary(path, "label again")
-    except OSError as error:
-        raise InputError(
-            f"{folder}: holds no finished label run ({path.name}: {error.strerror}); give the --out of label"
-        ) from error
-    seed = seed_of(summary, path)
-    try:
-        config = LabelConfig.from_settings(summary["settings"])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    points = load_points(folder / "points.csv")
-    told = _told(folder, points) if config.maker == "components" else points
-    return Run(folder, config, seed, told, LabelStore.open(folder))
-
-
-def _told(folder: Path, points: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
-    """The points without the categories that came out of the run."""
-    path = folder / "targets.csv"
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            estimated = {
-                (row["image"], int(row["target"])) for row in csv.DictReader(file) if row["estimated"] == "1"
-            }
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); label again") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not as a label run writes it; label again") from error
-    return {
-        stem: [replace(p, category=None) if (stem, j) in estimated else p for j, p in enumerate(own)]
-        for stem, own in points.items()
-    }
-
-
-def find_targets(run: Run, word: str) -> list[Target]:
-    """The target called NAME:INDEX, or all targets of the image NAME.
-
-    Raises InputError when the run has no such image or target.
+    Raises
+    ------
+    InputError
+        The run has no such image or target.
     """
     head, _, index = word.rpartition(":")
     for name, wanted in ((word, None), (stem_of(word), None), (head, index), (stem_of(head), index)):
-        if name in run.points:
-            targets = [Target(name, i) for i in range(len(run.points[name])) if wanted in (None, str(i))]
+        if name in run.rows:
+            count = len(run.rows[name])
+            targets = [Target(name, i) for i in range(count) if wanted in (None, str(i))]
             if not targets:
-                count = len(run.points[name])
                 what = f"has {count} targets, counted from 0" if count else "has no target"
-                raise InputError(f"target {word!r}: {name} {what} in {run.folder / 'points.csv'}")
+                raise InputError(f"target {word!r}: {name} {what} in {run.folder / POINTS}")
             return targets
-    raise InputError(
-        f"target {word!r}: {run.folder / 'points.csv'} names no such image; give NAME or NAME:INDEX"
-    )
+    raise InputError(f"target {word!r}: {run.folder / POINTS} names no such image; give NAME or NAME:INDEX")
 
 
-def rank_targets(run: Run, truths: Mapping[str, Path], stems: Iterable[str]) -> list[tuple[float, Target]]:
-    """IoU of the run's masks with the truth in each target's window, worst first.
+def rank_targets(run: LabelRun, stems: Iterable[str]) -> list[tuple[float, Target]]:
+    """Return the IoU of the run's masks with the truth in each target's window, worst first.
 
-    Left out are images without a true mask, and windows without a pixel in either mask.
+    Images without a true mask are left out, and windows without a pixel in either mask.
 
-    Args:
-        run: The run.
-        truths: True masks by stem.
-        stems: Images to look at.
+    Parameters
+    ----------
+    run : LabelRun
+        With the true masks.
+    stems : iterable of str
+        Images to rank.
 
-    Raises:
-        InputError: There is nothing to compare, a mask cannot be read, a truth has another size.
+    Raises
+    ------
+    InputError
+        There is nothing to compare, a mask cannot be read, a truth has another size.
     """
     found: list[tuple[float, Target]] = []
-    compared = [stem for stem in stems if stem in truths and run.points[stem]]
+    compared = [stem for stem in stems if stem in run.truths and run.rows[stem]]
     with Progress("show", len(compared), "mask") as progress:
         for stem in compared:
-            mask = read_mask(run.store.mask(stem))
+            mask = read_mask(run.mask(stem))
             shape = mask.shape[0], mask.shape[1]
-            truth = read_mask(truths[stem], shape)
-            for target in (Target(stem, index) for index in range(len(run.points[stem]))):
-                area = run.window(target, *shape).area
-                iou = mask_iou(mask[area], truth[area])
+            truth = read_mask(run.truths[stem], shape)
+            for index, window in enumerate(run.windows(stem, shape)):
+                iou = mask_iou(mask[window.area], truth[window.area])
                 if not math.isnan(iou):
-                    found.append((iou, target))
+                    found.append((iou, Target(stem, index)))
             progress.advance(1)
     if not found:
         raise InputError(f"{run.folder}: none of its targets has a true mask; check --truth and --list")
     return sorted(found, key=lambda pair: pair[0])
 
 
-def make_processes(
-    run: Run,
-    targets: Sequence[Target],
-    images: Mapping[str, Path],
-    truths: Mapping[str, Path],
-    device: str = "auto",
-) -> list[Process]:
-    """Take some targets of a run through its chain again.
+def _given_points(run: LabelRun, stem: str) -> list[Point]:
+    """Return an image's points as the pipeline took them: without the categories that it gave them."""
+    kept = run.config.entry.needs_category
+    return [
+        row.point if kept or not row.estimated else replace(row.point, category=None)
+        for row in run.rows[stem]
+    ]
 
-    Args:
-        run: The run.
-        targets: Which; their images are held in memory together.
-        images: The run's images by stem.
-        truths: True masks by stem; those that are missing stay unknown.
-        device: "auto", "cpu", "cuda" or "cuda:N".
 
-    Returns:
-        A process per target, in order.
+def trace_targets(run: LabelRun, targets: Sequence[Target], device: str = "auto") -> list[Trace]:
+    """Label targets of a run once more, with its settings, and record how each comes to its mask.
 
-    Raises:
-        InputError: An image is missing or cannot be labelled as it is now, a mask has another size, the
-            device cannot be used.
+    Images are read whole; the targets beside the chosen ones are labeled only where windows overlap.
+
+    Parameters
+    ----------
+    run : LabelRun
+        With its images, and the true masks where they are known.
+    targets : sequence of Target
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns
+    -------
+    list of Trace
+        One per target, in order.
+
+    Raises
+    ------
+    InputError
+        The run is of another version, an image is missing or cannot be labeled as it is now, a mask has
+        another size, or the device cannot be used.
     """
     stems = list(dict.fromkeys(target.stem for target in targets))
-    if missing := [stem for stem in stems if stem not in images]:
-        raise InputError(f"{missing[0]}: labelled in {run.folder}, but no such image is in the folder given")
-    arrays = [read_image(images[stem]) for stem in stems]
+    if missing := [stem for stem in stems if stem not in run.images]:
+        raise InputError(f"{missing[0]}: labeled in {run.folder}, but no such image is in the folder given")
+    arrays = [read_image(run.images[stem]) for stem in stems]
     shapes = [(array.shape[0], array.shape[1]) for array in arrays]
-    written = [read_mask(run.store.mask(s), shape) for s, shape in zip(stems, shapes, strict=True)]
-    true = {s: read_mask(truths[s], shape) for s, shape in zip(stems, shapes, strict=True) if s in truths}
+    written = [read_mask(run.mask(s), shape) for s, shape in zip(stems, shapes, strict=True)]
+    known = [(stem, shape) for stem, shape in zip(stems, shapes, strict=True) if stem in run.truths]
+    true = {stem: read_mask(run.truths[stem], shape) for stem, shape in known}
     # The categories in points.csv are those that were used, estimated or not.
     config = replace(run.config, category="given")
-    points = [run.points[s] for s in stems]
+    points = [_given_points(run, s) for s in stems]
     place = pick_device(device)
     placed, problems = place_targets(arrays, points, stems, config, run.seed, place)
     if problems:
@@ -237,7 +184,7 @@ def make_processes(
         raise InputError(str(error)) from error
     masks = [compose(shape, own)[0] for shape, own in zip(shapes, by_image(final, len(stems)), strict=True)]
     return [
-        _process(
+        _trace(
             target,
             own,
             arrays[own.image],
@@ -260,17 +207,17 @@ def _stages(
 ) -> tuple[list[list[Stage]], list[TargetMask]]:
     """The stages of each chosen target, and the masks of all targets whose windows touch theirs."""
 
-    def labelled(targets: Sequence[PlacedTarget], config: LabelConfig) -> list[TargetMask]:
+    def labeled(targets: Sequence[PlacedTarget], config: LabelConfig) -> list[TargetMask]:
         return refine_targets(targets, cluster_targets(arrays, targets, config, device), config)
 
-    final = labelled([own for own in placed if any(_touch(own, other) for other in chosen)], config)
+    final = labeled([own for own in placed if any(_touch(own, other) for other in chosen)], config)
     whole = {(own.image, own.target): own for own in final}
     stages: list[list[Stage]] = [[] for _ in chosen]
     for planned in _trials_shown(config):
         if planned == config.trials:
             found = [whole[own.image, own.target] for own in chosen]
         else:
-            found = labelled(chosen, replace(config, trials=planned, refine="threshold"))
+            found = labeled(chosen, replace(config, trials=planned, refine="threshold"))
         for of_target, own in zip(stages, found, strict=True):
             of_target.append(Stage(planned, own.trials, own.tpm))
     return stages, final
@@ -296,7 +243,7 @@ def _is_noisy(config: TrialConfig) -> bool:
     return config.noise != "none" and config.intensity > 0
 
 
-def _process(
+def _trace(
     target: Target,
     own: PlacedTarget,
     image: np.ndarray,
@@ -305,7 +252,7 @@ def _process(
     mask: np.ndarray,
     written: np.ndarray,
     truth: np.ndarray | None,
-) -> Process:
+) -> Trace:
     area = own.window.area
     noisy = bool(stages) and _is_noisy(config.trial)
     marks = None
@@ -313,7 +260,7 @@ def _process(
         marks = own.inside((image.shape[0], image.shape[1]))
     elif own.seeds:
         marks = marked_mask((own.window.height, own.window.width), own.seeds, None)
-    return Process(
+    return Trace(
         target=target,
         point=own.point,
         window=own.window,

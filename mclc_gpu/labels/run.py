@@ -1,15 +1,14 @@
 """Label a data set: streamed in chunks of bounded memory, resumable, files written atomically.
 
 On a GPU three stages overlap: threads read and decode the next chunk of images, the device labels one,
-and threads encode and write the one before. On the CPU the stages take turns, since each uses all cores.
-Memory is bounded by the chunks, whatever the size of the data set.
+and threads encode and write the previous one. On the CPU the stages take turns, since each uses all cores.
 """
 
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, field
@@ -19,28 +18,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mclc_gpu.data.annotations import Point
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import fingerprint_of
-from mclc_gpu.data.images import read_image, stem_of
-from mclc_gpu.data.points import write_points
+from mclc_gpu.data.images import find_files, read_image, stem_of
+from mclc_gpu.data.points import read_points
+from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device, synchronize
-from mclc_gpu.labels.config import LabelConfig
+from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.folder import (
     LAYOUT,
     Encoded,
-    Facts,
-    Record,
-    Records,
+    ImageRecord,
+    JournaledRows,
+    LabelRun,
+    TargetRow,
     Totals,
-    UsedPoints,
     encode,
     mask_path,
     shard_path,
+    totals_of,
     tpm_path,
     write_files,
     write_shard,
-    write_targets,
+    write_tables,
 )
 from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, refine_targets, warm_up
 from mclc_gpu.labels.windows import place_targets
@@ -50,6 +52,7 @@ from mclc_gpu.runs import (
     Progress,
     close_run,
     completed_run,
+    keep_apart,
     locked,
     open_run,
     provenance,
@@ -62,7 +65,7 @@ WORKERS = min(os.cpu_count() or 1, 32)  # threads that read, and as many that wr
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image as it was read; None with the problem where it could not be."""
+    """One image that was read; None with the problem where it could not be."""
 
     stem: str
     image: np.ndarray | None
@@ -70,14 +73,15 @@ class Loaded:
 
     @property
     def bytes(self) -> int:
+        """Size of the pixels in memory."""
         return 0 if self.image is None else self.image.nbytes
 
 
 class Stages:
     """Seconds of each stage.
 
-    Those of work done by threads count by the share of the stage's threads that were at it, so that each
-    stage's is the wall clock it would take alone. Stages overlap: together they may exceed the total.
+    Work of threads counts by the share of the stage's threads that were busy: each stage has the wall-clock
+    time that it would take alone. Stages overlap, so that together they may exceed the total.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -85,36 +89,45 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Time what this thread does."""
+        """Time the work of this thread."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
 
     def add(self, stage: str, busy: float) -> None:
-        """Count the seconds of one thread among `WORKERS`."""
+        """Count busy seconds of one thread among `WORKERS`."""
         self.seconds[stage] += busy / WORKERS
 
 
 class Reader:
-    """Reads images by threads, for whoever iterates over the chunks; a context manager."""
+    """Threads that read images in chunks of bounded size; a context manager.
 
-    def __init__(self, files: Iterable[tuple[str, Path]], stages: Stages, ahead: bool) -> None:
-        """`files`: stem and path of each image, in order. `ahead`: read on while a chunk is used."""
-        self.files, self.stages, self.ahead = iter(files), stages, ahead
+    Parameters
+    ----------
+    files : iterable of (str, Path)
+        Stem and path of each image, in order.
+    stages : Stages
+        Takes the seconds of "read".
+    prefetch : bool
+        Read the next chunk while one is used.
+    """
+
+    def __init__(self, files: Iterable[tuple[str, Path]], stages: Stages, prefetch: bool) -> None:
+        self.files, self.stages, self.prefetch = iter(files), stages, prefetch
         self.pool = ThreadPoolExecutor(WORKERS, "read")
         self.waiting: deque[Future[tuple[Loaded, float]]] = deque()
-        self.mean = 0.0  # bytes of an image, of those read lately
-        self.asked, self.taken = 0, 0  # images that were asked for, and handed on
-        self.held = 0  # bytes of images that were read and not handed on
+        self.mean = 0.0  # bytes of a recent image
+        self.requested, self.taken = 0, 0  # images
+        self.held = 0  # bytes of images that were read and not yielded
         self.changed = threading.Condition()
         self.closed = False
 
     def chunks(self) -> Iterator[list[Loaded]]:
-        """Images in order, in chunks of bounded size."""
+        """Yield the images in order, in chunks of bounded size."""
         chunk: list[Loaded] = []
         size = 0
         while True:
-            self._fill(0 if self.ahead else len(chunk))
+            self._fill(0 if self.prefetch else len(chunk))
             if not self.waiting:
                 break
             loaded, busy = self.waiting.popleft().result()
@@ -133,17 +146,17 @@ class Reader:
             yield chunk
 
     def _fill(self, read: int) -> None:
-        """Ask for a chunk of images, by what the last ones took, less those that were `read` already."""
+        """Request a chunk of images, by the size of recent ones, less those that were `read` already."""
         chunk = min(_CHUNK_IMAGES, int(_CHUNK_BYTES / self.mean)) if self.mean else WORKERS
         while len(self.waiting) < max(chunk - read, 1):
             following = next(self.files, None)
             if following is None:
                 return
-            self.waiting.append(self.pool.submit(self._read, self.asked, *following))
-            self.asked += 1
+            self.waiting.append(self.pool.submit(self._read, self.requested, *following))
+            self.requested += 1
 
     def _read(self, number: int, stem: str, path: Path) -> tuple[Loaded, float]:
-        """Read one image, once there is room: those that were asked for may be larger than those before."""
+        """Read one image once there is room: it may be larger than those before."""
         with self.changed:
             self.changed.wait_for(
                 lambda: (
@@ -176,101 +189,150 @@ _OVERLAPPING = ("cuda",)  # devices that label while this machine's cores read a
 STAGES = ("read", "cluster", "refine", "write")
 
 
-@dataclass
-class LabelJob:
-    """What to label and where to put it.
+@dataclass(frozen=True)
+class Inputs:
+    """Images and annotations of a label run.
 
-    Attributes:
-        images: Image file of each stem to label, in order.
-        points: Clicks of each stem; a stem without an entry is reported and left out.
-        out: Output folder.
-        config: Settings of the chain.
-        seed: See `mclc_gpu.labels.pipeline.label_images`.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        resume: Go on where an interrupted run with the same settings stopped.
-        overwrite: Replace an earlier run's output.
-        shards: Write archives of the labels of so many images each; 0: a mask and a TPM file for each image.
-        source: How the points came about, for label.json.
-        skipped: Inputs already found unusable.
-        started: `time.perf_counter()` when the work began, for the start-up time.
+    Attributes
+    ----------
+    images : mapping of str to Path
+        Image files by stem, in order.
+    points : mapping of str to sequence of Point
+        Targets by stem; an image without an entry is reported and left out.
+    truths : mapping of str to Path
+        True masks by stem, where they are known.
+    source : str
+        Origin of the points, for label.json.
+    skipped : list of Skipped
+        Inputs already found unusable.
     """
 
     images: Mapping[str, Path]
     points: Mapping[str, Sequence[Point]]
-    out: Path
-    config: LabelConfig
-    seed: int = 0
-    device: str = "auto"
-    resume: bool = False
-    overwrite: bool = False
-    shards: int = 0
+    truths: Mapping[str, Path] = field(default_factory=dict)
     source: str = "points"
     skipped: list[Skipped] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-
-    def settings(self) -> dict[str, Any]:
-        """What a run's output depends on, besides the images and points."""
-        return {"seed": self.seed, "points": self.source, **asdict(self.config)}
 
 
-def label_folder(job: LabelJob, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Label every image of a job.
+def read_inputs(options: LabelOptions) -> Inputs:
+    """Find the images and read or simulate the annotations of a label run.
 
-    Writes masks/, tpm/, points.csv and label.json into the job's folder and returns label.json's content.
-    An image that cannot be used is reported there under "skipped", and the rest is done.
-
-    Args:
-        job: The same in every process.
-        ranks: The processes that share the images; default: this one alone, on the job's device. The files
-            do not depend on their number. Each returns the whole.
-
-    Raises:
-        InputError: The output folder cannot be used, or there is nothing to label.
+    Raises
+    ------
+    InputError
+        A folder, file or list cannot be read, or names nothing that can be used.
     """
-    ranks = ranks or Ranks(pick_device(job.device))
-    if job.shards < 0:
-        raise InputError(f"{job.shards} images an archive: give 1 or more, or 0 for files of their own")
-    with locked(job.out, LAYOUT.kind, ranks.on_main):
-        return _label_folder(job, ranks)
-
-
-def _label_folder(job: LabelJob, ranks: Ranks) -> dict[str, Any]:
-    stems = [stem for stem in job.images if stem in job.points]
-    skipped = [*job.skipped, *_without_points(job)]
-    if not stems:
-        raise InputError(
-            f"nothing to label: {skipped[0].file}: {skipped[0].why}" if skipped else "no images to label"
+    files = find_files(options.images)
+    images, missing = listed(files, options.list, options.images)
+    source = options.supervision
+    if options.points_from_masks is not None:
+        truths = find_files(options.points_from_masks)
+        simulated, problems = simulate_points(
+            truths,
+            images,
+            jitter=options.jitter,
+            seed=options.seed,
+            supervision=options.supervision,
+            clicks=options.clicks,
         )
-    clicks = ([stem, *map(astuple, job.points[stem])] for stem in stems)
-    fingerprint = fingerprint_of(job.settings(), job.shards, *clicks)
-    complete = ranks.on_main(lambda: _completed(job, fingerprint))
-    if complete is not None:
-        return complete
-    finished = ranks.on_main(lambda: _finished(job, fingerprint, stems))
-    todo = ranks.share([block for block in _blocks(job, stems) if not finished[block.places].all()])
-    mine = [stem for block in todo for stem in stems[block.places]]
-    if mine:
-        warm_up(job.config, ranks.device)
-    startup = time.perf_counter() - job.started
-    work = _Work(job, ranks, {block.stem: block.number for block in todo})
-    before = int(finished.sum())
-    with Journal(LAYOUT, job.out, fingerprint, ranks.rank) as journal:
-        begin = time.perf_counter()
-        work.run(mine, journal, before)
-        total = time.perf_counter() - begin
-    seconds = {"startup": startup, **work.stages.seconds, "total": total}
-    parts = ranks.gather(_Part(len(mine), work.targets, work.trials, seconds))
-    return ranks.on_main(lambda: _close(job, fingerprint, ranks, stems, parts, skipped))
+        if source == "multi-point":
+            source += f" ({options.clicks} clicks)"
+        source += f", simulated from masks, jitter {options.jitter:g} px"
+        return Inputs(images, simulated, truths, source, [*missing, *problems])
+    if options.points is None:
+        raise InputError("no annotations: give points or points_from_masks")
+    if options.jitter:
+        raise InputError(f"--jitter {options.jitter:g} only applies to simulated clicks; remove it")
+    points, problems = read_points(options.points, files, options.supervision)
+    if not points:
+        why = f"{problems[0].file}: {problems[0].why}" if problems else "it names no image"
+        raise InputError(f"{options.points}: no usable point ({why})")
+    return Inputs(images, points, source=f"{source}, given", skipped=[*missing, *problems])
+
+
+def label_dataset(
+    options: LabelOptions,
+    inputs: Inputs | None = None,
+    *,
+    ranks: Ranks | None = None,
+    report: Callable[[LabelRun], None] | None = None,
+    started: float | None = None,
+) -> LabelRun:
+    """Label every image of a data set.
+
+    Writes masks/, tpm/ (or shards/), points.csv, targets.csv and label.json into the output folder. Unusable
+    images and targets are skipped and reported in label.json. The folder is locked meanwhile.
+
+    Parameters
+    ----------
+    options : LabelOptions
+        The same in every process.
+    inputs : Inputs, optional
+        Images and annotations in place of those that `options` names.
+    ranks : Ranks, optional
+        Processes that share the images; default: this one alone, on `options.device`. The files do not
+        depend on their number.
+    report : callable, optional
+        Called in the first process with the finished run, while the folder is still locked; also for a
+        resumed run that was complete. Unless it was, the run's rows are read from the journal one image at a
+        time, not from its tables.
+    started : float, optional
+        `time.perf_counter()` when the work began, for the start-up time in label.json.
+
+    Returns
+    -------
+    LabelRun
+        The finished run, in every process.
+
+    Raises
+    ------
+    InputError
+        The inputs or the output folder cannot be used, or nothing could be labeled.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from mclc_gpu.data.synthetic import write_dataset
+    >>> from mclc_gpu.labels.config import LabelOptions
+    >>> from mclc_gpu.labels.run import label_dataset
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     data = Path(folder)
+    ...     write_dataset(data, count=3, seed=0, size=(64, 64))
+    ...     images, masks = data / "images", data / "masks"
+    ...     options = LabelOptions(images=images, points_from_masks=masks, out=data / "labels", device="cpu")
+    ...     run = label_dataset(options)
+    ...     run.summary["images"], sorted(run.masks())
+    (3, ['synthetic_00000', 'synthetic_00001', 'synthetic_00002'])
+    """
+    started = time.perf_counter() if started is None else started
+    out = options.out
+    keep_apart("--out", LAYOUT.places(out), (options.images, options.points, options.points_from_masks))
+    inputs = inputs or read_inputs(options)
+    ranks = ranks or Ranks(pick_device(options.device))
+    with locked(out, LAYOUT.kind, ranks.on_main):
+        job = _Job(options, inputs, ranks)
+        summary = ranks.on_main(job.completed)
+        if summary is None:
+            parts = ranks.gather(job.label(started))
+            summary = ranks.on_main(lambda: job.close(parts, report))
+        elif report is not None and ranks.main:
+            report(LabelRun(out, summary, inputs.images, inputs.truths))
+    return LabelRun(out, summary, inputs.images, inputs.truths)
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Images whose labels are written together.
 
-    Attributes:
-        number: Of the archive that holds them.
-        places: Their places in the job's list.
-        stem: Of the last of them.
+    Attributes
+    ----------
+    number : int
+        Number of the archive that holds them.
+    places : slice
+        Their places in the job's list of images.
+    stem : str
+        Stem of the last of them.
     """
 
     number: int
@@ -278,39 +340,9 @@ class _Block:
     stem: str
 
 
-def _blocks(job: LabelJob, stems: Sequence[str]) -> Iterator[_Block]:
-    size = job.shards or 1
-    for number, first in enumerate(range(0, len(stems), size)):
-        places = slice(first, min(first + size, len(stems)))
-        yield _Block(number, places, stems[places.stop - 1])
-
-
-def _completed(job: LabelJob, fingerprint: str) -> dict[str, Any] | None:
-    return completed_run(LAYOUT, job.out, fingerprint) if job.resume else None
-
-
-def _finished(job: LabelJob, fingerprint: str, stems: Sequence[str]) -> np.ndarray:
-    """bool [images], those that need no more work: unusable ones, and those whose files are complete."""
-    done = np.zeros(len(stems), bool)
-    with open_run(LAYOUT, job.out, fingerprint, job.resume, job.overwrite) as noted:
-        for block in _blocks(job, stems):
-            own = stems[block.places]
-            if all(stem in noted for stem in own):
-                labelled = any(noted[stem]["points"] is not None for stem in own)
-                done[block.places] = not labelled or _written(job, block)
-    return done
-
-
-def _written(job: LabelJob, block: _Block) -> bool:
-    """Whether the files of a block that has labels are there."""
-    if job.shards:
-        return shard_path(job.out, block.number).exists()
-    return mask_path(job.out, block.stem).exists() and tpm_path(job.out, block.stem).exists()
-
-
 @dataclass(frozen=True)
 class _Part:
-    """What one process did: images, targets, trials, and the seconds of each stage."""
+    """Share of one process: images, targets, trials, and the seconds of each stage."""
 
     images: int
     targets: int
@@ -318,161 +350,229 @@ class _Part:
     seconds: dict[str, float]
 
 
-def _close(
-    job: LabelJob,
-    fingerprint: str,
-    ranks: Ranks,
-    stems: Sequence[str],
-    parts: Sequence[_Part],
-    skipped: Sequence[Skipped],
-) -> dict[str, Any]:
-    """Write points.csv, targets.csv and label.json from what all processes noted, now and before."""
-    with JournalEntries(LAYOUT.journals(job.out), fingerprint) as noted:
-        records = Records(stems, noted)
-        totals = Totals.of(records.values())
-        unusable = [Skipped(str(job.images[stem]), why) for stem, why in totals.skipped]
-        if not totals.labelled:
-            raise InputError(f"nothing could be labelled: {unusable[0].file}: {unusable[0].why}")
-        write_points(job.out / "points.csv", UsedPoints(records, totals.labelled))
-        write_targets(job.out / "targets.csv", (records[stem] for stem in totals.labelled))
-    # Of processes side by side the slowest is what one waits for.
-    seconds = {stage: max(part.seconds[stage] for part in parts) for stage in parts[0].seconds}
-    work = seconds["cluster"] + seconds["refine"]
-    targets, trials = (sum(getattr(part, name) for part in parts) for name in ("targets", "trials"))
-    summary = {
-        "settings": job.settings(),
-        "fingerprint": fingerprint,
-        **provenance(device_name(ranks.device)),
-        "processes": ranks.world,
-        "shards": job.shards,
-        "images": len(totals.labelled),
-        "resumed_images": len(stems) - sum(part.images for part in parts),
-        "targets": totals.targets,
-        "estimated_categories": totals.estimated,
-        "trials": totals.trials,
-        "seconds": seconds,
-        "confidence": totals.confidence(),
-        "targets_per_s": targets / work if work > 0 else None,
-        "trials_per_s": trials / seconds["cluster"] if seconds["cluster"] > 0 else None,
-        "skipped": [asdict(item) for item in (*skipped, *unusable)],
-    }
-    close_run(LAYOUT, job.out, summary)
-    return summary
+class _Job:
+    """A label run from its inputs to its closed folder.
+
+    Raises InputError where there is nothing to label.
+    """
+
+    def __init__(self, options: LabelOptions, inputs: Inputs, ranks: Ranks) -> None:
+        self.options, self.inputs, self.ranks = options, inputs, ranks
+        self.stems = [stem for stem in inputs.images if stem in inputs.points]
+        self.skipped = [*inputs.skipped, *_without_points(inputs)]
+        if not self.stems:
+            why = f"nothing to label: {self.skipped[0].file}: {self.skipped[0].why}" if self.skipped else ""
+            raise InputError(why or "no images to label")
+        # Everything that the output depends on, besides the content of the images.
+        self.settings = {"seed": options.seed, "points": inputs.source, **asdict(options.config)}
+        clicks = ([stem, *map(astuple, inputs.points[stem])] for stem in self.stems)
+        self.fingerprint = fingerprint_of(self.settings, options.shards, *clicks)
+
+    def completed(self) -> dict[str, Any] | None:
+        """Return the summary of the run to resume if it is complete, else None."""
+        return completed_run(LAYOUT, self.options.out, self.fingerprint) if self.options.resume else None
+
+    def label(self, started: float) -> _Part:
+        """Label this process's share of the images that are not finished."""
+        finished = self.ranks.on_main(self._finished)
+        todo = self.ranks.share([block for block in self._blocks() if not finished[block.places].all()])
+        mine = [stem for block in todo for stem in self.stems[block.places]]
+        if mine:
+            warm_up(self.options.config, self.ranks.device)
+        startup = time.perf_counter() - started
+        work = _Work(self.options, self.inputs, self.ranks, {block.stem: block.number for block in todo})
+        with Journal(LAYOUT, self.options.out, self.fingerprint, self.ranks.rank) as journal:
+            begin = time.perf_counter()
+            work.run(mine, journal, int(finished.sum()))
+            total = time.perf_counter() - begin
+        seconds = {"startup": startup, **work.stages.seconds, "total": total}
+        return _Part(len(mine), work.targets, work.trials, seconds)
+
+    def _blocks(self) -> Iterator[_Block]:
+        size = self.options.shards or 1
+        for number, first in enumerate(range(0, len(self.stems), size)):
+            places = slice(first, min(first + size, len(self.stems)))
+            yield _Block(number, places, self.stems[places.stop - 1])
+
+    def _finished(self) -> np.ndarray:
+        """Start or resume the run; return bool [images], true where no work is left."""
+        done = np.zeros(len(self.stems), bool)
+        options = self.options
+        with open_run(LAYOUT, options.out, self.fingerprint, options.resume, options.overwrite) as entries:
+            for block in self._blocks():
+                own = self.stems[block.places]
+                if all(stem in entries for stem in own):
+                    labeled = any(entries[stem]["points"] is not None for stem in own)
+                    done[block.places] = not labeled or self._is_written(block)
+        return done
+
+    def _is_written(self, block: _Block) -> bool:
+        """Return whether the files of a block that has labels exist."""
+        out = self.options.out
+        if self.options.shards:
+            return shard_path(out, block.number).exists()
+        return mask_path(out, block.stem).exists() and tpm_path(out, block.stem).exists()
+
+    def close(self, parts: Sequence[_Part], report: Callable[[LabelRun], None] | None) -> dict[str, Any]:
+        """Write the tables and label.json from the journals of all processes, then report on the run."""
+        out, inputs = self.options.out, self.inputs
+        with JournalEntries(LAYOUT.journals(out), self.fingerprint) as entries:
+            totals = totals_of(ImageRecord.of(entries[stem]) for stem in self.stems)
+            unusable = [Skipped(str(inputs.images[stem]), why) for stem, why in totals.skipped]
+            if not totals.labeled:
+                raise InputError(f"nothing could be labeled: {unusable[0].file}: {unusable[0].why}")
+            rows = JournaledRows(totals.labeled, entries)
+            write_tables(out, rows)
+            summary = self._summary(parts, totals, unusable)
+            # The journals stay readable while they are open, although this removes them.
+            close_run(LAYOUT, out, summary)
+            if report is not None:
+                run = LabelRun(out, summary, inputs.images, inputs.truths)
+                run.rows = rows
+                report(run)
+        return summary
+
+    def _summary(self, parts: Sequence[_Part], totals: Totals, unusable: Sequence[Skipped]) -> dict[str, Any]:
+        # Of processes side by side the slowest is what one waits for.
+        seconds = {stage: max(part.seconds[stage] for part in parts) for stage in parts[0].seconds}
+        work = seconds["cluster"] + seconds["refine"]
+        targets, trials = (sum(getattr(part, name) for part in parts) for name in ("targets", "trials"))
+        return {
+            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+            **provenance(device_name(self.ranks.device)),
+            "processes": self.ranks.world,
+            "shards": self.options.shards,
+            "images": len(totals.labeled),
+            "resumed_images": len(self.stems) - sum(part.images for part in parts),
+            "targets": totals.targets,
+            "estimated_categories": totals.estimated,
+            "trials": totals.trials,
+            "seconds": seconds,
+            "confidence": totals.confidence(),
+            "targets_per_s": targets / work if work > 0 else None,
+            "trials_per_s": trials / seconds["cluster"] if seconds["cluster"] > 0 else None,
+            "skipped": [asdict(item) for item in (*self.skipped, *unusable)],
+        }
 
 
-def _without_points(job: LabelJob) -> list[Skipped]:
-    """Images without a usable point, unless it was said already what is wrong with them."""
-    reported = {stem_of(item.file) for item in job.skipped}
+def _without_points(inputs: Inputs) -> list[Skipped]:
+    """Report the images without a usable point, unless the reason was reported already."""
+    reported = {stem_of(item.file) for item in inputs.skipped}
     return [
         Skipped(str(path), "it has no usable point label")
-        for stem, path in job.images.items()
-        if stem not in job.points and stem not in reported
+        for stem, path in inputs.images.items()
+        if stem not in inputs.points and stem not in reported
     ]
 
 
-class _Behind(NamedTuple):
-    """An image that is labelled, and its files in the making; None without any."""
+class _Pending(NamedTuple):
+    """A labeled image whose files are being made; None for an image without files."""
 
-    record: Record
+    record: ImageRecord
     files: "Future[tuple[Encoded, float]] | None"
 
 
 class _Work:
-    """A process's share of a job.
+    """Labeling of one process's images, chunk by chunk.
 
-    Attributes:
-        stages: Seconds of each stage.
-        targets, trials: Done here.
-        overlap: Whether a chunk is written, and the next one read, while another is labelled.
+    Attributes
+    ----------
+    stages : Stages
+        Seconds of each stage.
+    targets, trials : int
+        Numbers of finished targets and of their trials.
+    overlap : bool
+        A chunk is written, and the next one read, while another is labeled.
     """
 
-    def __init__(self, job: LabelJob, ranks: Ranks, ends: Mapping[str, int]) -> None:
+    def __init__(self, options: LabelOptions, inputs: Inputs, ranks: Ranks, ends: Mapping[str, int]) -> None:
         """`ends`: number of each block that is this process's, by the stem of the block's last image."""
-        self.job, self.ranks, self.ends = job, ranks, ends
+        self.options, self.inputs, self.ranks, self.ends = options, inputs, ranks, ends
         self.stages = Stages(STAGES)
         self.targets = self.trials = 0
         self.overlap = ranks.device.type in _OVERLAPPING
-        self.block: list[tuple[Record, Encoded | None]] = []
+        self.block: list[tuple[ImageRecord, Encoded | None]] = []
 
     def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:
-        """Label these images; `before` of the job's were finished at the start."""
-        behind: deque[list[_Behind]] = deque()
+        """Label these images; `before` images of the job were finished at the start."""
+        pending: deque[list[_Pending]] = deque()
         with ExitStack() as stack:
-            progress = stack.enter_context(self._progress(len(stems), before))
-            files = ((stem, self.job.images[stem]) for stem in stems)
+            # Rank 0 reports the progress of all processes by its own.
+            world, silent = self.ranks.world, not self.ranks.main
+            whole = before + len(stems) * world
+            progress = stack.enter_context(Progress("label", whole, done=before, silent=silent))
+            files = ((stem, self.inputs.images[stem]) for stem in stems)
             reader = stack.enter_context(Reader(files, self.stages, self.overlap))
             pool = ThreadPoolExecutor(WORKERS, "write")
             stack.callback(pool.shutdown, cancel_futures=True)
             for chunk in reader.chunks():
-                behind.append(self._label(chunk, pool))
-                while len(behind) > self.overlap:
-                    self._finish(behind.popleft(), journal, progress)
-            while behind:
-                self._finish(behind.popleft(), journal, progress)
+                pending.append(self._label(chunk, pool))
+                while len(pending) > self.overlap:
+                    self._finish(pending.popleft(), journal, progress)
+            while pending:
+                self._finish(pending.popleft(), journal, progress)
 
-    def _progress(self, share: int, before: int) -> Progress:
-        """Rank 0 tells how far all are, by its own share."""
-        return Progress("label", before + share * self.ranks.world, done=before, silent=not self.ranks.main)
-
-    def _label(self, chunk: Sequence[Loaded], pool: ThreadPoolExecutor) -> list[_Behind]:
-        """Label one chunk and have its files made."""
-        job = self.job
-        good = [(item.stem, item.image) for item in chunk if item.image is not None]
-        stems, images = [stem for stem, _ in good], [image for _, image in good]
+    def _label(self, chunk: Sequence[Loaded], pool: ThreadPoolExecutor) -> list[_Pending]:
+        """Label one chunk and start to make its files."""
+        config, device, points = self.options.config, self.ranks.device, self.inputs.points
+        good = {item.stem: item.image for item in chunk if item.image is not None}
+        stems, images = list(good), list(good.values())
         with self.stages.timed("cluster"):
-            points = [job.points[stem] for stem in stems]
-            placed, problems = place_targets(images, points, stems, job.config, job.seed, self.ranks.device)
-            groups = cluster_targets(images, placed, job.config, self.ranks.device)
-            synchronize(self.ranks.device)
+            clicks = [points[stem] for stem in stems]
+            placed, problems = place_targets(images, clicks, stems, config, self.options.seed, device)
+            groups = cluster_targets(images, placed, config, device)
+            synchronize(device)
         with self.stages.timed("refine"):
-            targets = refine_targets(placed, groups, job.config)
+            targets = refine_targets(placed, groups, config)
         of_image = dict(zip(stems, by_image(targets, len(stems)), strict=True))
         reasons: dict[str, list[str]] = {stem: [] for stem in stems}
         for problem in problems:
             reasons[problem.file].append(problem.why)
-        labelled = []
+        pending = []
         for item in chunk:
             if item.image is None:
-                labelled.append(_Behind(Record(item.stem, None, [item.problem]), None))
+                pending.append(_Pending(ImageRecord(item.stem, None, [item.problem]), None))
                 continue
             own, why = of_image[item.stem], reasons[item.stem]
-            if not own and job.points[item.stem]:
-                labelled.append(_Behind(Record(item.stem, None, why), None))
+            if not own and points[item.stem]:
+                pending.append(_Pending(ImageRecord(item.stem, None, why), None))
                 continue
-            record = Record(item.stem, [t.point for t in own], why, [Facts.of(t) for t in own])
-            labelled.append(_Behind(record, pool.submit(self._make, item.stem, item.image.shape[:2], own)))
-        return labelled
+            record = ImageRecord(item.stem, [TargetRow.of(target) for target in own], why)
+            pending.append(_Pending(record, pool.submit(self._make, item.stem, item.image.shape[:2], own)))
+        return pending
 
     def _make(
         self, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]
     ) -> tuple[Encoded, float]:
-        """The files of an image, written unless an archive is to hold them, and the seconds it took."""
+        """Make the files of an image, and write them unless an archive is to hold them; with the seconds."""
         start = time.perf_counter()
         files = encode(stem, shape, targets)
-        if not self.job.shards:
-            write_files(self.job.out, files)
+        if not self.options.shards:
+            write_files(self.options.out, files)
         return files, time.perf_counter() - start
 
-    def _finish(self, chunk: Sequence[_Behind], journal: Journal, progress: Progress) -> None:
-        """Note the images of a chunk whose files are all there."""
+    def _finish(self, chunk: Sequence[_Pending], journal: Journal, progress: Progress) -> None:
+        """Wait for the files of a chunk, and journal its images."""
         for record, future in chunk:
             files = None
             if future is not None:
                 files, busy = future.result()
                 self.stages.add("write", busy)
             self.block.append((record, files))
-            self.targets += len(record.targets)
-            self.trials += record.trials
+            rows = record.rows or []
+            self.targets += len(rows)
+            self.trials += sum(row.trials or 0 for row in rows)
             if record.image in self.ends:
                 self._end_block(self.ends[record.image], journal)
         progress.advance(len(chunk) * self.ranks.world)
 
     def _end_block(self, number: int, journal: Journal) -> None:
-        """Write the archive of a block, if it is to have one, and note its images."""
+        """Write the archive of a block, if it is to have one, and journal its images."""
         files = [files for _, files in self.block if files is not None]
-        if self.job.shards and files:
+        if self.options.shards and files:
             with self.stages.timed("write"):
-                write_shard(self.job.out, number, files)
+                write_shard(self.options.out, number, files)
         for record, _ in self.block:
-            journal.append(record.noted())
+            journal.append(record.journaled())
         self.block.clear()

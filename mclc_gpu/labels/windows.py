@@ -306,7 +306,7 @@ def place_targets(
         key -= (key >> 63) << 64  # the same bits as a signed integer
         usable = 0  # numbers the targets, so that the usable points alone give the same labels
         for j, point in enumerate(clicks_of_image):
-            window = _window(height, width, point, config, seed, name, usable)
+            window = window_of((height, width), point, config, seed, name, usable)
             if why := _obstacle(image, point, window, config):
                 skipped.append(Skipped(name, f"target {j} at ({point.x:g}, {point.y:g}): {why}"))
                 continue
@@ -340,12 +340,30 @@ def _category_of_box(box: tuple[float, float, float, float]) -> str:
     return category_of(round((right - left + 1) * (bottom - top + 1)))
 
 
-def _window(
-    height: int, width: int, point: Point, config: LabelConfig, seed: int, name: str, target: int
+def window_of(
+    shape: tuple[int, int], point: Point, config: LabelConfig, seed: int, name: str, target: int
 ) -> Window:
+    """Return the window in which a target is labeled.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of the image in pixels.
+    point : Point
+        With its category, where the label maker needs one.
+    config : LabelConfig
+    seed, name, target
+        Random seed, name of the image without folder and suffix, and index of the target among the image's
+        usable points: the random numbers of a published window depend on them.
+
+    Raises
+    ------
+    InputError
+        See `place_window`.
+    """
     if config.maker == "components":
-        return around(height, width, point, config.components.radius)
-    return place_window(height, width, point, seed, name, target)
+        return around(*shape, point, config.components.radius)
+    return place_window(*shape, point, seed, name, target)
 
 
 def _obstacle(image: np.ndarray, point: Point, window: Window, config: LabelConfig) -> str:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from mclc_gpu.data.annotations import CATEGORIES, Point, category_of
 from mclc_gpu.kernels.config import CATEGORY_AREAS
-from mclc_gpu.labels.folder import LOW_CONFIDENCE, LabelFiles, Row
+from mclc_gpu.labels.folder import LOW_CONFIDENCE, LabelRun, TargetRow
 from mclc_gpu.labels.windows import Window, box_pixels, nearest_pixel
 from mclc_gpu.score.matching import Components, components_of
 
@@ -147,7 +147,7 @@ def check_image(
     mask: np.ndarray,
     truth: np.ndarray | None = None,
     tpm: np.ndarray | None = None,
-    labels: LabelFiles | None = None,
+    labels: LabelRun | None = None,
 ) -> ImageCheck:
     """Check the targets of one image; threads may call it at once.
 
@@ -160,12 +160,12 @@ def check_image(
         Name of the image.
     mask, truth : ndarray of bool, [H, W]
     tpm : ndarray of float, [H, W], 0..1
-    labels : LabelFiles, optional
+    labels : LabelRun, optional
         Label run that made the mask.
     """
     found = _Regions.of(mask)
     true = None if truth is None else _Regions.of(truth)
-    if labels is not None and stem in labels.points:
+    if labels is not None and stem in labels.rows:
         targets = _check_clicks(stem, labels, found, true)
     else:
         targets = [] if true is None else _check_truth(stem, found, true)
@@ -201,31 +201,26 @@ class _Regions:
         return len(shared) / float(union), met.tolist()
 
 
-def _check_clicks(
-    stem: str, labels: LabelFiles, found: _Regions, true: _Regions | None
-) -> list[CheckedTarget]:
-    points = labels.points[stem]
-    rows = labels.rows.get(stem)
-    if rows is None:
-        rows = [Row(labels.summary.get("estimated_categories") != 0, math.nan)] * len(points)
+def _check_clicks(stem: str, labels: LabelRun, found: _Regions, true: _Regions | None) -> list[CheckedTarget]:
+    rows = labels.rows[stem]
     height, width = found.parts.labels.shape
-    windows = [labels.window(stem, index, (height, width)) for index in range(len(points))]
-    under = [_under(found.parts.labels, point) for point in points]
+    windows = labels.windows(stem, (height, width))
+    under = [_under(found.parts.labels, row.point) for row in rows]
     owners = [
         (own, 0.0) if own >= 0 else _nearest(found.parts.labels, window, under)
         for own, window in zip(under, windows, strict=True)
     ]
     owned = Counter(number for number, _ in owners)
     pieces, checked = _loose(stem, found, true, set(owned), windows)
-    for index, (point, row, window) in enumerate(zip(points, rows, windows, strict=True)):
-        number, beside = owners[index]
+    for index, (row, window) in enumerate(zip(rows, windows, strict=True)):
+        point, (number, beside) = row.point, owners[index]
         flags = []
         met: list[int] = []
         iou = math.nan if true is None else 0.0
         if number < 0:
             flags.append(("no mask of its own", "none in its window that no other click lies on"))
         else:
-            flags = _flags_of_mask(point, row, window, found, number, beside, owned[number] > 1)
+            flags = _flags_of_mask(row, window, found, number, beside, owned[number] > 1)
             if true is not None:
                 iou, met = found.overlap(number, true)
         if pieces[index]:
@@ -306,13 +301,14 @@ def _nearest(labels: np.ndarray, window: Window, taken: Sequence[int]) -> tuple[
 
 
 def _flags_of_mask(
-    point: Point, row: Row, window: Window, found: _Regions, number: int, beside: float, shared: bool
+    row: TargetRow, window: Window, found: _Regions, number: int, beside: float, shared: bool
 ) -> list[tuple[str, str]]:
     """Compare the mask of a target with its click, category and window.
 
     `number`: its component. `beside`: pixels from the click to it. `shared`: it is another target's too.
     """
     flags = []
+    point = row.point
     area, centroid = int(found.parts.area[number]), found.parts.centroid[number]
     marks = [(point.x, point.y), *point.seeds]
     x, y = (sum(values) / len(marks) for values in zip(*marks, strict=True))

@@ -17,7 +17,7 @@ from PIL import Image
 from mclc_gpu.data.files import atomic_path, is_file, prefetch_map
 from mclc_gpu.data.images import MASK_COLOR, display_rgb, find_files, read_image, read_mask, read_probability
 from mclc_gpu.errors import InputError, Skipped, attempt
-from mclc_gpu.labels.folder import LAYOUT, LabelFiles, open_labels, read_tpm
+from mclc_gpu.labels.folder import LAYOUT, REPORT, LabelRun, read_tpm
 from mclc_gpu.report.check import (
     CLICK_FLAGS,
     FLAGS,
@@ -33,7 +33,6 @@ from mclc_gpu.runs import Progress
 from mclc_gpu.score.config import ScoreOptions
 from mclc_gpu.score.metrics import SCORES, ImageScore, Result, Scores, score_image
 
-REPORT = "report.html"
 _URGENT, _EXTREMES = 24, 8  # targets with an image: flagged ones, and of either end of the IoU
 _STEPS = 20  # bars of a histogram over 0..1
 _FIFTHS = 5
@@ -52,7 +51,7 @@ class LabelReport:
         True masks; may be empty.
     images : mapping of str to Path
         Images for the page; may be empty.
-    labels : LabelFiles, optional
+    labels : LabelRun, optional
         Label run with the points, and the TPMs where there is no threshold.
     threshold : float, 0..1, optional
         The masks are probability > threshold.
@@ -68,7 +67,7 @@ class LabelReport:
     masks: Mapping[str, Path]
     truths: Mapping[str, Path]
     images: Mapping[str, Path]
-    labels: LabelFiles | None = None
+    labels: LabelRun | None = None
     threshold: float | None = None
     check: LabelCheck = field(default_factory=LabelCheck)
     problems: list[Skipped] = field(default_factory=list)
@@ -99,7 +98,7 @@ class LabelReport:
         """
         if self.labels is None:
             return None
-        path = self.labels.store.tpm(stem)
+        path = self.labels.tpm(stem)
         if not is_file(path):
             return None
         tpm = read_tpm(path)
@@ -120,7 +119,7 @@ class LabelReport:
             Inputs that could not be checked, besides those that the label run skipped.
         """
         check, labels = self.check, self.labels
-        left_out = [] if labels is None else [Skipped(**item) for item in labels.summary.get("skipped", ())]
+        left_out = [] if labels is None else labels.skipped
         left_out += [*skipped, *sorted(self.problems, key=lambda item: (item.file, item.why))]
         urgent = check.urgent.items()
         legend = [("mask", MASK_COLOR)] if labels is None else [("click", CLICK), ("mask", MASK_COLOR)]
@@ -219,32 +218,26 @@ def open_report(options: ScoreOptions) -> LabelReport:
         find_files(options.pred),
         find_files(options.truth),
         {} if options.images is None else find_files(options.images),
-        None if folder is None else open_labels(folder),
+        None if folder is None else LabelRun.open(folder),
         options.threshold,
     )
 
 
-def report_labels(
-    labels: LabelFiles, images: Mapping[str, Path], truths: Mapping[str, Path] | None = None
-) -> LabelCheck:
+def report_labels(labels: LabelRun) -> LabelCheck:
     """Write report.html into the folder of a finished label run; every mask is read again.
 
     Parameters
     ----------
-    labels : LabelFiles
-        Label run.
-    images : mapping of str to Path
-        Its images by stem.
-    truths : mapping of str to Path, optional
-        True masks by stem, where they are known: then the TPMs are read as well.
+    labels : LabelRun
+        Label run with its images; where its true masks are known the TPMs are read as well.
 
     Returns
     -------
     LabelCheck
         Findings that the report shows.
     """
-    masks = {stem: labels.store.mask(stem) for stem in labels.points}
-    report, scores = LabelReport(masks, truths or {}, images, labels), Scores()
+    masks = {stem: labels.mask(stem) for stem in labels.rows}
+    report, scores = LabelReport(masks, labels.truths, labels.images, labels), Scores()
     skipped = []
 
     def count(stem: str) -> tuple[ImageCheck, ImageScore | None]:
@@ -276,7 +269,7 @@ def _template() -> Template:
     ).get_template("page.html")
 
 
-def _totals(check: LabelCheck, labels: LabelFiles | None, left_out: int) -> list[tuple[str, str, str]]:
+def _totals(check: LabelCheck, labels: LabelRun | None, left_out: int) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers at the top of the page."""
     totals = {"targets to review": f"{check.flagged:,}"}
     if labels is not None:
@@ -314,7 +307,7 @@ def _categories(result: Result) -> list[tuple[str | int, ...]]:
     return rows
 
 
-def _flag_counts(check: LabelCheck, labels: LabelFiles | None) -> list[tuple[str, int | str]]:
+def _flag_counts(check: LabelCheck, labels: LabelRun | None) -> list[tuple[str, int | str]]:
     """Rows of flags and the number of targets with each; those that can apply, and those that occurred."""
     applicable = TRUTH_FLAGS if labels is None else CLICK_FLAGS
     counts: dict[str, int | str] = {

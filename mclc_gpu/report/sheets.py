@@ -1,7 +1,7 @@
 """Draw contact sheets of targets: overview of a label run, replayed targets, worst and best detections."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from mclc_gpu.data.images import MASK_COLOR, Color, display_rgb, read_image, rea
 from mclc_gpu.detect.evaluate import Case
 from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.labels.config import LabelConfig
-from mclc_gpu.labels.folder import LabelFiles, read_tpm
-from mclc_gpu.labels.replay import Process
+from mclc_gpu.labels.folder import OVERVIEW, LabelRun, Target, read_tpm
+from mclc_gpu.labels.replay import Trace
 from mclc_gpu.report.check import TopK
 from mclc_gpu.score.matching import components_of
 from mclc_gpu.score.metrics import mask_iou
@@ -316,44 +316,37 @@ _OVERVIEW = 24  # targets
 _AROUND_WINDOW = 4  # pixels of surroundings shown
 
 
-def write_overview(
-    labels: LabelFiles, images: Mapping[str, Path], title: str, truths: Mapping[str, Path] | None = None
-) -> Path:
+def write_overview(labels: LabelRun, title: str) -> Path:
     """Write overview.png into the folder of a label run: targets spread evenly over the run.
 
     Each is shown with the window in which it was labeled, its TPM, and the outlines of mask and truth.
 
     Parameters
     ----------
-    labels : LabelFiles
-        Finished run.
-    images : mapping of str to Path
-        Its images by stem.
+    labels : LabelRun
+        Finished run, with its images, and its true masks where they are known.
     title : str
-    truths : mapping of str to Path, optional
-        True masks by stem, where they are known.
 
     Returns
     -------
     Path
         The PNG file.
     """
-    targets = [(stem, index) for stem, own in labels.points.items() for index in range(len(own))]
+    targets = list(labels.targets())
     chosen = [targets[t] for t in evenly_spread(len(targets), _OVERVIEW)]
-    rows = [_overview_row(labels, *target, images, truths or {}) for target in chosen]
-    path = labels.folder / "overview.png"
+    rows = [_overview_row(labels, target) for target in chosen]
+    path = labels.folder / OVERVIEW
     with atomic_path(path) as temporary:
-        legend = Legend(truth=any(stem in (truths or {}) for stem, _ in chosen))
+        legend = Legend(truth=any(target.stem in labels.truths for target in chosen))
         draw_sheet(rows, legend, title).save(temporary)
     return path
 
 
-def _overview_row(
-    labels: LabelFiles, stem: str, index: int, images: Mapping[str, Path], truths: Mapping[str, Path]
-) -> Row:
-    image, point = read_image(images[stem]), labels.points[stem][index]
+def _overview_row(labels: LabelRun, target: Target) -> Row:
+    stem, truths = target.stem, labels.truths
+    image, point = read_image(labels.images[stem]), labels.rows[stem][target.index].point
     height, width = image.shape[:2]
-    window = labels.window(stem, index, (height, width))
+    window = labels.windows(stem, (height, width))[target.index]
     top, left = max(window.top - _AROUND_WINDOW, 0), max(window.left - _AROUND_WINDOW, 0)
     area = np.s_[top : window.bottom + _AROUND_WINDOW, left : window.right + _AROUND_WINDOW]
     truth = None
@@ -363,8 +356,8 @@ def _overview_row(
     return target_row(
         stem,
         image[area],
-        read_tpm(labels.store.tpm(stem))[area],
-        read_mask(labels.store.mask(stem))[area],
+        read_tpm(labels.tpm(stem))[area],
+        read_mask(labels.mask(stem))[area],
         (point.x - left, point.y - top),
         truth,
         point.category,
@@ -407,12 +400,12 @@ def target_row(
     return Row(panels, mask.shape, [name], ",  ".join(facts), click)
 
 
-def process_sheet(processes: Sequence[Process], config: LabelConfig, title: str = "") -> Image.Image:
+def process_sheet(traces: Sequence[Trace], config: LabelConfig, title: str = "") -> Image.Image:
     """Draw replayed targets row by row, each from its image to its mask.
 
     Parameters
     ----------
-    processes : sequence of Process
+    traces : sequence of Trace
         At least one; all of one run.
     config : LabelConfig
         Settings of the run, for the headings.
@@ -424,35 +417,35 @@ def process_sheet(processes: Sequence[Process], config: LabelConfig, title: str 
     Image
         RGB, 180 px high per target.
     """
-    rows = [_process_row(process, config) for process in processes]
+    rows = [_process_row(trace, config) for trace in traces]
     legend = Legend(
-        tpm="TPM" if processes[0].stages else "",
+        tpm="TPM" if traces[0].stages else "",
         click=any(row.click is not None for row in rows),
-        truth=any(process.truth is not None for process in processes),
+        truth=any(trace.truth is not None for trace in traces),
     )
     return draw_sheet(rows, legend, title, columns=1, panels=len(rows[0].panels))
 
 
-def _process_row(process: Process, config: LabelConfig) -> Row:
+def _process_row(trace: Trace, config: LabelConfig) -> Row:
     """Show one target; the rows of one run have the same kinds of panels."""
-    point, window = process.point, process.window
-    image = enlarged(display_rgb(process.image))
-    marked = image if process.marks is None else outlined(image, process.marks, color=CLICK)
+    point, window = trace.point, trace.window
+    image = enlarged(display_rgb(trace.image))
+    marked = image if trace.marks is None else outlined(image, trace.marks, color=CLICK)
     panels = [Panel("image and box" if point.box else "image and click", marked)]
     clustered = image
-    if process.noisy is not None:
-        clustered = enlarged(display_rgb(process.noisy))
+    if trace.noisy is not None:
+        clustered = enlarged(display_rgb(trace.noisy))
         panels.append(Panel(f"trial 1: {config.trial.noise} {config.trial.intensity:g}", clustered))
-    if process.segment is not None:
+    if trace.segment is not None:
         heading = "trial 1: segments" if point.seeds else "trial 1: segment"
-        panels.append(Panel(heading, outlined(clustered, process.segment)))
-    for planned, trials, tpm in process.stages:
+        panels.append(Panel(heading, outlined(clustered, trace.segment)))
+    for planned, trials, tpm in trace.stages:
         stopped = f"stopped after {trials}" if trials < planned else ""
         panels.append(Panel(f"TPM after {planned}", enlarged(heat(tpm)), stopped))
-    facts = ",  ".join(mask_facts(process.mask, process.truth))
-    panels.append(Panel(_mask_heading(config), outlined(image, process.mask, process.truth), facts))
-    title = [str(process.target), str(point.category), f"{window.height} x {window.width} px"]
-    if process.changed:
+    facts = ",  ".join(mask_facts(trace.mask, trace.truth))
+    panels.append(Panel(_mask_heading(config), outlined(image, trace.mask, trace.truth), facts))
+    title = [str(trace.target), str(point.category), f"{window.height} x {window.width} px"]
+    if trace.changed:
         title.insert(1, "differs from the run's mask")
     click = (point.x - window.left, point.y - window.top) if point.box is None else None
     return Row(panels, (window.height, window.width), title, click=click)

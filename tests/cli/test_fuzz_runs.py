@@ -98,7 +98,7 @@ def test_damaged_label_runs(root, tmp_path, preset, name):
         few_trials = name == "points.csv" or b'"trials": 3,' in content or b'"trials": 0,' in content
         if few_trials and name in ("label.json", "points.csv"):
             done += ends_well([*config, tmp_path / "again", *images, "--overwrite"])
-    assert done > 0 or name == "label.json"  # by its digest any damage to it shows
+    assert done > 0 or name in ("label.json", "targets.csv")  # in which most damage shows
 
 
 def content_of(folder):
@@ -120,7 +120,7 @@ def test_damaged_runs_are_resumed_to_the_same_or_refused(root, tmp_path, name):
             assert content_of(run) == whole
             assert (run / "points.csv").read_bytes() == (root / "paper" / "points.csv").read_bytes()
         shutil.rmtree(run)
-    assert done > 0 or name == "label.json"  # by its digest any damage to it shows
+    assert done > 0 or name in ("label.json", "targets.csv")  # in which most damage shows
 
 
 @pytest.mark.parametrize("name", ["config.json", "last.pt", "metrics.csv", "labels/label.json"])

@@ -14,7 +14,7 @@ from mclc_gpu.data.images import find_files, image_size, read_image, read_mask
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels import run as labelrun
-from mclc_gpu.labels.folder import LabelStore, mask_path, read_tpm, tpm_path, write_shard
+from mclc_gpu.labels.folder import LabelRun, mask_path, read_tpm, tpm_path, write_shard
 
 
 def png(pixels):
@@ -113,7 +113,7 @@ def label(root, out, *more):
 
 
 def test_archives_hold_the_files_of_a_run(runs):
-    store = LabelStore.open(runs / "shards")
+    store = LabelRun.open(runs / "shards")
     assert sorted(path.name for path in (runs / "shards" / "shards").iterdir()) == [
         f"00000{i}.tar" for i in range(3)
     ]

@@ -16,11 +16,11 @@ from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import TrialConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import LabelConfig
-from mclc_gpu.labels.folder import mask_path, read_tpm, tpm_path
-from mclc_gpu.labels.replay import Target, find_targets, make_processes, noisy_window, open_run, rank_targets
+from mclc_gpu.labels.folder import LabelRun, Target, mask_path, read_tpm, tpm_path
+from mclc_gpu.labels.replay import find_targets, noisy_window, rank_targets, trace_targets
 from mclc_gpu.labels.windows import place_targets
 from mclc_gpu.report.sheets import process_sheet
 
@@ -53,10 +53,13 @@ def show(data: Path, run: Path, out: Path, *more: object) -> int:
     return main([str(word) for word in words])
 
 
-def processes_of(data: Path, run: Path):
-    opened = open_run(run)
-    truths = find_files(data / "masks")
-    return opened, make_processes(opened, opened.targets, find_files(data / "images"), truths, "cpu")
+def opened(data: Path, run: Path) -> LabelRun:
+    return LabelRun.open(run, find_files(data / "images"), find_files(data / "masks"))
+
+
+def processes_of(data: Path, folder: Path):
+    run = opened(data, folder)
+    return run, trace_targets(run, list(run.targets()), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def processes_of(data: Path, run: Path):
 )
 def test_the_runs_own_masks_are_found_again(data, tmp_path, more, planned):
     run, processes = processes_of(data, label(data, tmp_path / "run", *more))
-    assert [process.target for process in processes] == run.targets
+    assert [process.target for process in processes] == list(run.targets())
     assert len(processes) > 3
     clustered = run.config.maker == "mclc"
     for process in processes:
@@ -154,8 +157,8 @@ def test_the_noisy_window_is_what_a_trial_clusters(dtype, colour, trial):
     (target,), _ = place_targets([image], [[Point(22, 20, "spot")]], ["frame"], config, 3)
     window = target.window
     row = [0, window.top, window.left, window.height, window.width, window.click_row, window.click_column, 0]
-    whole = torch.tensor([row])
-    alone = torch.tensor([[0, 0, 0, *row[3:]]])
+    whole = Windows.pack([row])
+    alone = Windows.pack([[0, 0, 0, *row[3:]]])
     key = torch.tensor([target.key])
     for number in (0, 5):
         expected = run_trials(PackedImages.pack([image]), whole, key, trial, 1, first_trial=number).counts
@@ -171,8 +174,8 @@ def test_overlapping_windows_are_compared_with_their_neighbours(data, tmp_path):
     points = tmp_path / "points.csv"
     rows = [f"synthetic_0000{i},{x},{y},spot" for i in (1, 2) for x, y in ((30, 40), (36, 40), (36, 46))]
     points.write_text("\n".join(["image,x,y,category", *rows]) + "\n")
-    run = open_run(label(data, tmp_path / "run", "--points", points))
-    (process,) = make_processes(run, [Target("synthetic_00002", 1)], find_files(data / "images"), {})
+    run = LabelRun.open(label(data, tmp_path / "run", "--points", points), find_files(data / "images"))
+    (process,) = trace_targets(run, [Target("synthetic_00002", 1)])
     assert process.changed == 0
     alone = process.stages[-1].tpm
     shared = read_tpm(tpm_path(run.folder, "synthetic_00002"))[process.window.area]
@@ -189,7 +192,7 @@ def test_points_that_were_skipped_are_not_counted(data, tmp_path):
     points = tmp_path / "points.csv"
     points.write_text("image,x,y\nsynthetic_00000,5,5\nsynthetic_00000,40,50\nsynthetic_00001,9,9\n")
     run, processes = processes_of(source, label(source, tmp_path / "run", "--points", points))
-    assert run.targets == [Target("synthetic_00000", 0), Target("synthetic_00001", 0)]
+    assert list(run.targets()) == [Target("synthetic_00000", 0), Target("synthetic_00001", 0)]
     assert (processes[0].point.x, processes[0].point.y) == (40, 50)
     assert processes[0].changed == 0
 
@@ -197,7 +200,7 @@ def test_points_that_were_skipped_are_not_counted(data, tmp_path):
 def test_another_image_is_told(data, labels, tmp_path, capsys):
     other = tmp_path / "data"
     shutil.copytree(data, other)
-    target = open_run(labels).targets[0]
+    target = next(LabelRun.open(labels).targets())
     path = other / "images" / f"{target.stem}.png"
     Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
     capsys.readouterr()
@@ -216,43 +219,42 @@ def test_another_image_is_told(data, labels, tmp_path, capsys):
 
 
 def test_targets_are_ranked_by_the_iou_in_their_window(data, labels):
-    run, truths = open_run(labels), find_files(data / "masks")
-    ranked = rank_targets(run, truths, run.points)
-    assert sorted(target for _, target in ranked) == sorted(run.targets)
+    run = opened(data, labels)
+    ranked = rank_targets(run, run.rows)
+    assert sorted(target for _, target in ranked) == sorted(run.targets())
     assert [iou for iou, _ in ranked] == sorted(iou for iou, _ in ranked)
     assert ranked[0][0] < ranked[-1][0]
-    for process in make_processes(run, run.targets, find_files(data / "images"), truths):
+    for process in trace_targets(run, list(run.targets())):
         both, either = process.mask & process.truth, process.mask | process.truth
         assert (both.sum() / either.sum(), process.target) in ranked
-    some = rank_targets(run, truths, list(run.points)[:2])
-    assert {target.stem for _, target in some} == set(list(run.points)[:2])
-    stem = next(iter(run.points))
+    some = rank_targets(run, list(run.rows)[:2])
+    assert {target.stem for _, target in some} == set(list(run.rows)[:2])
+    stem = next(iter(run.rows))
     with pytest.raises(InputError, match="--truth"):
-        rank_targets(run, {}, [stem])
+        rank_targets(LabelRun.open(labels), [stem])
 
 
 def test_windows_without_any_pixel_are_not_ranked(data, tmp_path):
     labels = label(data, tmp_path / "run")
-    run = open_run(labels)
-    stem = run.targets[0].stem
-    truths = find_files(data / "masks")
+    run = opened(data, labels)
+    stem = next(run.targets()).stem
     blank = tmp_path / "blank.png"
     Image.new("L", (80, 72)).save(blank)
-    assert {
-        iou for iou, target in rank_targets(run, {**truths, stem: blank}, run.points) if target.stem == stem
-    } == {0}
+    run.truths = {**run.truths, stem: blank}
+    assert {iou for iou, target in rank_targets(run, run.rows) if target.stem == stem} == {0}
     shutil.copy(blank, mask_path(labels, stem))
-    assert not [t for _, t in rank_targets(run, {**truths, stem: blank}, run.points) if t.stem == stem]
+    assert not [t for _, t in rank_targets(run, run.rows) if t.stem == stem]
 
 
 def test_targets_are_found_by_name(data, labels):
-    run = open_run(labels)
-    stem = next(stem for stem, own in run.points.items() if len(own) > 1)
-    count = len(run.points[stem])
+    run = LabelRun.open(labels)
+    stem = next(stem for stem, own in run.rows.items() if len(own) > 1)
+    count = len(run.rows[stem])
     every = [Target(stem, i) for i in range(count)]
     assert find_targets(run, stem) == find_targets(run, f"{stem}.png") == every
     assert find_targets(run, f"{stem}:1") == find_targets(run, f"{stem}.png:1") == every[1:2]
-    odd = replace(run, points={"a:1": run.points[stem], "none": []})
+    odd = LabelRun.open(labels)
+    odd.rows = {"a:1": run.rows[stem], "none": []}
     assert find_targets(odd, "a:1") == [Target("a:1", i) for i in range(count)]
     assert find_targets(odd, "a:1:0") == [Target("a:1", 0)]
     for word, said in (
@@ -301,8 +303,8 @@ def test_the_picture_tells_each_target(data, labels, monkeypatch):
 
 
 def test_the_command_shows_worst_best_and_named_targets_once(data, labels, tmp_path, capsys):
-    run, truths = open_run(labels), find_files(data / "masks")
-    ranked = [target for _, target in rank_targets(run, truths, run.points)]
+    run = opened(data, labels)
+    ranked = [target for _, target in rank_targets(run, run.rows)]
     capsys.readouterr()
 
     def shown(*more):
@@ -320,10 +322,11 @@ def test_the_command_shows_worst_best_and_named_targets_once(data, labels, tmp_p
     assert len(shown(*truth, "--worst", 40)) == len(ranked)
     evenly = shown()
     assert len(evenly) == 6
-    assert (evenly[0], evenly[-1]) == (str(run.targets[0]), str(run.targets[-1]))
+    every = list(run.targets())
+    assert (evenly[0], evenly[-1]) == (str(every[0]), str(every[-1]))
     names = tmp_path / "list.txt"
     names.write_text(f"{ranked[-1].stem}\n")
-    own = [str(target) for target in run.targets if target.stem == ranked[-1].stem]
+    own = [str(target) for target in run.targets() if target.stem == ranked[-1].stem]
     assert shown("--list", names) == own
     assert set(shown("--list", names, *truth, "--worst", 9)) == set(own)
 
@@ -385,7 +388,7 @@ def test_other_accounts_are_refused(labels, tmp_path, change, said):
     summary = change(json.loads((run / "label.json").read_text()))
     (run / "label.json").write_text(summary if isinstance(summary, str) else json.dumps(summary))
     with pytest.raises(InputError, match=said) as caught:
-        open_run(run)
+        _ = LabelRun.open(run).config
     assert str(caught.value).startswith(str(run / "label.json"))
 
 

@@ -18,7 +18,7 @@ from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import write_points
 from mclc_gpu.errors import InputError
-from mclc_gpu.labels.folder import open_labels
+from mclc_gpu.labels.folder import LabelRun
 from mclc_gpu.report import sheets
 from mclc_gpu.report.check import ImageCheck, LabelCheck, TopK, check_image
 from mclc_gpu.report.page import LabelReport, report_labels
@@ -132,10 +132,10 @@ class Page(HTMLParser):
 
 
 def test_every_flag_is_found_and_no_other(run):
-    labels = open_labels(run)
+    labels = LabelRun.open(run)
     mask = np.array(Image.open(run / "masks" / f"{HOSTILE}.png")) > 0
     # The published windows are drawn at random; the mask at its window's right border is cut there.
-    window = labels.window(HOSTILE, 6, mask.shape)
+    window = labels.windows(HOSTILE, mask.shape)[6]
     mask[38:42, window.right :] = False
     found = check_image(HOSTILE, mask, labels=labels).targets
     assert [[kind for kind, _ in target.flags] for target in found] == [flags for *_, flags in CLICKS]
@@ -149,7 +149,7 @@ def test_every_flag_is_found_and_no_other(run):
 def test_pieces_without_a_click(run):
     """One in the window of the first target, and one far from all."""
     mask = image_of([(8, 13, 8, 13), (16, 18, 10, 12), (26, 28, 90, 94)]) > 0
-    found = check_image(HOSTILE, mask, image_of([(26, 28, 90, 94)]) > 0, labels=open_labels(run)).targets
+    found = check_image(HOSTILE, mask, image_of([(26, 28, 90, 94)]) > 0, labels=LabelRun.open(run)).targets
     alone, first = (target for target in found if target.index in (None, 0))
     assert alone.flags == (("mask without a click", "8 px"),)
     assert (alone.iou, alone.area, first.area) == (1, 8, 25)
@@ -159,13 +159,13 @@ def test_pieces_without_a_click(run):
 def test_an_estimated_category_is_no_claim(run):
     path = run / "targets.csv"
     path.write_text(path.read_text().replace(",extended,0,", ",extended,1,"))
-    labels = open_labels(run)
+    labels = LabelRun.open(run)
     found = check_image(HOSTILE, image_of([(38, 43, 38, 43)]) > 0, labels=labels).targets
     assert found[5].flags == ()
 
 
 def test_iou_is_of_the_mask_at_the_click(run):
-    labels = open_labels(run)
+    labels = LabelRun.open(run)
     mask = image_of([(8, 13, 8, 13), (30, 40, 30, 40)]) > 0
     truth = image_of([(8, 13, 8, 18), (60, 70, 60, 70)]) > 0
     found = check_image(HOSTILE, mask, truth, labels=labels).targets
@@ -214,7 +214,7 @@ def test_top_keeps_the_first_of_equals():
 
 def test_the_page(run):
     images, truth = find_files(run.parent / "images"), find_files(run.parent / "truth")
-    check = report_labels(open_labels(run), images, truth)
+    check = report_labels(LabelRun.open(run, images, truth))
     page = Page(run / "report.html")
     assert check.flagged == 9
     assert check.targets == 11
@@ -230,7 +230,7 @@ def test_the_page(run):
     places = [page.text.index(words) for words in order]
     assert places == sorted(places)
     before = (run / "report.html").read_bytes()
-    report_labels(open_labels(run), images, truth)
+    report_labels(LabelRun.open(run, images, truth))
     assert (run / "report.html").read_bytes() == before
 
 
@@ -245,7 +245,7 @@ def test_the_ends_of_the_iou_have_pictures(run):
 
 
 def test_the_page_without_truth(run):
-    report_labels(open_labels(run), find_files(run.parent / "images"))
+    report_labels(LabelRun.open(run, find_files(run.parent / "images")))
     page = Page(run / "report.html")
     assert "nIoU" not in page.text
     assert "Lowest IoU" not in page.text
@@ -256,8 +256,8 @@ def test_the_page_without_truth(run):
 def test_the_page_is_bounded(run):
     """However many targets, there are 40 pictures and a table of fixed length."""
     images, truth = find_files(run.parent / "images"), find_files(run.parent / "truth")
-    labels = open_labels(run)
-    masks = {stem: run / "masks" / f"{stem}.png" for stem in labels.points}
+    labels = LabelRun.open(run)
+    masks = {stem: run / "masks" / f"{stem}.png" for stem in labels.rows}
     report = LabelReport(masks, truth, images, labels)
     mask, true = (np.array(Image.open(folder[HOSTILE])) > 0 for folder in (masks, truth))
     found = check_image(HOSTILE, mask, true, labels=labels).targets
@@ -277,7 +277,7 @@ def test_the_page_is_bounded(run):
 
 def test_runs_without_a_table_of_targets(run):
     (run / "targets.csv").unlink()
-    check = report_labels(open_labels(run), {})
+    check = report_labels(LabelRun.open(run, {}))
     page = Page(run / "report.html")
     assert check.flags["low confidence"] == 0
     assert check.flags["two clicks on one mask"] == 2
@@ -289,26 +289,26 @@ def test_runs_without_a_table_of_targets(run):
 def test_a_damaged_table_of_targets_is_named(run, text):
     (run / "targets.csv").write_text(text)
     with pytest.raises(InputError, match=r"targets\.csv.*label again"):
-        report_labels(open_labels(run), {})
+        report_labels(LabelRun.open(run, {}))
 
 
 def test_unreadable_files_are_told(run, tmp_path):
     (run / "tpm" / f"{HOSTILE}.png").write_bytes(b"no picture")
-    check = report_labels(open_labels(run), {}, find_files(tmp_path / "truth"))
+    check = report_labels(LabelRun.open(run, {}, find_files(tmp_path / "truth")))
     assert check.targets == 11
     assert not check.reliability.any()
     assert "TPM of" in Page(run / "report.html").text
     (run / "masks" / f"{HOSTILE}.png").unlink()
-    assert report_labels(open_labels(run), {}).targets == 0
+    assert report_labels(LabelRun.open(run, {})).targets == 0
     assert "no such file" in Page(run / "report.html").text
 
 
 def test_components_have_windows_of_their_own(tmp_path):
     settings = {"maker": "components", "components": {"radius": 5}}
     run = write_run(tmp_path / "run", {"a": [Point(50, 50, "extended")]}, {}, None, settings)
-    window = open_labels(run).window("a", 0, (96, 96))
+    window = LabelRun.open(run).windows("a", (96, 96))[0]
     assert (window.top, window.bottom, window.left, window.right) == (45, 56, 45, 56)
-    found = check_image("a", image_of([(45, 56, 45, 56)]) > 0, labels=open_labels(run)).targets
+    found = check_image("a", image_of([(45, 56, 45, 56)]) > 0, labels=LabelRun.open(run)).targets
     assert [kind for kind, _ in found[0].flags] == ["mask touches the border of its window"]
 
 
@@ -376,7 +376,7 @@ def test_the_overview_shows_the_window_of_the_label(tmp_path, monkeypatch):
     Image.fromarray(image_of([(49, 52, 49, 52)])).save(tmp_path / "a.png")
     rows = []
     monkeypatch.setattr(sheets, "target_row", lambda *given: rows.append(given) or target_row(*given))
-    sheets.write_overview(open_labels(run), {"a": tmp_path / "a.png"}, "the run")
+    sheets.write_overview(LabelRun.open(run, {"a": tmp_path / "a.png"}), "the run")
     ((_, image, tpm, mask, click, truth, category),) = rows
     assert image.shape == tpm.shape == mask.shape == (5 + 1 + 5 + 8, 19)
     assert (click, truth, category) == ((9, 9), None, "point")
