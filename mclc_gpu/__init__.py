@@ -15,26 +15,39 @@ for _name in ("kernels", "networks", "bench"):
         _spec.submodule_search_locations = [str(_HERE.parent / _name)]
         globals()[_name] = sys.modules[_spec.name] = module_from_spec(_spec)
 
-# Public names and the modules that hold them, imported when asked for: importing the package stays quick.
+# Public names by the modules that define them, which are imported on first use: `import mclc_gpu` is quick.
 _HOMES = {
+    "ComponentConfig": "mclc_gpu.kernels.config",
+    "CrfConfig": "mclc_gpu.kernels.config",
+    "DataSet": "mclc_gpu.train.config",
+    "EvaluateOptions": "mclc_gpu.detect.config",
     "InputError": "mclc_gpu.errors",
     "LabelConfig": "mclc_gpu.labels.config",
+    "LabelOptions": "mclc_gpu.labels.config",
     "Point": "mclc_gpu.data.annotations",
+    "PredictOptions": "mclc_gpu.detect.config",
     "Sample": "mclc_gpu.data.datasets",
     "ScoreOptions": "mclc_gpu.score.config",
     "Scores": "mclc_gpu.score.metrics",
     "TargetMask": "mclc_gpu.labels.pipeline",
     "TrainConfig": "mclc_gpu.train.config",
+    "TrainOptions": "mclc_gpu.train.config",
     "TrialConfig": "mclc_gpu.kernels.config",
+    "TuneOptions": "mclc_gpu.tune.config",
     "build": "mclc_gpu.networks.zoo",
     "dense_crf": "mclc_gpu.kernels.crf",
+    "evaluate_images": "mclc_gpu.detect.evaluate",
     "fit": "mclc_gpu.train.fit",
     "kmeans": "mclc_gpu.kernels.slic",
     "label_images": "mclc_gpu.labels.pipeline",
+    "predict_images": "mclc_gpu.detect.predict",
+    "preset": "mclc_gpu.labels.config",
     "read_image": "mclc_gpu.data.images",
+    "read_mask": "mclc_gpu.data.images",
     "read_points": "mclc_gpu.data.points",
     "score_folders": "mclc_gpu.score.folders",
     "slic": "mclc_gpu.kernels.slic",
+    "tune_labels": "mclc_gpu.tune.run",
 }
 __all__ = list(_HOMES)
 

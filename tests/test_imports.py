@@ -185,6 +185,12 @@ def test_every_imported_package_is_declared() -> None:
     assert third_party >= {"torch", "numba"}
 
 
+def test_public_names_are_found() -> None:
+    import mclc_gpu
+
+    assert all(getattr(mclc_gpu, name).__module__ == home for name, home in mclc_gpu._HOMES.items())
+
+
 @pytest.mark.parametrize("module", ["mclc_gpu", "mclc_gpu.cli.main", "mclc_gpu.__main__"])
 def test_start_up_is_lazy(module: str) -> None:
     heavy = "[m for m in ('torch', 'triton', 'numba', 'skimage', 'scipy') if m in sys.modules]"
