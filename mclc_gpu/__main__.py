@@ -7,7 +7,7 @@ from mclc_gpu.cli.main import main
 if __name__ == "__main__":
     code = main()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from mclc_gpu.distributed import leave
+        from mclc_gpu.distributed import exit_process
 
-        leave(code)
+        exit_process(code)
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""Several processes of one run, started by torchrun: who does what, and what they tell each other."""
+"""Several processes of one run, started by torchrun: shares of the work and messages between the ranks."""
 
 import atexit
 import os
@@ -18,19 +18,24 @@ from mclc_gpu.kernels.backend import pick_device
 
 Item = TypeVar("Item")
 
-# Others wait for rank 0 while it labels a data set, and for each other's share of the validation.
-_PATIENCE = timedelta(days=7)
+# The others wait for rank 0 while it labels a data set, and for each other's share of the validation.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run.
+    """One process of a run and its links to the others.
 
-    Attributes:
-        device: Where this process computes.
-        rank: Its number, from 0; rank 0 writes the files.
-        world: How many there are.
-        group: Carries messages between them, and waits long; None for a single process.
+    Attributes
+    ----------
+    device : torch.device
+        Device of this process.
+    rank : int
+        Number of this process, from 0; rank 0 writes the files.
+    world : int
+        Number of processes.
+    group : ProcessGroup or None
+        Gloo group with a long timeout; None for a single process.
     """
 
     device: torch.device
@@ -40,27 +45,24 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the run's files."""
+        """Return whether this process writes the run's files."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part of `items`: every `world`-th."""
+        """Return this process's share of `items`: every `world`-th, beginning with item `rank`."""
         return items[self.rank :: self.world]
 
     def gather(self, item: Item) -> list[Item]:
-        """The item of every process, in order of their ranks, for every process."""
+        """Return the items of all processes in order of rank, in every process."""
         if self.world == 1:
             return [item]
         items: list[Item | None] = [None] * self.world
-        with all_there():
+        with peer_errors():
             dist.all_gather_object(items, item, group=self.group)
         return [received for received in items if received is not None]
 
     def on_main(self, work: Callable[[], Item]) -> Item:
-        """What `work` returns on rank 0, for every process; the others wait.
-
-        Its InputError or OSError is theirs too.
-        """
+        """Call `work` on rank 0; return its result, or raise its InputError or OSError, in every process."""
         if self.world == 1:
             return work()
         outcome: list[tuple[Item | None, Exception | None]] = [(None, None)]
@@ -69,7 +71,7 @@ class Ranks:
                 outcome = [(work(), None)]
             except (InputError, OSError) as error:
                 outcome = [(None, error)]
-        with all_there():
+        with peer_errors():
             dist.broadcast_object_list(outcome, src=0, group=self.group)
         result, problem = outcome[0]
         if problem is not None:
@@ -77,13 +79,13 @@ class Ranks:
         return result  # type: ignore[return-value]  # None only where work() returned it
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Sum over all processes."""
+        """Sum a tensor over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(numbers)
         return numbers
 
     def total_with_gradient(self, numbers: Tensor) -> Tensor:
-        """Sum over all processes, as a part of a loss that each of them then computes alike.
+        """Sum a tensor over all processes as part of a loss that each of them then computes alike.
 
         Gradients grow by the number of processes, so that their average over the processes
         (DistributedDataParallel) is that of the one loss.
@@ -91,7 +93,7 @@ class Ranks:
         total: Tensor = _Total.apply(numbers, self.world) if self.world > 1 else numbers
         return total
 
-    def equalise(self, network: nn.Module) -> None:
+    def broadcast_buffers(self, network: nn.Module) -> None:
         """Give every process rank 0's batch-norm statistics, of which each has gathered its own."""
         if self.world > 1:
             for buffer in network.buffers():
@@ -99,21 +101,15 @@ class Ranks:
 
 
 @contextmanager
-def all_there() -> Iterator[None]:
-    """Processes that end close their connections; what those say that wait for them becomes one line.
-
-    Raises:
-        InputError: Another process of the run has ended.
-    """
+def peer_errors() -> Iterator[None]:
+    """Turn the Gloo error raised when a peer exits into an InputError."""
     try:
         yield
     except RuntimeError as error:
         # Gloo's errors have no type of their own.
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise InputError(
-            "another process of this run has ended; mend what it says, then go on with --resume"
-        ) from error
+        raise InputError("another rank exited; fix the error it reported and rerun with --resume") from error
 
 
 class _Total(torch.autograd.Function):
@@ -134,11 +130,18 @@ class _Total(torch.autograd.Function):
 def join(device: str) -> Ranks:
     """Join the other processes of the run, if torchrun started several, until this one ends.
 
-    `device`: "auto", "cpu", "cuda", or, for a single process, "cuda:N". Of several processes on a machine
-    each takes the GPU of its local rank and talks through NCCL; on the CPU they talk through gloo.
+    Several processes on a machine take the GPU of their local rank and communicate through NCCL; on the CPU
+    they communicate through Gloo.
 
-    Raises:
-        InputError: Unknown or missing device.
+    Parameters
+    ----------
+    device : str
+        "auto", "cpu", "cuda", or, for a single process, "cuda:N".
+
+    Raises
+    ------
+    InputError
+        Unknown or missing device.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     here = pick_device(device)
@@ -154,13 +157,13 @@ def join(device: str) -> Ranks:
         # Left only when the process ends: torchrun's store does not let the same process join again.
         dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
-    return Ranks(here, dist.get_rank(), world, dist.new_group(backend="gloo", timeout=_PATIENCE))
+    return Ranks(here, dist.get_rank(), world, dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, one of several, with an exit code, without taking the interpreter down first.
+def exit_process(code: int) -> NoReturn:
+    """End this process, one of several, with an exit code and without interpreter shutdown.
 
-    A thread of a process group that comes for Python's lock while that goes on may abort the process.
+    During the shutdown a thread of a process group that acquires the GIL may abort the process.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

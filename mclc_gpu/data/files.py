@@ -1,4 +1,4 @@
-"""Atomic files, JSON, tar archives of PNG files, and reading ahead by threads."""
+"""Atomic files, JSON, CSV, tar archives of PNG files, and reading by threads."""
 
 import csv
 import errno
@@ -21,20 +21,33 @@ from urllib.parse import unquote
 
 from mclc_gpu.errors import InputError
 
-_RANDOM, _MARK = 8, ".tmp"  # random bytes in a temporary name, and what follows them
+_RANDOM, _MARK = 8, ".tmp"  # number of random bytes in a temporary name, and what follows them
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there becomes `path` when the block ends well.
+    """Write a file so that it appears whole or not at all.
 
-    The block must create the file and close it. When the block raises, the temporary file is removed and an
-    older `path` stays as it was. The temporary path lies in the same folder (created when missing), because a
-    rename is atomic only within one file system, and ends in the same suffix, because image writers choose
-    the format by it; its name starts with a dot, so that no reader of the folder takes it for data. Several
-    processes may write the same `path`: each result is whole, the last to finish stays. Raises OSError that
-    names `path`, not the temporary file, when the folder cannot be written, the disk is full or the block
-    created nothing.
+    The temporary path lies in the same folder (created when missing), because a rename is atomic only within
+    one file system, and ends in the same suffix, because image writers choose the format by it; its name
+    starts with a dot, so that no reader of the folder takes it for data. If several processes write the same
+    `path`, each result is whole and the last to finish stays.
+
+    Parameters
+    ----------
+    path : Path or str
+
+    Yields
+    ------
+    Path
+        Temporary path, which the block must create and close. It is renamed to `path` at the end of the
+        block. If the block raises, it is removed and an older `path` stays as it was.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written, the disk is full or the block created nothing; names `path`, not the
+        temporary file.
     """
     final = Path(path)
     temporary = final.with_name(f".{secrets.token_hex(_RANDOM)}{_MARK}{final.suffix}")
@@ -48,18 +61,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        # Image writers raise it without a number.
+        # Image writers raise OSError without a number.
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(final)) from error
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of `atomic_path` in a folder that no process writes to now."""
+    """Remove the temporary files that killed processes left in a folder that no process writes to now."""
     for path in folder.glob(f".{'[0-9a-f]' * 2 * _RANDOM}{_MARK}*"):
         path.unlink(missing_ok=True)
 
 
 def package_version() -> str:
-    """Version of the installed package; "checkout" without installation."""
+    """Return the version of the installed package; "checkout" without installation."""
     try:
         return version("mclc-gpu")
     except PackageNotFoundError:
@@ -125,7 +138,7 @@ def write_csv(path: Path | str, columns: Sequence[str], rows: Iterable[Iterable[
 
 
 def fingerprint_of(*content: Any) -> str:
-    """A digest of what a run's output depends on, but for the images' content; any JSON, in parts."""
+    """Return a digest of JSON content, such as the settings and inputs that a run's output depends on."""
     digest = hashlib.blake2b(digest_size=16)
     for part in content:
         digest.update(json.dumps(part).encode() + b"\n")
@@ -169,14 +182,19 @@ def prefetch_map(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterato
 
 
 ARCHIVE_SUFFIX = ".tar"
-MASK_PART, TPM_PART = ".mask.png", ".tpm.png"  # what follows an image's key in archives of labels
-_ARCHIVES_KNOWN = 4096  # whose tables of members are kept in memory
+MASK_PART, TPM_PART = ".mask.png", ".tpm.png"  # follow an image's key in archives of labels
+_KNOWN_ARCHIVES = 4096  # number of archives whose tables of members are kept in memory
 
 
 def read_file(path: Path) -> bytes:
-    """Content of a file, or of a member of an archive.
+    """Read a file, or the member MEMBER of an archive ARCHIVE.tar at the path ARCHIVE.tar/MEMBER.
 
-    Raises OSError for a file that cannot be read, InputError for an archive that cannot.
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    InputError
+        The archive cannot be read.
     """
     if not in_archive(path):
         return path.read_bytes()
@@ -190,27 +208,30 @@ def read_file(path: Path) -> bytes:
 
 
 def in_archive(path: Path) -> bool:
-    """Whether a path is that of a member of an archive."""
+    """Return whether a path is that of a member of an archive."""
     return path.parent.suffix == ARCHIVE_SUFFIX and path.parent.is_file()
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file, or such a member of an archive."""
+    """Return whether there is such a file, or such a member of an archive."""
     return path.name in members_of(path.parent) if in_archive(path) else path.is_file()
 
 
 def members_of(archive: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of each regular file in an archive, by its name without folders.
+    """Return the offset and size in bytes of each regular file in an archive, by its name without folders.
 
-    Raises InputError for a file that is no uncompressed tar archive, or that holds a name twice.
+    Raises
+    ------
+    InputError
+        The file is no uncompressed tar archive, or holds a name twice.
     """
     status = archive.stat()
     return _members(archive, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=_ARCHIVES_KNOWN)
+@lru_cache(maxsize=_KNOWN_ARCHIVES)
 def _members(archive: Path, changed: int, size: int) -> dict[str, tuple[int, int]]:
-    """`members_of` an archive in one state of it."""
+    """Return `members_of` an archive as it was when it was last changed."""
     del changed, size
     try:
         return _table(archive)
@@ -224,7 +245,7 @@ def _members(archive: Path, changed: int, size: int) -> dict[str, tuple[int, int
 
 def _table(archive: Path) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
-    # Of a map no more can be read than there is, whatever length a damaged header claims.
+    # A memory map cannot be read beyond its end, whatever length a damaged header claims.
     with (
         archive.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -243,7 +264,7 @@ def _table(archive: Path) -> dict[str, tuple[int, int]]:
 
 
 def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write named files into an archive, which appears whole or not at all; equal files give equal bytes."""
+    """Write files, given as (name, content), into an archive atomically; equal files give equal bytes."""
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in files:
             member = tarfile.TarInfo(name)
@@ -252,10 +273,10 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def key_of(stem: str) -> str:
-    """An image's key in an archive: its stem, without the dots that would end the key."""
+    """Return an image's key in an archive: its stem with dots, which would end the key, escaped."""
     return stem.replace("%", "%25").replace(".", "%2E")
 
 
 def stem_of_mask(name: str) -> str:
-    """The stem of the image whose mask has this name in an archive."""
+    """Return the stem of the image whose mask has this name in an archive."""
     return unquote(name.removesuffix(MASK_PART), errors="surrogateescape")

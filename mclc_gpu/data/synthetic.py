@@ -10,14 +10,19 @@ import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
+from mclc_gpu.data.annotations import CATEGORIES
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.config import CATEGORY_AREAS
 
 
 def draw_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A noise-free background, float32 [H, W], 0.02 to 0.98 on a full scale of 1.
+    """Draw a noise-free background: sky, clouds, sea under a horizon or ground, at random.
 
-    It is sky, clouds, sea under a horizon or ground, at random.
+    Returns
+    -------
+    ndarray [height, width], float32
+        0.02 to 0.98 on a full scale of 1.
     """
     kind = rng.choice(4, p=(0.30, 0.38, 0.20, 0.12))
     pixels = (_sky, _clouds, _sea, _ground)[kind](rng, height, width)
@@ -25,9 +30,12 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
 
 
 def draw_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Sensor noise, float32 [H, W], of mean 0 and standard deviation 0.3/255 to 2.8/255 on a full scale of 1.
+    """Draw sensor noise, often smoothed by the camera, sometimes with stripes.
 
-    Often smoothed by the camera, sometimes with stripes.
+    Returns
+    -------
+    ndarray [height, width], float32
+        Mean 0, standard deviation 0.3/255 to 2.8/255 on a full scale of 1.
     """
     sigma = math.exp(rng.uniform(math.log(0.3), math.log(2.5))) / 255
     noise = rng.standard_normal((height, width), dtype=np.float32)
@@ -43,7 +51,7 @@ def draw_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _fractal(
     rng: np.random.Generator, height: int, width: int, slope: float, stretch: float = 1, angle: float = 0
 ) -> np.ndarray:
-    """A random field of mean 0 and variance 1 whose power falls as 1/frequency**slope.
+    """Draw a random field of mean 0 and variance 1 whose power falls as 1/frequency**slope.
 
     Along the direction `angle` (radians from the x axis) structures are `stretch` times longer than across.
     """
@@ -60,17 +68,17 @@ def _fractal(
 
 
 def _soft_step(values: np.ndarray, width: float) -> np.ndarray:
-    """From 0 to 1 around 0, over about `width`."""
+    """Return values that rise from 0 to 1 around 0, over about `width`."""
     return 0.5 + 0.5 * np.tanh(2 * values / width)
 
 
 def _axis(length: int) -> np.ndarray:
-    """-1 to 1 over the pixels of one axis."""
+    """Return -1 to 1 over the pixels of one axis."""
     return np.linspace(-1, 1, length, dtype=np.float32)
 
 
 def _sky(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth gradient, darker or brighter towards a corner, with a trace of haze."""
+    """Draw a smooth gradient, darker or brighter towards a corner, with a trace of haze."""
     y, x = _axis(height)[:, None], _axis(width)[None, :]
     angle, bend = rng.uniform(0, 2 * math.pi), rng.uniform(-0.4, 0.4)
     ramp = x * math.cos(angle) + y * math.sin(angle)
@@ -80,7 +88,7 @@ def _sky(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """One or two layers of clouds with soft, frayed edges over the sky; now and then darker than it."""
+    """Draw one or two layers of clouds with soft, frayed edges over the sky, sometimes darker than it."""
     pixels = _sky(rng, height, width)
     for _ in range(rng.integers(1, 3)):
         stretch, angle = rng.uniform(1, 3), rng.normal(0, 0.3)
@@ -93,7 +101,7 @@ def _clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _sea(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Sky with streaks above a horizon, waves below it, sometimes land between them."""
+    """Draw sky with streaks above a horizon, waves below it, sometimes land between them."""
     horizon = height * rng.uniform(0.15, 0.7) + rng.normal(0, 0.01) * width * _axis(width)[None, :]
     below = np.arange(height, dtype=np.float32)[:, None] - horizon  # px, positive on the sea
     level = rng.uniform(0.2, 0.55)
@@ -102,7 +110,7 @@ def _sea(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     sky = level + np.where(below < 0, glow, 0) + streaks
 
     waves = _fractal(rng, height, width, rng.uniform(1.2, 2.2), rng.uniform(2, 8))
-    # Waves shrink towards the horizon, and with them what a pixel still tells of them.
+    # Waves shrink towards the horizon, and their contrast within a pixel with them.
     depth = np.clip(below / (0.5 * height), 0.15, 1)
     sea = level * rng.uniform(0.5, 1.3) + rng.uniform(0.01, 0.05) * depth * waves
     pixels = sky + (sea - sky) * _soft_step(below, 2)
@@ -116,7 +124,7 @@ def _sea(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Patches of vegetation and soil with fairly sharp borders."""
+    """Draw patches of vegetation and soil with fairly sharp borders."""
     pixels = rng.uniform(0.25, 0.5) + 0.025 * _fractal(rng, height, width, rng.uniform(2.2, 3.2))
     for _ in range(3):
         slope, stretch, angle = rng.uniform(2.8, 3.6), rng.uniform(1, 3), rng.uniform(0, math.pi)
@@ -129,8 +137,11 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 TRUTH_FRACTION = 1 / 3
 # Full scale of the frames: 16-bit files hold the 14 bits of a usual infrared sensor.
 FULL_SCALE = {8: 255, 16: 16383}
-# Visible truth area in pixels, inclusive. Only the last end is the generator's own: the category has none.
-AREAS = {"point": (2, 9), "spot": (10, 81), "extended": (82, 320)}
+# Range of the visible true area in pixels: that of the category, without single pixels and very large areas.
+AREAS = {
+    category: (max(least, 2), min(most, 320))
+    for category, (least, most) in zip(CATEGORIES, CATEGORY_AREAS, strict=True)
+}
 
 _SHARE = {"point": 0.15, "spot": 0.65, "extended": 0.20}
 _COUNT_SHARE = (0.7, 0.2, 0.1)  # of frames with 1, 2, 3 targets
@@ -145,12 +156,17 @@ _EIGHT = np.ones((3, 3), dtype=bool)
 class Target:
     """One target of a scene.
 
-    Attributes:
-        x, y: Centroid of its visible truth pixels: column and row, pixel centres at integers.
-        category: "point" (2-9 px), "spot" (10-81) or "extended" (82 and more), by area.
-        area: Visible truth pixels.
-        snr: Peak contrast over the standard deviation that the frame without targets, noise included, has in
-            the box of 25x25 px around the target, clipped to the frame.
+    Attributes
+    ----------
+    x, y : float
+        Centroid of the visible true pixels: column and row, pixel centers at integers.
+    category : {"point", "spot", "extended"}
+        By area: 2-9, 10-81, 82 and more pixels.
+    area : int
+        Number of visible true pixels.
+    snr : float
+        Peak contrast over the standard deviation of the frame without targets, noise included, in the box of
+        25x25 px around the target, clipped to the frame.
     """
 
     x: float
@@ -162,12 +178,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A frame with its truth.
+    """A frame with its true mask.
 
-    Attributes:
-        image: uint8 [H, W] (0-255) or uint16 [H, W] (0-16383).
-        mask: bool [H, W], true on targets; each target is one 8-connected component, apart from all others.
-        targets: In the order in which they were asked for.
+    Attributes
+    ----------
+    image : ndarray [H, W], uint8 (0-255) or uint16 (0-16383)
+    mask : ndarray [H, W], bool
+        True on targets; each target is one 8-connected component, apart from all others.
+    targets : tuple of Target
+        In the requested order.
     """
 
     image: np.ndarray
@@ -186,21 +205,38 @@ def scene(
 ) -> Scene:
     """Draw one frame: sky, clouds, sea under a horizon or ground, with sensor noise and bright targets.
 
-    The result depends on the arguments alone: frame `index` of `seed` is the same whichever others are drawn.
-    Truth is where the target's noise-free light exceeds a third of its own peak (`TRUTH_FRACTION`). Targets
-    keep clear of each other; about one in ten touches the border and is cut by it.
+    Frame `index` of `seed` is the same whichever other frames are drawn. A pixel is true where the target's
+    noise-free light exceeds a third of its own peak (`TRUTH_FRACTION`). Targets do not touch each other;
+    about one in ten touches the border and is cut by it.
 
-    Args:
-        seed, index: Not negative.
-        size: (height, width) in pixels, each at least 16.
-        bits: 8 or 16.
-        targets: Category of every target; None draws one to three of mixed categories.
-        snr: Of every target, above 0. None draws peak contrasts as real frames have them, most of them an
-            eighth to two thirds of the full scale. Where the full scale leaves no room for a target, other
-            places are tried, and at last it is made as bright as it can be: `Target.snr` tells.
+    Parameters
+    ----------
+    seed, index : int
+        Not negative.
+    size : (height, width)
+        Pixels, each at least 16.
+    bits : {8, 16}
+    targets : sequence of str, optional
+        Category of every target; None draws one to three of mixed categories.
+    snr : float, optional
+        Of every target, above 0. None draws peak contrasts as real frames have them, most of them an eighth
+        to two thirds of the full scale. If the full scale leaves no room for a target, other places are
+        tried, and at last it is made as bright as possible: `Target.snr` is the result.
 
-    Raises:
-        InputError: Arguments out of range, or targets that find no room.
+    Returns
+    -------
+    Scene
+
+    Raises
+    ------
+    InputError
+        Arguments out of range, or targets that find no room.
+
+    Examples
+    --------
+    >>> frame = scene(0, 0, size=(64, 64), targets=["spot"])
+    >>> frame.image.shape, frame.targets[0].category, int(frame.mask.sum()) == frame.targets[0].area
+    ((64, 64), 'spot', True)
     """
     _check(seed, index, size, bits, targets, snr)
     rng = np.random.default_rng([seed, index])
@@ -247,12 +283,24 @@ def write_dataset(
     """Write frames 0 to `count` - 1 of `seed` as a data set in the layout of the field.
 
     Writes OUT/images/NAME.png, OUT/masks/NAME.png (0/255), OUT/splits/train.txt and OUT/splits/test.txt (one
-    NAME a line, without extension; the last `test_share` of the frames, rounded to whole frames, is the test
-    part). NAME depends on the frame's index only.
+    NAME a line, without extension). NAME depends on the frame's index only.
 
-    Raises:
-        InputError: As `scene` does, or a count below 1, or a test_share outside 0 to 1.
-        OSError: A folder that cannot be written.
+    Parameters
+    ----------
+    out : Path
+    count : int
+        At least 1.
+    seed, size, bits, snr
+        See `scene`.
+    test_share : float
+        Share of the frames, the last ones, that are test frames; rounded to whole frames.
+
+    Raises
+    ------
+    InputError
+        As `scene` does, or a count below 1, or a test_share outside 0 to 1.
+    OSError
+        A folder cannot be written.
     """
     if count < 1:
         raise InputError(f"count {count}: give at least 1 frame")
@@ -288,7 +336,7 @@ def _check(
 
 
 class _Part(NamedTuple):
-    """A patch of light: brightness * exp(-r**power / 2), r the elliptic distance from its centre."""
+    """A patch of light: brightness * exp(-r**power / 2), r the elliptic distance from its center."""
 
     brightness: float
     along: float  # position in the target's own frame
@@ -305,7 +353,7 @@ class _Stamp(NamedTuple):
     at: tuple[slice, slice]
     light: np.ndarray  # float64, peak 1
     truth: np.ndarray  # bool
-    footprint: np.ndarray  # bool, truth with the margin that other targets keep off
+    footprint: np.ndarray  # bool, truth with a margin that stays free of other targets
     contrast: float  # of the peak, as a share of the full scale
     sigma: float  # of the background around it
 
@@ -318,7 +366,7 @@ def _place(
     frame: np.ndarray,
     taken: np.ndarray,
 ) -> _Stamp:
-    """A target at the first of many random places that is free and leaves it room below the full scale."""
+    """Place a target at the first of many random places that is free and has room below the full scale."""
     height, width = frame.shape
     low, high = AREAS[category]
     wanted = float(np.clip(rng.lognormal(math.log(0.33), 0.6), 0.08, 0.85))
@@ -349,7 +397,7 @@ def _place(
 
 
 def _position(rng: np.random.Generator, height: int, width: int, near: float) -> tuple[float, float]:
-    """(y, x) of a centre inside the frame, now and then within `near` px of a border."""
+    """Return (y, x) of a center inside the frame, sometimes within `near` px of a border."""
     y, x = rng.uniform(0, height - 1), rng.uniform(0, width - 1)
     if rng.random() < _BORDER_SHARE:
         inset = rng.uniform(0, near)
@@ -360,7 +408,7 @@ def _position(rng: np.random.Generator, height: int, width: int, near: float) ->
 def _draw(
     rng: np.random.Generator, parts: list[_Part], scale: float, y: float, x: float, shape: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The part of the frame that a target of this scale at (y, x) reaches, and its light there, of peak 1."""
+    """Draw a target of this scale at (y, x): the part of the frame that it reaches, and its light, peak 1."""
     reach = math.ceil(4 * scale) + 5
     at = (_span(y, reach, shape[0]), _span(x, reach, shape[1]))
     rows, columns = (np.arange(axis.start, axis.stop) for axis in at)
@@ -372,7 +420,7 @@ def _draw(
 
 
 def _parts(rng: np.random.Generator, category: str) -> list[_Part]:
-    """The shape of a target in units of its own, turned at random."""
+    """Draw the shape of a target in its own units, turned at random."""
     kind = "blob"
     if category == "spot":
         kind = rng.choice(["blob", "pair"], p=[0.85, 0.15])
@@ -406,7 +454,7 @@ def _parts(rng: np.random.Generator, category: str) -> list[_Part]:
 
 
 def _aircraft(rng: np.random.Generator) -> Iterator[_Part]:
-    """A body with swept wings, a tail and a hot engine behind."""
+    """Draw a body with swept wings, a tail and a hot engine behind."""
     body, sweep, span = rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.8), rng.uniform(0.3, 0.55)
     yield _Part(body, 0, 0, 0.8, 0.22, power=3)
     for side in (1, -1):
@@ -418,7 +466,7 @@ def _aircraft(rng: np.random.Generator) -> Iterator[_Part]:
 
 
 def _light(parts: list[_Part], y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Light of all parts at the unit coordinates; overlapping parts saturate instead of adding up."""
+    """Return the light of all parts at unit coordinates; overlapping parts saturate instead of adding up."""
     dark: np.ndarray | float = 1.0
     for part in parts:
         cos, sin = math.cos(part.turn), math.sin(part.turn)
@@ -429,13 +477,13 @@ def _light(parts: list[_Part], y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _unit_area(parts: list[_Part]) -> float:
-    """Truth area of the shape at scale 1."""
+    """Return the true area of the shape at scale 1."""
     axis, step = np.linspace(-2.5, 2.5, 51, retstep=True)
     light = _light(parts, axis[:, None], axis[None, :])
     return float(np.count_nonzero(light > TRUTH_FRACTION * light.max()) * step**2)
 
 
-def _span(centre: float, reach: int, length: int) -> slice:
-    """From `reach` before the centre to `reach` after it, inside 0 to `length`."""
-    middle = round(centre)
+def _span(center: float, reach: int, length: int) -> slice:
+    """Return the slice from `reach` before the center to `reach` after it, inside 0 to `length`."""
+    middle = round(center)
     return slice(max(middle - reach, 0), min(middle + reach + 1, length))

@@ -21,7 +21,7 @@ from mclc_gpu.data.files import fingerprint_of, read_json, remove_leftovers, wri
 from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
-from mclc_gpu.distributed import Ranks, all_there, join
+from mclc_gpu.distributed import Ranks, join, peer_errors
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import device_name, free_memory
 from mclc_gpu.runs import Progress, locked, provenance
@@ -296,7 +296,7 @@ def _fit(
         run = _Run(trainer, held if validation else None, out, settings)
         if resume and (out / LAST).exists():
             run.restore()
-        with all_there():
+        with peer_errors():
             run.finish()
     return Fitted(
         best=out / BEST,
@@ -408,7 +408,7 @@ class _Run:
             )
         result = None
         if self.held is not None and ((epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs):
-            ranks.equalise(trainer.network)
+            ranks.broadcast_buffers(trainer.network)
             predictor = Predictor(trainer.network, self.normalization, amp=config.amp)
             result = validate(predictor, self.held, ranks)
         self.collapsed = not marked if result is None else math.isnan(result.precision)

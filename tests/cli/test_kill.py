@@ -201,7 +201,7 @@ def kill_one_of_two(words, moment, victim, told):
         for process in ranks:
             kill(process)
     (line,) = [line for line in told.read_text().splitlines() if "error" in line]
-    assert "another process of this run has ended; mend what it says, then go on with --resume" in line
+    assert "another rank exited; fix the error it reported and rerun with --resume" in line
 
 
 @pytest.mark.parametrize("victim", [0, 1])
