@@ -181,7 +181,7 @@ def check_image(
 
 @dataclass(frozen=True)
 class _Regions:
-    """The components of a mask, and the bounding box of each."""
+    """Components of a mask, and the bounding box of each."""
 
     parts: Components
     boxes: list[tuple[slice, slice]]

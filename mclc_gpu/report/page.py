@@ -41,7 +41,7 @@ _LABELED_BARS = 8
 
 @dataclass
 class LabelReport:
-    """Report on a set of masks: pass `add` what `look` finds in each image, then `write` the page.
+    """Report on a set of masks: pass `add` what `inspect` finds in each image, then `write` the page.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class LabelReport:
     check: LabelCheck = field(default_factory=LabelCheck)
     problems: list[Skipped] = field(default_factory=list)
 
-    def look(
+    def inspect(
         self, stem: str, mask: np.ndarray, truth: np.ndarray | None = None, tpm: np.ndarray | None = None
     ) -> ImageCheck:
         """Check one image, see `mclc_gpu.report.check.check_image`; threads may call it at once.
@@ -87,9 +87,9 @@ class LabelReport:
                 tpm = found
         return check_image(stem, mask, truth, tpm, self.labels)
 
-    def add(self, looked: ImageCheck) -> None:
+    def add(self, found: ImageCheck) -> None:
         """Collect the findings of one image."""
-        self.check.add(looked)
+        self.check.add(found)
 
     def tpm(self, stem: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """Read the label run's TPM of an image, float32 [H, W], 0..1; None where it has none.
@@ -243,9 +243,9 @@ def report_labels(labels: LabelRun) -> LabelCheck:
     def count(stem: str) -> tuple[ImageCheck, ImageScore | None]:
         mask = read_mask(masks[stem])
         if stem not in report.truths:
-            return report.look(stem, mask), None
+            return report.inspect(stem, mask), None
         truth = read_mask(report.truths[stem], (mask.shape[0], mask.shape[1]))
-        return report.look(stem, mask, truth), score_image(mask, truth, stem)
+        return report.inspect(stem, mask, truth), score_image(mask, truth, stem)
 
     with Progress("report", len(masks), "mask") as progress:
         for counted in prefetch_map(lambda stem: attempt(masks[stem], lambda: count(stem)), masks):

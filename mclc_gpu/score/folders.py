@@ -19,7 +19,7 @@ from mclc_gpu.score.roc import Roc, RocCounts, RocScores, roc_counts
 class Inspector(Protocol):
     """Callback that sees every image that is scored, such as `mclc_gpu.report.page.LabelReport`."""
 
-    def look(self, stem: str, mask: np.ndarray, truth: np.ndarray, tpm: np.ndarray | None) -> Any:
+    def inspect(self, stem: str, mask: np.ndarray, truth: np.ndarray, tpm: np.ndarray | None) -> Any:
         """Inspect one image; called by several threads at once.
 
         Parameters
@@ -31,8 +31,8 @@ class Inspector(Protocol):
             Probability map of which `mask` is a threshold; None where the prediction is a mask.
         """
 
-    def add(self, looked: Any) -> None:
-        """Take what `look` returned for an image; called in the order of the images."""
+    def add(self, found: Any) -> None:
+        """Take what `inspect` returned for an image; called in the order of the images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def score_folders(
     scores, roc = Scores(convention), RocScores(convention)
 
     def count(stem: str, prediction: Path, truth_file: Path) -> tuple[ImageScore, RocCounts | None, Any]:
-        tpm = at_all = looked = None
+        tpm = at_all = inspected = None
         if threshold is None:
             mask = read_mask(prediction)
         else:
@@ -121,8 +121,8 @@ def score_folders(
         if curve and tpm is not None:
             at_all = roc_counts(tpm, truth, stem, convention)
         if inspector is not None:
-            looked = inspector.look(stem, mask, truth, tpm)
-        return score, at_all, looked
+            inspected = inspector.inspect(stem, mask, truth, tpm)
+        return score, at_all, inspected
 
     def counted(pair: tuple[str, tuple[Path, Path]]) -> tuple[ImageScore, RocCounts | None, Any] | Skipped:
         stem, (prediction, truth) = pair
@@ -134,11 +134,11 @@ def score_folders(
             if isinstance(found, Skipped):
                 skipped.append(found)
                 continue
-            score, at_all, looked = found
+            score, at_all, inspected = found
             scores.add(score)
             if at_all is not None:
                 roc.add(at_all)
             if inspector is not None:
-                inspector.add(looked)
+                inspector.add(inspected)
     missing = len(truths) - len(pairs) if options.list is None else 0
     return FolderScores(scores, roc.compute() if curve else None, skipped, missing)

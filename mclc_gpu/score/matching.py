@@ -14,7 +14,7 @@ _EIGHT = np.ones((3, 3), dtype=bool)
 
 
 class Components(NamedTuple):
-    """The n components of a mask, numbered from 0.
+    """Components of a mask, numbered from 0 to n - 1.
 
     Attributes
     ----------

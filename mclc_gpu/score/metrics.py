@@ -65,7 +65,7 @@ def ratio(part: float, whole: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric: its formula, and its presentation in tables and figures.
+    """Metric: formula, and presentation in tables and figures.
 
     Parameters
     ----------

@@ -238,7 +238,7 @@ def test_the_ends_of_the_iou_have_pictures(run):
     truth = find_files(run.parent / "truth")
     report = LabelReport({HOSTILE: run / "masks" / f"{HOSTILE}.png"}, truth, {})
     mask, true = (np.array(Image.open(folder[HOSTILE])) > 0 for folder in (report.masks, truth))
-    report.check.add(report.look(HOSTILE, mask, true))
+    report.check.add(report.inspect(HOSTILE, mask, true))
     report.write(run / "report.html")
     text = Page(run / "report.html").text
     assert text.index("Lowest IoU of the others") < text.index("Highest IoU")

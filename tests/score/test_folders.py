@@ -15,7 +15,7 @@ class Recorder:
     def __init__(self) -> None:
         self.added: list[tuple] = []
 
-    def look(self, stem, mask, truth, tpm):
+    def inspect(self, stem, mask, truth, tpm):
         return stem, int(mask.sum()), int(truth.sum()), None if tpm is None else float(tpm.max())
 
     def add(self, looked):
