@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest bench/bench_suites.py --benchmark-columns=min,median,stddev,rounds
+	$(BIN)/mclc-gpu bench
 
 reference: $(REFERENCE)
 

@@ -34,7 +34,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """An aligned table that also reads well as plain text: the first columns flush left, the others right."""
+    """Format an aligned Markdown table: the first `left` columns flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -48,14 +48,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def shown(cell: Cell, digits: int) -> str:
-    """A cell to read: numbers with so many decimals, nothing for None and NaN."""
+    """Format a cell: numbers with so many decimals, nothing for None and NaN."""
     if _is_empty(cell):
         return ""
     return cell if isinstance(cell, str) else f"{cell:,.{digits}f}"
 
 
 def rounded(cell: Cell) -> str:
-    """A cell to read: a number with three digits, or all those before the point; text as it is."""
+    """Format a cell: a number with three digits, or all those before the point; text as it is."""
     if not isinstance(cell, float) or _is_empty(cell):
         return shown(cell, 0)
     size = abs(cell)
@@ -65,18 +65,18 @@ def rounded(cell: Cell) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """Processor and threads of this process, and the GPU if there is one in use."""
+    """Name the processor, the threads of this process, and the GPU if one is in use."""
     text = f"{_processor()}, {numba.config.NUMBA_NUM_THREADS} threads"
     return f"{text}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else text
 
 
 def versions() -> str:
-    """Python and the packages that the numbers rest on."""
+    """List the versions of Python and of the packages that the measurements depend on."""
     return ", ".join(f"{name} {known or 'not installed'}" for name, known in _versions().items())
 
 
 def circumstances(device: torch.device, command: str) -> dict[str, Any]:
-    """What a measurement was made on, for JSON; None for what the system does not tell."""
+    """Describe machine, versions and command of a measurement, for JSON; None where a value is unknown."""
     sizes = getattr(os, "sysconf_names", {})
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in sizes else None
     return {
@@ -105,20 +105,20 @@ def _versions() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file lies in, marked where it was changed since; None outside of one."""
+    """Return the commit of this checkout, marked if files were changed since; None outside a checkout."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():
         return None
     try:
-        told = [
+        shown = [
             subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+                ["git", "-C", str(folder), *argv], capture_output=True, text=True, check=True
             ).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for argv in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told[0].strip() + (", changed" if told[1].strip() else "")
+    return shown[0].strip() + (", changed" if shown[1].strip() else "")
 
 
 def _is_empty(cell: Cell) -> bool:
@@ -139,14 +139,19 @@ _MOST_REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way to do a piece of work.
+class Contender:
+    """An implementation that takes part in a benchmark.
 
-    Attributes:
-        name: For the table.
-        run: Does the work once and returns the seconds it took, by a clock of its own choice.
-        amount: Of the work that one run does, in the contest's unit.
-        own: Whether it is this package's way.
+    Attributes
+    ----------
+    name : str
+        For the table.
+    run : callable
+        Does the work once and returns the seconds it took, by a clock of its own choice.
+    amount : float
+        Work that one run does, in the benchmark's unit.
+    own : bool
+        Whether it is this package's; the others are baselines.
     """
 
     name: str
@@ -157,29 +162,37 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Absent:
-    """A peer that cannot take part, and why or how to get it."""
+    """A baseline that cannot take part, and why or how to install it."""
 
     name: str
     why: str
 
 
 @dataclass(frozen=True)
-class Contest:
-    """A piece of work and who does it.
+class Benchmark:
+    """A piece of work and the implementations that do it.
 
-    Attributes:
-        work: What is done, on what.
-        unit: What the rates count, such as "targets".
-        contestants: This package's first.
-        seconds: That all rounds together may take; the first is run in any case.
-        absent: Peers that cannot take part.
-        remark: What a reader of the rates has to know.
-        size: trials x pixels, where the cost over the work is to be plotted.
+    Attributes
+    ----------
+    work : str
+        What is done, on what.
+    unit : str
+        What the rates count, such as "targets".
+    contenders : sequence of Contender
+        This package's first.
+    seconds : float
+        Time budget of all rounds together; the first round runs in any case.
+    absent : sequence of Absent
+        Baselines that cannot take part.
+    remark : str
+        What a reader of the rates has to know.
+    size : float, optional
+        Trials x pixels, where the cost over the work is to be plotted.
     """
 
     work: str
     unit: str
-    contestants: Sequence[Contestant]
+    contenders: Sequence[Contender]
     seconds: float
     absent: Sequence[Absent] = ()
     remark: str = ""
@@ -187,7 +200,7 @@ class Contest:
 
 
 def clocked(work: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """The seconds of one run of the work on a device, from its being idle to its being done."""
+    """Return a function that runs the work on an idle device and returns the seconds until it is done."""
 
     def run() -> float:
         synchronize(device)
@@ -201,101 +214,101 @@ def clocked(work: Callable[[], object], device: torch.device) -> Callable[[], fl
 
 @dataclass
 class Result:
-    """The rounds of a contest.
+    """The measured runs of a benchmark.
 
-    This package's first run warms up, whatever the contest's builder warmed up already: it may hold the
-    compilation for new sizes. A peer's first run counts where it had no time for three.
+    This package's first run warms up: it may hold the compilation for new sizes. A baseline's first run
+    counts where it had no time for three.
 
-    Attributes:
-        contest: Whose.
-        rounds: Seconds of every run of each contestant, by name, the first ones too.
-        absent: Peers that could not take part, also those that failed in the first round.
+    Attributes
+    ----------
+    benchmark : Benchmark
+    rounds : dict of str to list of float
+        Seconds of every run of each contender, the first ones too.
+    absent : list of Absent
+        Baselines that could not take part, including those that failed in the first round.
     """
 
-    contest: Contest
+    benchmark: Benchmark
     rounds: dict[str, list[float]] = field(default_factory=dict)
     absent: list[Absent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.absent = list(self.contest.absent)
+        self.absent = list(self.benchmark.absent)
 
     def first_round(self) -> None:
-        """Run every peer once and this package twice. A peer that fails is left out from then on."""
-        for contestant in self.contest.contestants:
+        """Run every baseline once and this package twice; a baseline that fails is left out."""
+        for contender in self.benchmark.contenders:
             try:
-                runs = [contestant.run() for _ in range(2 if contestant.own else 1)]
-                self.rounds[contestant.name] = runs
+                runs = [contender.run() for _ in range(2 if contender.own else 1)]
+                self.rounds[contender.name] = runs
             except Exception as error:
-                if contestant.own:
+                if contender.own:
                     raise
                 text = " ".join(str(error).split())
-                self.absent.append(Absent(contestant.name, f"failed: {type(error).__name__}: {text}"))
+                self.absent.append(Absent(contender.name, f"failed: {type(error).__name__}: {text}"))
 
-    def run(self, contestants: Sequence[Contestant], repeats: bool = True) -> None:
-        """Run these in turn; with `repeats` those that are far faster than the slowest several times."""
+    def next_round(self) -> None:
+        """Run every contender; those far faster than the slowest run several times."""
         slowest = max(runs[-1] for runs in self.rounds.values())
-        for contestant in contestants:
-            if contestant.name not in self.rounds:
-                continue
-            runs = self.rounds[contestant.name]
+        for contender in self.measured:
+            runs = self.rounds[contender.name]
             share = 0.1 * slowest / max(runs[-1], 1e-9)
-            for _ in range(min(max(int(share), 1), _MOST_REPEATS) if repeats else 1):
-                runs.append(contestant.run())
+            runs += [contender.run() for _ in range(min(max(int(share), 1), _MOST_REPEATS))]
 
     def release(self) -> None:
-        """Let go of images, networks and processes that the work holds: no more runs."""
-        done = [replace(contestant, run=_released) for contestant in self.contest.contestants]
-        self.contest = replace(self.contest, contestants=done)
+        """Release images, networks and processes that the work holds; no further runs."""
+        done = [replace(contender, run=_released) for contender in self.benchmark.contenders]
+        self.benchmark = replace(self.benchmark, contenders=done)
 
-    def seconds(self, contestant: Contestant) -> list[float]:
-        """The runs that count."""
-        runs = self.rounds[contestant.name]
-        return runs[1:] if contestant.own or len(runs) > 2 else runs
+    def seconds(self, contender: Contender) -> list[float]:
+        """Return the runs that count."""
+        runs = self.rounds[contender.name]
+        return runs[1:] if contender.own or len(runs) > 2 else runs
 
-    def rate(self, contestant: Contestant) -> float:
-        """Units of work per second, by the median of its runs."""
-        return contestant.amount / statistics.median(self.seconds(contestant))
-
-    @property
-    def taking_part(self) -> list[Contestant]:
-        """Those that were measured."""
-        return [contestant for contestant in self.contest.contestants if contestant.name in self.rounds]
+    def rate(self, contender: Contender) -> float:
+        """Return units of work per second, by the median of the runs."""
+        return contender.amount / statistics.median(self.seconds(contender))
 
     @property
-    def fastest_peer(self) -> Contestant | None:
-        """The peer with the highest rate, if there is a peer."""
-        return max((c for c in self.taking_part if not c.own), key=self.rate, default=None)
+    def measured(self) -> list[Contender]:
+        """Contenders that took part."""
+        return [contender for contender in self.benchmark.contenders if contender.name in self.rounds]
+
+    @property
+    def fastest_baseline(self) -> Contender | None:
+        """Baseline with the highest rate, if there is a baseline."""
+        return max((c for c in self.measured if not c.own), key=self.rate, default=None)
 
     def rows(self) -> list[Row]:
-        """A row for everyone: the rate with its extremes, and its quotient to the fastest peer's."""
-        fastest = self.fastest_peer
+        """Return a row per contender: the rate, its extremes, and its ratio to the fastest baseline's."""
+        fastest = self.fastest_baseline
         rows: list[Row] = []
-        for contestant in self.taking_part:
-            seconds, amount = self.seconds(contestant), contestant.amount
+        for contender in self.measured:
+            seconds, amount = self.seconds(contender), contender.amount
             rows.append(
                 {
-                    "work": self.contest.work,
-                    "unit": self.contest.unit,
-                    "who": contestant.name,
-                    "own": int(contestant.own),
-                    "rate": self.rate(contestant),
+                    "work": self.benchmark.work,
+                    "unit": self.benchmark.unit,
+                    "who": contender.name,
+                    "own": int(contender.own),
+                    "rate": self.rate(contender),
                     "slowest": amount / max(seconds),
                     "fastest": amount / min(seconds),
                     "runs": len(seconds),
-                    "ratio": self.rate(contestant) / self.rate(fastest) if fastest else None,
+                    "ratio": self.rate(contender) / self.rate(fastest) if fastest else None,
                 }
             )
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON: also the quotients of this package's rates to every peer's."""
-        own = [c for c in self.taking_part if c.own]
-        peers = [c for c in self.taking_part if not c.own]
+        """Return all runs, and the ratios of this package's rates to every baseline's, for JSON."""
+        own = [c for c in self.measured if c.own]
+        baselines = [c for c in self.measured if not c.own]
         return {
-            "work": self.contest.work,
-            "unit": self.contest.unit,
-            "size": self.contest.size,
-            "contestants": [
+            "work": self.benchmark.work,
+            "unit": self.benchmark.unit,
+            "size": self.benchmark.size,
+            "contenders": [
                 {
                     "name": c.name,
                     "own": c.own,
@@ -304,27 +317,32 @@ class Result:
                     "median_s": statistics.median(self.seconds(c)),
                     "rate": self.rate(c),
                 }
-                for c in self.taking_part
+                for c in self.measured
             ],
-            "ratios": {c.name: {peer.name: self.rate(c) / self.rate(peer) for peer in peers} for c in own},
+            "ratios": {
+                c.name: {other.name: self.rate(c) / self.rate(other) for other in baselines} for c in own
+            },
             "absent": [{"name": item.name, "why": item.why} for item in self.absent],
         }
 
 
 def _released() -> float:
-    raise RuntimeError("the contest is over")
+    raise RuntimeError("the benchmark is over")
 
 
-def measure(contest: Contest) -> Result:
-    """Rounds of all contestants in turn, so that a machine's drift meets all alike, as time allows."""
-    result = Result(contest)
+def measure(benchmark: Benchmark) -> Result:
+    """Run rounds of all contenders, as many as the time budget allows.
+
+    The contenders take turns, so that a machine whose speed drifts does so for all of them.
+    """
+    result = Result(benchmark)
     start = before = time.perf_counter()
     result.first_round()
     for _ in range(MOST_ROUNDS):
         now = time.perf_counter()
-        if 2 * now - before - start > contest.seconds:  # another round like the last would end too late
+        if 2 * now - before - start > benchmark.seconds:  # another round like the last would end too late
             break
         before = now
-        result.run(contest.contestants)
+        result.next_round()
     result.release()
     return result

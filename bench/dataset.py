@@ -1,4 +1,4 @@
-"""Frames that benchmarks run on, and what all benchmarks of one run share."""
+"""Frames that the benchmarks of one run share, and the processes of the baselines."""
 
 import importlib.util
 import sys
@@ -26,9 +26,12 @@ from mclc_gpu.labels.windows import name_key
 
 
 def pair_set(images: Path, masks: Path, names: Path | None) -> dict[str, tuple[Path, Path]]:
-    """Files of images and true masks by name; what is not there is told on standard error.
+    """Return the files of images and true masks by name; those missing are reported on standard error.
 
-    Raises InputError where there is none.
+    Raises
+    ------
+    InputError
+        No image has a mask.
     """
     found = find_files(images)
     chosen, skipped = select(found, found if names is None else read_list(names))
@@ -43,7 +46,7 @@ def pair_set(images: Path, masks: Path, names: Path | None) -> dict[str, tuple[P
 def read_pairs(
     pairs: Mapping[str, tuple[Path, Path]],
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
-    """Images and true masks by name."""
+    """Read images, and true masks as bool [H, W], by name."""
     pixels = {name: read_image(image) for name, (image, _) in pairs.items()}
     return pixels, {name: read_mask(mask, pixels[name].shape[:2]) for name, (_, mask) in pairs.items()}
 
@@ -51,13 +54,13 @@ def read_pairs(
 def read_set(
     images: Path, masks: Path, names: Path | None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
-    """Images and true masks by name; what is not there is told on standard error."""
+    """Read images and true masks by name; see `pair_set`."""
     return read_pairs(pair_set(images, masks, names))
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Images of a data set with their true masks (bool [H, W]), by name."""
+    """Images of a data set with their names and true masks (bool [H, W])."""
 
     names: list[str]
     images: list[np.ndarray]
@@ -65,7 +68,10 @@ class Frames:
     _points: dict[tuple[int, str, float], list[list[Point]]] = field(default_factory=dict, repr=False)
 
     def points(self, seed: int, supervision: str = "point", jitter: float = 0.0) -> list[list[Point]]:
-        """What an annotator would give; of an image it depends on its mask, its name and the seed alone."""
+        """Simulate the annotation of every image, from its mask, its name and the seed alone.
+
+        Parameters are those of `mclc_gpu.data.simulate.points_from_mask`.
+        """
         key = seed, supervision, jitter
         if key not in self._points:
             self._points[key] = [
@@ -90,15 +96,21 @@ REFERENCE = "scikit-image + pydensecrf"
 
 
 @dataclass
-class Ground:
-    """What all contests of a run share.
+class Context:
+    """Data and processes that all benchmarks of a run share.
 
-    Attributes:
-        device: This package's; the peers run on the CPU.
-        pairs: Files of images and masks by name.
-        frames: The same, read.
-        source: What they are, in words.
-        quick: Little work, to see that everything runs; the rates mean nothing then.
+    Attributes
+    ----------
+    device : torch.device
+        This package's; the baselines run on the CPU.
+    pairs : dict of str to (Path, Path)
+        Files of image and mask by name.
+    frames : Frames
+        The same, read.
+    source : str
+        Description of the frames.
+    quick : bool
+        Do very little work, to check that everything runs; the rates then mean nothing.
     """
 
     device: torch.device
@@ -108,46 +120,49 @@ class Ground:
     quick: bool = False
 
     def time(self, seconds: float) -> float:
-        """So much of it as a contest of this run may take."""
+        """Scale a time budget."""
         return seconds * _QUICK_SHARE if self.quick else seconds
 
     def of(self, usual: int, quick: int) -> int:
-        """How much work there is."""
+        """Choose an amount of work."""
         return quick if self.quick else usual
 
     @property
     def targets(self) -> int:
-        """In all frames."""
+        """Number of targets in all frames."""
         return sum(map(len, self.frames.points(0)))
 
     @cached_property
     def pool(self) -> ReferencePool:
-        """The peers' processes, one per core, started when they are first asked for."""
+        """Processes of the baselines, one per core, started when first needed."""
         return ReferencePool(refine="crf" if has_pydensecrf() else "threshold")
 
     def close(self) -> None:
-        """End the peers' processes."""
+        """End the processes of the baselines."""
         if "pool" in self.__dict__:
             self.pool.__exit__(None, None, None)
 
 
 def has_pydensecrf() -> bool:
-    """Whether the reference's CRF can run."""
+    """Return whether pydensecrf is installed."""
     return importlib.util.find_spec("pydensecrf") is not None
 
 
 def without_pydensecrf() -> tuple[Absent, ...]:
-    """The reference, where its CRF cannot run."""
+    """Return the reference as absent where pydensecrf is not installed."""
     return () if has_pydensecrf() else (Absent(REFERENCE, PYDENSECRF),)
 
 
 @contextmanager
-def open_ground(
+def open_context(
     images: Path | None, masks: Path | None, names: Path | None, device: torch.device, quick: bool
-) -> Iterator[Ground]:
-    """The frames of two folders, or synthetic ones where none are named.
+) -> Iterator[Context]:
+    """Open the frames of two folders, or synthetic ones where none are given.
 
-    Raises InputError for files that cannot be used, and where no mask holds a target.
+    Raises
+    ------
+    InputError
+        Files cannot be used, or no mask holds a target.
     """
     with tempfile.TemporaryDirectory(prefix="mclc-gpu-bench-") as scratch:
         count, side = (_QUICK_FRAMES, _QUICK_SIDE) if quick else (_FRAMES, _SIDE)
@@ -158,17 +173,17 @@ def open_ground(
         else:
             source = f"{images}" if names is None else f"{images}, {names.name}"
         found = pair_set(images, masks, names)
-        # Of a large set some frames spread over it: the rates do not depend on their number.
+        # Frames spread over a large set are enough: the rates do not depend on their number.
         most = count if quick else MOST_FRAMES
         pairs = dict(list(found.items())[:: -(-len(found) // most)])
         pixels, truth = read_pairs(pairs)
         frames = Frames(list(pixels), list(pixels.values()), list(truth.values()))
-        ground = Ground(device, pairs, frames, source, quick)
-        if not ground.targets:
+        context = Context(device, pairs, frames, source, quick)
+        if not context.targets:
             raise InputError(f"{masks}: no mask holds a target; check the folder")
         of_all = "" if len(pairs) == len(found) else f" of {len(found)}"
-        ground.source = f"{source}: {len(pairs)}{of_all} images, {ground.targets} targets"
+        context.source = f"{source}: {len(pairs)}{of_all} images, {context.targets} targets"
         try:
-            yield ground
+            yield context
         finally:
-            ground.close()
+            context.close()

@@ -1,12 +1,19 @@
-"""Tables and sweeps of label quality on a data set with true masks."""
+"""Tables and sweeps of label quality and speed on a data set with true masks.
+
+    python -m mclc_gpu.bench.label_tables --images DIR --masks DIR [--list TXT] --out DIR
+
+Writes DIR/tables.md with a CSV file for each table and a plot for each sweep.
+"""
 
 import argparse
+import math
 import re
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,98 +22,301 @@ from matplotlib.figure import Figure
 
 from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_rows
 from mclc_gpu.bench.dataset import Frames, read_set
-from mclc_gpu.bench.label_measure import (
-    PAPER_MAKER,
-    SWEEPS,
-    Measured,
-    Sample,
-    Sweep,
-    maker_settings,
-    measure,
-    measure_reference,
-)
+from mclc_gpu.bench.reference import make_item, run
 from mclc_gpu.data.annotations import CATEGORIES
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.labels.pipeline import warm_up
-from mclc_gpu.labels.windows import PlacedTarget
+from mclc_gpu.kernels.backend import pick_device, synchronize
+from mclc_gpu.labels.config import MAKERS, LabelConfig, preset
+from mclc_gpu.labels.pipeline import by_image, cluster_targets, compose, refine_targets, warm_up
+from mclc_gpu.labels.windows import PlacedTarget, place_targets
 from mclc_gpu.runs import Progress
+from mclc_gpu.score.metrics import Scores
 
-# Told apart by colour-blind eyes, and by their markers in gray print.
-_STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Means at x with their standard deviations, NaN where there is only one seed."""
-
-    name: str
-    x: list[float]
-    mean: list[float]
-    spread: list[float]
-
-
-def plot_sweep(curves: Sequence[Curve], *, title: str, xlabel: str, legend: str, log: bool) -> Figure:
-    """A line for each curve with error bars of one standard deviation, IoU upward.
-
-    `legend`: what the curves' names say; `log`: of x.
-    """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for place, curve in enumerate(curves):
-        colour, marker = _STYLES[place % len(_STYLES)]
-        axes.errorbar(
-            curve.x,
-            curve.mean,
-            np.nan_to_num(curve.spread),
-            label=curve.name,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=1.5,
-            elinewidth=1,
-            capsize=3,
-        )
-    ticks = sorted({x for curve in curves for x in curve.x})
-    if log:
-        axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set(xlabel=xlabel, ylabel="IoU of the pseudo masks")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title=legend, frameon=False)
-    return figure
-
-
-def save_plot(figure: Figure, path: Path) -> None:
-    """Write it as PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-
-
-TABLES = ("makers", *SWEEPS)
+PAPER = "MCLC, SLIC, CRF"
+DEFAULT = "preset default"
+_INTENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2)
+_CLUSTERS = (2, 4, 6, 9, 12, 16, 20, 25)
+_TRIALS = (1, 2, 5, 10, 20, 50, 100, 200)
+_DEVIATIONS = (0, 1, 1.5, 2, 3, 4, 5)
+_METHODS = {"K-means": "kmeans", "SLIC": "slic"}
+_REFINEMENTS = {"threshold": "threshold", "CRF": "crf"}
+_CATEGORIES = {"given": "given", "estimated": "estimate"}
 # IoU as Li et al. (ICCV 2023) print it for the 213 train images of NUAA-SIRST, where it is known.
 PRINTED = {
     "point label alone": 0.0253,
     "LCA, SLIC": 0.518,
     "MCLC, SLIC, threshold": 0.704,
-    PAPER_MAKER: 0.763,
+    PAPER: 0.763,
 }
 _PRINTED_IMAGES = 213
-# Of the vote of components, which also estimates categories.
+# The vote of components also estimates categories.
 _FITTED = (
     "The weights of preset default and of the estimated category were fitted on these images: "
     "what they reach on others is what counts."
 )
-_REFERENCE = f"CPU reference: {PAPER_MAKER}"
+_REFERENCE = f"CPU reference: {PAPER}"
+# Distinct to color-blind eyes, and by their markers in gray print.
+_STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings of the labels of one row.
+
+    Attributes
+    ----------
+    name : str
+        Name of the labels, or of the curve in a sweep.
+    config : LabelConfig
+    supervision : str
+        Annotation of each target, see `mclc_gpu.data.simulate.points_from_mask`.
+    x : float
+        Value of the swept quantity.
+    jitter : float
+        Of the click, in pixels.
+    """
+
+    name: str
+    config: LabelConfig
+    supervision: str = "point"
+    x: float = 0.0
+    jitter: float = 0.0
+
+    @property
+    def category(self) -> str:
+        """Source of the category that the labels depend on."""
+        maker = MAKERS[self.config.maker]
+        used = maker.category_in_mask and (maker.needs_category or self.config.category == "given")
+        if self.supervision == "box" or not used:
+            return "not used"
+        return next(name for name, value in _CATEGORIES.items() if value == self.config.category)
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the annotation is the paper's: one click, and the true category or none."""
+        return self.supervision == "point" and self.category != "estimated"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table over one quantity.
+
+    Attributes
+    ----------
+    settings : callable
+        Number of trials -> settings.
+    title, xlabel : str
+        Of the plot.
+    series, x : str
+        Columns that hold a setting's name and x.
+    log : bool
+        Whether the plot's x axis is logarithmic.
+    """
+
+    settings: Callable[[int], list[Setting]]
+    title: str
+    xlabel: str
+    series: str
+    x: str
+    log: bool = False
+
+
+def maker_settings(trials: int) -> list[Setting]:
+    """Return the settings that the paper compares, and those with more than a click."""
+    rows = [
+        Setting("point label alone", preset("point")),
+        Setting("GrabCut", preset("grabcut")),
+        *(Setting(f"LCA, {name}", preset("lca", trial={"method": _METHODS[name]})) for name in _METHODS),
+    ]
+    for category in _CATEGORIES.values():
+        for refinement, refine in _REFINEMENTS.items():
+            for method in _METHODS:
+                trial = {"method": _METHODS[method]}
+                config = preset("paper", trials=trials, trial=trial, refine=refine, category=category)
+                rows.append(Setting(f"MCLC, {method}, {refinement}", config))
+        rows.append(Setting(DEFAULT, preset("default", category=category)))
+    stronger = ("multi-point", "scribble", "box")
+    rows += [Setting(PAPER, preset("paper", trials=trials), supervision) for supervision in stronger]
+    return [
+        *rows,
+        *(Setting(DEFAULT, preset("default", category="estimate"), kind) for kind in stronger),
+        Setting("GrabCut", preset("grabcut"), "box"),
+        Setting("box alone", preset("point"), "box"),
+    ]
+
+
+def _noise(trials: int) -> list[Setting]:
+    return [
+        Setting(
+            kind, preset("paper", trials=trials, trial={"noise": kind, "intensity": intensity}), x=intensity
+        )
+        for kind in ("salt", "pepper", "gaussian")
+        for intensity in _INTENSITIES
+    ]
+
+
+def _clusters(trials: int) -> list[Setting]:
+    return [
+        Setting(
+            name, preset("paper", trials=trials, trial={"method": method, "clusters": clusters}), x=clusters
+        )
+        for name, method in _METHODS.items()
+        for clusters in _CLUSTERS
+    ]
+
+
+def _trials(trials: int) -> list[Setting]:
+    return [
+        Setting(name, preset("paper", trials=count, refine=refine), x=count)
+        for name, refine in _REFINEMENTS.items()
+        for count in _TRIALS
+        if count <= 2 * trials
+    ]
+
+
+def _deviation(trials: int) -> list[Setting]:
+    makers = {
+        "MCLC, category given": preset("paper", trials=trials),
+        "MCLC, category estimated": preset("paper", trials=trials, category="estimate"),
+        f"{DEFAULT}, click alone": preset("default", category="estimate"),
+    }
+    return [
+        Setting(name, config, x=deviation, jitter=deviation)
+        for name, config in makers.items()
+        for deviation in _DEVIATIONS
+    ]
+
+
+SWEEPS = {
+    "noise": Sweep(
+        _noise,
+        "Kind and intensity of the noise",
+        "intensity (salt, pepper: share of values; Gaussian: deviation / range)",
+        "noise",
+        "intensity",
+        log=True,
+    ),
+    "clusters": Sweep(_clusters, "Number of clusters", "clusters", "clustering", "clusters"),
+    "trials": Sweep(_trials, "Number of trials", "K", "refinement", "K", log=True),
+    "deviation": Sweep(
+        _deviation,
+        "Clicks beside the targets' centers",
+        "deviation (px): standard deviation in x and in y, cut at twice its length",
+        "labels",
+        "deviation",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Result of one seed.
+
+    Attributes
+    ----------
+    iou : float
+        Total intersection over total union.
+    of_category : tuple of float
+        The same for point, spot and extended targets; NaN without such targets.
+    targets : int
+        Number labeled.
+    seconds : float
+        For these.
+    unlabeled : int
+        Targets that could not be labeled, whose masks are empty.
+    """
+
+    iou: float
+    of_category: tuple[float, ...]
+    targets: int
+    seconds: float
+    unlabeled: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results of all seeds of one setting."""
+
+    samples: list[Sample]
+
+    @property
+    def iou(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(sample.iou for sample in self.samples)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation (n - 1) over the seeds; NaN for a single one."""
+        return statistics.stdev(s.iou for s in self.samples) if len(self.samples) > 1 else math.nan
+
+    @property
+    def rate(self) -> float:
+        """Targets per second, the median of the seeds'."""
+        return statistics.median(sample.targets / sample.seconds for sample in self.samples)
+
+    def numbers(self) -> Row:
+        """Return the columns that all tables have."""
+        means = np.mean([sample.of_category for sample in self.samples], axis=0).tolist()
+        return {
+            "iou": self.iou,
+            "iou_sd": self.spread,
+            **{f"iou_{name}": mean for name, mean in zip(CATEGORIES, means, strict=True)},
+            "targets_per_s": self.rate,
+            "unlabelled": statistics.fmean(sample.unlabeled for sample in self.samples),
+        }
+
+
+def measure(
+    frames: Frames, setting: Setting, seed: int, device: torch.device
+) -> tuple[Sample, list[PlacedTarget]]:
+    """Label with one seed and score; return also the targets that were labeled.
+
+    The time is that of placing, clustering and refining; call `mclc_gpu.labels.pipeline.warm_up` first.
+    """
+    points = frames.points(seed, setting.supervision, setting.jitter)
+    synchronize(device)
+    start = time.perf_counter()
+    placed, skipped = place_targets(frames.images, points, frames.names, setting.config, seed, device)
+    groups = cluster_targets(frames.images, placed, setting.config, device)
+    targets = refine_targets(placed, groups, setting.config)
+    seconds = time.perf_counter() - start
+    both = zip(frames.images, by_image(targets, len(frames.images)), strict=True)
+    masks = [compose(image.shape[:2], found)[0] for image, found in both]
+    return replace(_scored(frames, masks, len(targets), seconds), unlabeled=len(skipped)), placed
+
+
+def measure_reference(frames: Frames, placed: Sequence[PlacedTarget], trials: int, seed: int) -> Sample:
+    """Label the windows of these targets with the CPU reference and its dense CRF, on all cores, and score.
+
+    Raises
+    ------
+    InputError
+        The reference cannot run: pydensecrf is missing, or images are not 8-bit.
+    """
+    items = []
+    of_image = by_image(placed, len(frames.images))
+    for name, image, targets in zip(frames.names, frames.images, of_image, strict=True):
+        windows = tuple(target.window for target in targets)
+        items.append(replace(make_item(name, image, [], seed), windows=windows))
+    outcome = run(items, trials, "crf", None, seed)
+    masks = [outcome.masks[name] for name in frames.names]
+    return _scored(frames, masks, len(placed), outcome.seconds["total"])
+
+
+def _scored(frames: Frames, masks: Sequence[np.ndarray], targets: int, seconds: float) -> Sample:
+    scores = Scores()
+    for name, mask, truth in zip(frames.names, masks, frames.truth, strict=True):
+        scores.update(mask, truth, name)
+    result = scores.compute()
+    known = result.categories
+    of_category = tuple(known[name].iou if name in known else math.nan for name in CATEGORIES)
+    return Sample(result.iou, of_category, targets, seconds)
 
 
 @dataclass
-class Bench:
-    """What all tables of a run share, and the document they are gathered in."""
+class Tables:
+    """Data and options that all tables of a run share, and the document that collects them."""
 
     frames: Frames
     trials: int
@@ -116,7 +326,7 @@ class Bench:
     text: list[str] = field(default_factory=list)
 
     def publish(self, name: str, rows: Sequence[Row], text: str) -> None:
-        """Write a table's numbers and add it to the document, which is whole after every table."""
+        """Write a table's numbers and add it to the document, which is complete after every table."""
         write_rows(self.out / f"{name}.csv", rows)
         self.text.append(f"## {name}\n\n{text}\n")
         with atomic_path(self.out / "tables.md") as temporary:
@@ -124,37 +334,72 @@ class Bench:
         print(f"{name}: {self.out / f'{name}.csv'}", file=sys.stderr, flush=True)
 
 
-def measure_makers(bench: Bench) -> None:
-    """The table "makers", also printed.
+def plot_sweep(sweep: Sweep, results: Sequence[tuple[Setting, Measured]]) -> Figure:
+    """Plot IoU over the swept quantity: a curve per name, with error bars of one standard deviation."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for place, name in enumerate(dict.fromkeys(setting.name for setting, _ in results)):
+        own = [(setting.x, measured) for setting, measured in results if setting.name == name]
+        color, marker = _STYLES[place % len(_STYLES)]
+        axes.errorbar(
+            [x for x, _ in own],
+            [measured.iou for _, measured in own],
+            np.nan_to_num([measured.spread for _, measured in own]),
+            label=name,
+            color=color,
+            marker=marker,
+            markersize=5,
+            linewidth=1.5,
+            elinewidth=1,
+            capsize=3,
+        )
+    ticks = sorted({setting.x for setting, _ in results})
+    if sweep.log:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel=sweep.xlabel, ylabel="IoU of the pseudo masks")
+    axes.set_title(sweep.title, loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title=sweep.series, frameon=False)
+    return figure
 
-    All makers run seed by seed, the reference among them, so that a machine whose speed drifts does so for
+
+TABLES = ("makers", *SWEEPS)
+
+
+def measure_makers(tables: Tables) -> None:
+    """Measure and print the table "makers".
+
+    The settings and the reference take turns seed by seed, so that a machine whose speed drifts does so for
     all of them.
     """
     settings, left_out = [], []
-    for setting in maker_settings(bench.trials):
+    for setting in maker_settings(tables.trials):
         try:
-            warm_up(setting.config, bench.device)
+            warm_up(setting.config, tables.device)
             settings.append(setting)
         except InputError as error:
             left_out.append(f"{setting.name} ({setting.supervision}) is left out: {error}")
     samples: list[list[Sample]] = [[] for _ in settings]
     reference: list[Sample] = []
-    with Progress("makers", (len(settings) + 1) * bench.seeds, "run") as progress:
-        for seed in range(bench.seeds):
+    with Progress("makers", (len(settings) + 1) * tables.seeds, "run") as progress:
+        for seed in range(tables.seeds):
             windows: list[PlacedTarget] = []
             for setting, own in zip(settings, samples, strict=True):
-                sample, placed = measure(bench.frames, setting, seed, bench.device)
+                sample, placed = measure(tables.frames, setting, seed, tables.device)
                 own.append(sample)
-                if setting.name == PAPER_MAKER and setting.as_published:
+                if setting.name == PAPER and setting.as_published:
                     windows = placed
                 progress.advance(1)
             try:
-                reference.append(measure_reference(bench.frames, windows, bench.trials, seed))
+                reference.append(measure_reference(tables.frames, windows, tables.trials, seed))
             except InputError as error:
                 if not seed:
                     left_out.append(f"{_REFERENCE} is left out: {error}")
             progress.advance(1)
-    peer = Measured(reference) if reference else None
+    baseline = Measured(reference) if reference else None
     rows = []
     for setting, own in zip(settings, samples, strict=True):
         printed = PRINTED.get(setting.name) if setting.as_published else None
@@ -163,54 +408,36 @@ def measure_makers(bench: Bench) -> None:
             "supervision": setting.supervision,
             "category": setting.category,
         }
-        rows.append(_compared(cells, Measured(own), peer, printed))
-    if peer:
+        rows.append(_compared(cells, Measured(own), baseline, printed))
+    if baseline:
         cells = {"maker": _REFERENCE, "supervision": "point", "category": "given"}
-        rows.append(_compared(cells, peer, peer, None))
-    text = "\n\n".join([_makers_table(rows), _legend(bench), *left_out])
-    bench.publish("makers", rows, text)
+        rows.append(_compared(cells, baseline, baseline, None))
+    text = "\n\n".join([_makers_table(rows), _legend(tables), *left_out])
+    tables.publish("makers", rows, text)
     print(text, flush=True)
 
 
-def measure_sweep(bench: Bench, name: str, sweep: Sweep) -> None:
-    """One table over one quantity, and its plot."""
-    settings = sweep.settings(bench.trials)
+def measure_sweep(tables: Tables, name: str, sweep: Sweep) -> None:
+    """Measure one table over one quantity, and plot it."""
+    settings = sweep.settings(tables.trials)
     results = []
-    with Progress(name, len(settings) * bench.seeds, "run") as progress:
+    with Progress(name, len(settings) * tables.seeds, "run") as progress:
         for setting in settings:
-            warm_up(setting.config, bench.device)
+            warm_up(setting.config, tables.device)
             samples = []
-            for seed in range(bench.seeds):
-                samples.append(measure(bench.frames, setting, seed, bench.device)[0])
+            for seed in range(tables.seeds):
+                samples.append(measure(tables.frames, setting, seed, tables.device)[0])
                 progress.advance(1)
             results.append((setting, Measured(samples)))
-    rows: list[Row] = [{sweep.series: s.name, sweep.x: s.x, **_numbers(measured)} for s, measured in results]
-    curves: dict[str, Curve] = {}
-    for setting, measured in results:
-        curve = curves.setdefault(setting.name, Curve(setting.name, [], [], []))
-        curve.x.append(setting.x)
-        curve.mean.append(measured.iou)
-        curve.spread.append(measured.spread)
-    figure = plot_sweep(
-        [*curves.values()], title=sweep.title, xlabel=sweep.xlabel, legend=sweep.series, log=sweep.log
-    )
-    save_plot(figure, bench.out / f"{name}.png")
-    bench.publish(name, rows, f"{_sweep_table(sweep, rows)}\n\n![{sweep.title}]({name}.png)")
-
-
-def _numbers(measured: Measured) -> Row:
-    return {
-        "iou": measured.iou,
-        "iou_sd": measured.spread,
-        **{f"iou_{name}": value for name, value in measured.of_category.items()},
-        "targets_per_s": measured.rate,
-        "unlabelled": measured.unlabelled,
-    }
+    rows: list[Row] = [{sweep.series: s.name, sweep.x: s.x, **own.numbers()} for s, own in results]
+    with atomic_path(tables.out / f"{name}.png") as temporary:
+        plot_sweep(sweep, results).savefig(temporary, dpi=150)
+    tables.publish(name, rows, f"{_sweep_table(sweep, rows)}\n\n![{sweep.title}]({name}.png)")
 
 
 def _compared(cells: Row, measured: Measured, reference: Measured | None, printed: float | None) -> Row:
     ratio = measured.rate / reference.rate if reference else None
-    return cells | _numbers(measured) | {"ratio_to_reference": ratio, "printed": printed}
+    return cells | measured.numbers() | {"ratio_to_reference": ratio, "printed": printed}
 
 
 def _with_spread(row: Row) -> str:
@@ -234,12 +461,12 @@ def _makers_table(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
-def _legend(bench: Bench) -> str:
-    names = bench.frames.names
+def _legend(tables: Tables) -> str:
+    names = tables.frames.names
     same = len(names) == _PRINTED_IMAGES and all(re.fullmatch(r"Misc_\d+", name) for name in names)
     remark = _FITTED if same else "These values are not for the images measured here."
     return (
-        f"K = {bench.trials}. IoU: mean and standard deviation over {bench.seeds} seeds; then by category, "
+        f"K = {tables.trials}. IoU: mean and standard deviation over {tables.seeds} seeds; then by category, "
         "that of the targets' true areas. targets/s: placing, clustering and refining, without files, "
         "start-up and compilation; ratio: to the CPU reference's in this run, on the same windows. "
         "category: that which the labels depend on, given = by the true area. paper: IoU printed by Li et "
@@ -270,7 +497,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the tables; 2 for bad input, with one line that says what is wrong."""
+    """Measure and write the tables; return 0, or 2 for bad input with one line that says what is wrong."""
     options = _arguments(arguments)
     try:
         _measure(options, sys.argv[1:] if arguments is None else arguments)
@@ -285,7 +512,7 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     if unknown := [name for name in chosen if name not in TABLES]:
         raise InputError(f"--only {unknown[0]!r}: use some of {', '.join(TABLES)}")
     if options.seeds < 1 or options.trials < 1:
-        raise InputError(f"--seeds is {options.seeds}, --trials is {options.trials}: give at least 1 of each")
+        raise InputError(f"--seeds is {options.seeds}, --trials is {options.trials}: give 1 or more of each")
     device = pick_device(options.device)
     images, truth = read_set(options.images, options.masks, options.list)
     frames = Frames(list(images), list(images.values()), [truth[name] for name in images])
@@ -294,14 +521,14 @@ def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError(f"{options.masks}: no mask holds a target; check the folder")
     command = shlex.join(["python", "-m", "mclc_gpu.bench.label_tables", *arguments])
     about = f"{len(frames.names)} images, {targets} targets. {machine(device)}. {versions()}."
-    bench = Bench(frames, options.trials, options.seeds, device, options.out)
-    bench.text.append(f"# Pseudo masks\n\n```sh\n{command}\n```\n\n{about}\n")
+    tables = Tables(frames, options.trials, options.seeds, device, options.out)
+    tables.text.append(f"# Pseudo masks\n\n```sh\n{command}\n```\n\n{about}\n")
     start = time.perf_counter()
     for name in TABLES:
         if name == "makers" and name in chosen:
-            measure_makers(bench)
+            measure_makers(tables)
         elif name in chosen:
-            measure_sweep(bench, name, SWEEPS[name])
+            measure_sweep(tables, name, SWEEPS[name])
     print(f"all in {time.perf_counter() - start:.0f} s: {options.out / 'tables.md'}", file=sys.stderr)
 
 

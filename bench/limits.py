@@ -1,29 +1,18 @@
 """Roofline of the kernels: operations and bytes counted, peak rates measured."""
 
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
-import triton
-import triton.language as tl
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from mclc_gpu.bench.compare import Row
+from mclc_gpu.bench.compare import Row, clocked
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.synthetic import scene
-from mclc_gpu.kernels.backend import processors
 from mclc_gpu.kernels.components import component_windows, vote_components
 from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.kernels.crf import dense_crf, window_colors
-from mclc_gpu.kernels.ir_cpu import WIDEST, Vectors
 from mclc_gpu.kernels.jit_cpu import compiled, float_bits
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
@@ -32,40 +21,40 @@ from mclc_gpu.kernels.trials_cpu import allocate, assign, palette, restart, sett
 from mclc_gpu.labels.config import PRESETS
 from mclc_gpu.labels.windows import place_targets
 
-# Of a pixel and a centre that reaches it (eq. 2, 3): five differences, their squares and sums, one weight;
-# a comparison, two choices.
+# Operations per pixel and center that reaches it (eq. 2, 3): five differences, their squares and sums, one
+# weight; a comparison, two choices.
 _ASSIGN = {False: 5 + 6 + 4 + 3, True: 5 + 6 + 3}  # fused or not
-# Of a pixel: ten rounds of Philox (two products of 64 bits, four exclusive ors); three thresholds, choices.
+# Per pixel: ten rounds of Philox (two products of 64 bits, four exclusive ors); three thresholds, choices.
 _NOISE = 10 * (4 + 4) + 3 * 3
-# Of a pixel and a subset of replaced channels, once per window: three curves of the linear light, matrix,
+# Per pixel and subset of replaced channels, once per window: three curves of the linear light, matrix,
 # three cube roots, CIELAB.
-_COLOUR = 3 * 30 + 15 + 3 * 20 + 6 + 3
-# Of a pixel: pixels, rows, columns, three colours of its cluster (eq. 4).
+_COLOR = 3 * 30 + 15 + 3 * 20 + 6 + 3
+# Per pixel: pixels, rows, columns, three colors of its cluster (eq. 4).
 _UPDATE = 6
-# Of a pixel: one look in raster order; four neighbours, each compared, chosen and taken into the queue.
+# Per pixel: one visit in raster order; four neighbors, each compared, chosen and queued.
 _FLOOD = 1 + 4 * 3
-# Of a pixel: compared with the click's label and counted.
+# Per pixel: compared with the click's label and counted.
 _COUNT = 2
-# Of a pair of pixels: 2^-x as a polynomial on the CPU, one instruction on a GPU.
+# Per pair of pixels: 2^-x as a polynomial on the CPU, one instruction on a GPU.
 _POWER = {"cpu": 11, "cuda": 1}
 
 
 class Work(NamedTuple):
-    """Of one kernel or stage."""
+    """Least operations and bytes of a kernel or stage."""
 
     operations: float
     bytes: float
 
 
 class Steps(NamedTuple):
-    """What all trials together go through.
+    """Steps of all trials together.
 
     Attributes
     ----------
     pixels : int
         Trials x pixels.
     pairs : int
-        Pixels x centres that reach them, over all assignments.
+        Pixels x centers that reach them, over all assignments.
     updated : int
         Pixels, over all updates.
     """
@@ -110,7 +99,7 @@ def _replay(
 def trial_steps(
     images: PackedImages, windows: Windows, keys: torch.Tensor, config: TrialConfig, trials: int
 ) -> Steps:
-    """Steps of the first trials of every target; arguments as of `mclc_gpu.kernels.trials.run_trials`."""
+    """Count the steps of the first trials of every target; see `mclc_gpu.kernels.trials.run_trials`."""
     centres, grids = trial_grids(windows, config.clusters)
     byte = images.data.dtype == torch.uint8
     return Steps(
@@ -122,13 +111,13 @@ def trial_steps(
 
 
 def trial_work(steps: Steps, images: PackedImages, windows: Windows, fused: bool) -> dict[str, Work]:
-    """Of the Monte Carlo pass by stage; windows are read and counts written once."""
+    """Return the work of the Monte Carlo pass by stage; windows are read and counts written once."""
     sizes = windows.sizes
     *_, channels = images.table.cpu()[windows.image].unbind(1)
     read = int((sizes * channels).sum()) * images.data.element_size()
-    colours = 8 * _COLOUR * int(sizes.sum())
+    colors = 8 * _COLOR * int(sizes.sum())
     return {
-        "noise and colours": Work(_NOISE * steps.pixels + colours, read),
+        "noise and colors": Work(_NOISE * steps.pixels + colors, read),
         "assignment": Work(_ASSIGN[fused] * steps.pairs, 0),
         "update": Work(_UPDATE * steps.updated, 0),
         "connectivity, counts": Work((_FLOOD + _COUNT) * steps.pixels, 4 * int(sizes.sum())),
@@ -136,11 +125,11 @@ def trial_work(steps: Steps, images: PackedImages, windows: Windows, fused: bool
 
 
 def crf_work(windows: torch.Tensor, features: int, config: CrfConfig, device: torch.device) -> Work:
-    """Of the dense CRF with two classes on windows [windows, 2] of height and width.
+    """Return the work of the dense CRF with two classes on windows [windows, 2] of height and width.
 
-    A weight is made once for both directions of its pair (`features` are the position's two and one or three
-    colours), and is added to two sums in the normalisation and in every iteration; the smoothness kernel is
-    separable. Probabilities and colours are read, probabilities written.
+    A weight is computed once for both directions of its pair (`features` are the position's two and one or
+    three colors), and is added to two sums in the normalization and in every iteration; the smoothness kernel
+    is separable. Probabilities and colors are read, probabilities written.
     """
     sizes = windows.prod(1).double()
     pairs = float((sizes * (sizes + 1) / 2).sum())
@@ -152,7 +141,7 @@ def crf_work(windows: torch.Tensor, features: int, config: CrfConfig, device: to
 
 
 def slic_work(height: int, width: int, segments: int, iterations: int, channels: int, fused: bool) -> Work:
-    """Of SLIC on one image, all iterations with the windows of the start grid, without connectivity."""
+    """Return the work of SLIC on one image: all iterations in the start grid's windows, no connectivity."""
     ys, xs, _, _ = grid_centres(height, width, segments)
     step_y, step_x = window_steps(height, width, len(ys))
     rows = np.minimum(ys + 2 * step_y + 1, height) - np.maximum(ys - 2 * step_y, 0)
@@ -165,116 +154,70 @@ def slic_work(height: int, width: int, segments: int, iterations: int, channels:
 
 
 def component_work(pixels: int, targets: int, levels: int, data_bytes: int) -> Work:
-    """Of the vote of components: each pixel looks at four neighbours for the level at which it joins the
-    target (a minimum and a maximum each) and is added to six sums of its level; each level is scored (some
-    forty operations). Windows are read, TPMs written."""
+    """Return the work of the component vote.
+
+    Each pixel compares four neighbors for the level at which it joins the target (a minimum and a maximum
+    each) and is added to six sums of its level; each level is scored (some forty operations). Windows are
+    read, TPMs written.
+    """
     return Work(pixels * (4 * 2 + 6) + targets * levels * 40, data_bytes + 4 * pixels)
 
 
-_CHAINS = 8  # of each kind: enough to hide the latency of an addition or a product
-_ROUNDS = 1 << 18
-_COPIED = 1 << 25  # bytes per thread: past the caches
 _REPEATS = 15
-_UNROLLED = tl.constexpr(16)
-_BLOCK = 1024  # eight chains in each of 128 threads
 
 
-@intrinsic
-def _arithmetic(typingctx: Any, rounds: Any, factor: Any, addend: Any) -> Any:
-    """Rounds of `_CHAINS` products and as many additions of whole vectors; something of the result."""
+@dataclass(frozen=True)
+class Scale:
+    """Amounts of work that the roofline measures.
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(builder, WIDEST)
-        factors, addends = v.splat(args[1]), v.splat(args[2])
-        products = [cgutils.alloca_once_value(builder, v.constant(1.0 + i)) for i in range(_CHAINS)]
-        sums = [cgutils.alloca_once_value(builder, v.constant(1.0 + i)) for i in range(_CHAINS)]
-        with cgutils.for_range(builder, args[0]):
-            for product, total in zip(products, sums, strict=True):
-                builder.store(builder.fmul(builder.load(product), factors), product)
-                builder.store(builder.fadd(builder.load(total), addends), total)
-        result = v.constant(0.0)
-        for value in (*products, *sums):
-            result = builder.fadd(result, builder.load(value))
-        return builder.extract_element(result, ir.Constant(v.integer, 0))
+    Attributes
+    ----------
+    scenes, trials : int
+        Synthetic images, and trials of each of their targets.
+    side, segments : int
+        Side of the image that SLIC segments, in pixels, and its segments.
+    matrix : int
+        Side of the matrices whose product measures operations per second.
+    copied : int
+        Bytes that a copy moves, past the caches, for each thread; on CUDA devices for each of eight.
+    """
 
-    return types.float32(types.int64, types.float32, types.float32), generate
-
-
-@compiled()
-def _compute(rounds: Any, factor: Any, addend: Any) -> Any:
-    return _arithmetic(rounds, factor, addend)
-
-
-@triton.jit
-def fma_kernel(p_out, rounds, factor, addend, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201
-    """rounds x UNROLLED fused multiply-adds on each of BLOCK numbers, which begin as 0, 1, ..."""
-    place = tl.arange(0, BLOCK)
-    x = place.to(tl.float32)
-    factors = x * 0.0 + factor
-    addends = x * 0.0 + addend
-    for _ in range(rounds):
-        for _ in tl.static_range(UNROLLED):
-            x = tl.fma(x, factors, addends)
-    tl.store(p_out + tl.program_id(0) * BLOCK + place, x)
+    scenes: int = 100
+    trials: int = 50
+    side: int = 512
+    segments: int = 1000
+    matrix: int = 2048
+    copied: int = 1 << 25
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = _REPEATS) -> float:
-    """Least wall-clock time of some work on a device, after one call to warm up.
+    """Return the least wall-clock time of some work on a device, after one call to warm up.
 
-    The least, because peak and work are compared: others on the machine only ever add to either.
+    The least, because peak and work are compared: other processes only ever add to either.
     """
-    taken = []
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+    run = clocked(work, device)
+    return min([run() for _ in range(repeats + 1)][1:])
 
 
-def operations_peak(device: torch.device) -> float:
-    """32-bit operations per second: on the CPU additions and products in vectors, over all threads; on CUDA
-    fused multiply-adds, each counted once."""
-    if device.type == "cuda":
-        programs = 16 * processors(device)
-        out = torch.empty(programs * _BLOCK, device=device)
-        rounds = _ROUNDS >> 6
+def operations_peak(device: torch.device, side: int) -> float:
+    """Measure 32-bit operations per second by the product of two matrices.
 
-        def work() -> None:
-            fma_kernel[(programs,)](out, rounds, 0.999, 0.5, UNROLLED=_UNROLLED, BLOCK=_BLOCK, num_warps=4)
-
-        return programs * _BLOCK * rounds * _UNROLLED.value / seconds_of(work, device)
-    threads = numba.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        numbers = np.int64(_ROUNDS), np.float32(0.999), np.float32(0.5)
-        seconds = seconds_of(lambda: list(pool.map(lambda _: _compute(*numbers), range(threads))), device)
-    return threads * _ROUNDS * 2 * _CHAINS * WIDEST / seconds
+    A fused multiply-add counts as one operation: an addition or a product alone takes as long.
+    """
+    a, b = torch.ones(2, side, side, device=device)
+    return side**3 / seconds_of(lambda: a @ b, device)
 
 
-def bytes_peak(device: torch.device) -> float:
-    """Bytes per second of a copy, read and written ones together, over all threads."""
-    if device.type == "cuda":
-        source = torch.zeros(_COPIED * 8, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        return 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)
-    threads = numba.get_num_threads()
-    pairs = [(np.zeros(_COPIED, np.uint8), np.ones(_COPIED, np.uint8)) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        seconds = seconds_of(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs)), device)
-    return 2 * threads * _COPIED / seconds
-
-
-_SCENES = 100
-_TRIALS = 50
-_SIDE = 512
-_SEGMENTS = 1000
+def bytes_peak(device: torch.device, count: int) -> float:
+    """Measure bytes per second of a copy, read and written ones together."""
+    threads = 8 if device.type == "cuda" else torch.get_num_threads()
+    source = torch.zeros(count * threads, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)
 
 
 class Targets(NamedTuple):
-    """Packed images on a device, and the paper's windows around the targets in them."""
+    """Packed images on a device, and the paper's windows around their targets."""
 
     images: PackedImages
     windows: Windows
@@ -282,31 +225,32 @@ class Targets(NamedTuple):
     clicks: torch.Tensor  # int64 [targets, 3]: image, row, column
 
 
-def roofline(device: torch.device) -> list[Row]:
-    """Operations, bytes, floors and measured time of every kernel on synthetic targets.
+def roofline(device: torch.device, scale: Scale = Scale()) -> list[Row]:
+    """Compare the measured time of every kernel on synthetic targets with floors by operations and bytes.
 
     Parameters
     ----------
     device : torch.device
-        Where the kernels run: the CPU backend or, on "cuda", Triton.
+        Device of the kernels: the CPU backend or, on "cuda", Triton.
+    scale : Scale, optional
 
     Returns
     -------
     list of Row, one for each kernel and each stage of the trials, all with these columns
         kernel, work (str): the stage and what it was run on.
-        operations, bytes (float): least operations (32-bit, see `counts`) and least bytes moved.
+        operations, bytes (float): least operations (32-bit) and least bytes moved.
         operations_s, bytes_s (float): their floors in seconds, at the peaks of the last two rows.
         seconds (float or None): least measured time, with the launch; None for stages of a kernel.
         share (float or None): the larger floor over the measured time, 0..1.
         bound (str): "operations" or "bytes", whichever floor is larger.
         The last two rows are the measured peaks: their operations or bytes are per second.
     """
-    peaks = operations_peak(device), bytes_peak(device)
-    targets = _targets(device)
+    peaks = operations_peak(device, scale.matrix), bytes_peak(device, scale.copied)
+    targets = _targets(device, scale.scenes)
     rows = [
-        *_trial_rows(targets, device, peaks),
+        *_trial_rows(targets, device, peaks, scale.trials),
         _crf_row(targets, device, peaks),
-        _slic_row(device, peaks),
+        _slic_row(device, peaks, scale),
         _component_row(targets, device, peaks),
     ]
     empty = dict.fromkeys(list(rows[0])[2:])
@@ -332,10 +276,10 @@ def _row(kernel: str, work: str, least: Work, peaks: tuple[float, float], second
     }
 
 
-def _targets(device: torch.device) -> Targets:
-    made = [scene(0, i) for i in range(_SCENES)]
+def _targets(device: torch.device, scenes: int) -> Targets:
+    made = [scene(0, i) for i in range(scenes)]
     points = [[Point(t.x, t.y, t.category) for t in s.targets] for s in made]
-    names = [str(i) for i in range(_SCENES)]
+    names = [str(i) for i in range(scenes)]
     images = [s.image for s in made]
     placed, _ = place_targets(images, points, names, PRESETS["paper"], 0)
     windows = Windows.pack((p.image, *astuple(p.window), p.target) for p in placed)
@@ -344,14 +288,14 @@ def _targets(device: torch.device) -> Targets:
     return Targets(PackedImages.pack(images, device), windows, torch.tensor([p.key for p in placed]), clicks)
 
 
-def _trial_rows(targets: Targets, device: torch.device, peaks: tuple[float, float]) -> list[Row]:
+def _trial_rows(targets: Targets, device: torch.device, peaks: tuple[float, float], trials: int) -> list[Row]:
     config = TrialConfig()
     images, windows, keys, _ = targets
-    steps = trial_steps(images, windows, keys, config, _TRIALS)
+    steps = trial_steps(images, windows, keys, config, trials)
     stages = trial_work(steps, images, windows, device.type == "cuda")
-    seconds = seconds_of(lambda: run_trials(images, windows, keys, config, _TRIALS), device)
+    seconds = seconds_of(lambda: run_trials(images, windows, keys, config, trials), device)
     whole = Work(sum(w.operations for w in stages.values()), sum(w.bytes for w in stages.values()))
-    title = f"{len(windows)} targets, {_TRIALS} trials"
+    title = f"{len(windows)} targets, {trials} trials"
     return [
         _row("trials", title, whole, peaks, seconds),
         *(_row(f"trials: {stage}", title, least, peaks, None) for stage, least in stages.items()),
@@ -369,18 +313,19 @@ def _crf_row(targets: Targets, device: torch.device, peaks: tuple[float, float])
     return _row("crf", f"{len(windows)} windows", least, peaks, seconds)
 
 
-def _slic_row(device: torch.device, peaks: tuple[float, float]) -> Row:
-    image = torch.from_numpy(scene(0, 0, size=(_SIDE, _SIDE)).image)[None, None].to(device)
-    image = image.expand(1, 3, _SIDE, _SIDE)
+def _slic_row(device: torch.device, peaks: tuple[float, float], scale: Scale) -> Row:
+    side, wanted = scale.side, scale.segments
+    image = torch.from_numpy(scene(0, 0, size=(side, side)).image)[None, None].to(device)
+    image = image.expand(1, 3, side, side)
 
     def segments(iterations: int) -> torch.Tensor:
-        return slic(image, _SEGMENTS, max_iterations=iterations, enforce_connectivity=False)
+        return slic(image, wanted, max_iterations=iterations, enforce_connectivity=False)
 
     iterations = 10
     while iterations > 1 and torch.equal(segments(iterations - 1), segments(iterations)):
         iterations -= 1
-    least = slic_work(_SIDE, _SIDE, _SEGMENTS, iterations, 3, device.type == "cuda")
-    title = f"{_SIDE}x{_SIDE}, {_SEGMENTS} segments, {iterations} iterations"
+    least = slic_work(side, side, wanted, iterations, 3, device.type == "cuda")
+    title = f"{side}x{side}, {wanted} segments, {iterations} iterations"
     return _row("slic", title, least, peaks, seconds_of(lambda: segments(iterations), device))
 
 

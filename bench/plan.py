@@ -1,4 +1,4 @@
-"""What labelling N images takes, by rates measured here on a few: hours by stage, disk space, memory."""
+"""Plan the labeling of N images from rates measured on a few: hours by stage, disk space, memory."""
 
 import math
 import multiprocessing
@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mclc_gpu.bench.command import PLAN, BenchJob
 from mclc_gpu.bench.compare import circumstances, machine, markdown, rounded
-from mclc_gpu.bench.dataset import open_ground
+from mclc_gpu.bench.config import BenchOptions
+from mclc_gpu.bench.dataset import open_context
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.files import write_json
+from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.labels.config import LabelOptions, preset
 from mclc_gpu.labels.run import STAGES, Inputs, label_dataset
 
+PLAN = "plan.json"  # in the output folder
 PRESETS = ("default", "paper")
 COMPUTE, FILES = ("cluster", "refine"), ("read", "write")
 _RUNS, _LEAST_IMAGES = 3, 512
@@ -27,14 +29,20 @@ _NIGHT = 10  # hours
 
 @dataclass(frozen=True)
 class Rates:
-    """What one process of `label` was measured to take.
+    """Measured rates of one process of `label`.
 
-    Attributes:
-        images, targets: That were labelled.
-        seconds: Of each stage, by its own clock, and "total", that of the whole without start-up.
-        read_bytes: Of the image files.
-        written_bytes, written_blocks: Of masks and TPMs: their lengths, and what they take on this disk.
-        memory_bytes: The process's largest resident memory; None where the system does not tell.
+    Attributes
+    ----------
+    images, targets : int
+        Number labeled.
+    seconds : mapping of str to float
+        Of each stage, by its own clock, and "total", that of the whole run without start-up.
+    read_bytes : int
+        Of the image files.
+    written_bytes, written_blocks : int
+        Of masks and TPMs: their lengths, and what they occupy on this disk, in bytes.
+    memory_bytes : int or None
+        Largest resident memory of the process; None where the system does not tell.
     """
 
     images: int
@@ -48,15 +56,23 @@ class Rates:
 
 @dataclass(frozen=True)
 class Plan:
-    """The same for `images` images.
+    """Rates scaled to `images` images.
 
-    Attributes:
-        hours: Of each stage, of all one after another ("sum"), with all stages at once on resources of their
-            own ("overlapped": the slowest stage's, with cluster and refine as one), and by the rate that the
-            whole was measured at ("measured").
-        bound: What sets the overlapped time: "read", "device" (cluster and refine) or "write".
-        devices: How many devices like this one label as fast as this machine reads and writes.
-        read_bytes, written_bytes, written_blocks: On disk; files: how many are written.
+    Attributes
+    ----------
+    images : int
+    hours : dict of str to float
+        Of each stage; of all one after another ("sum"); with all stages at once on resources of their own
+        ("overlapped": the slowest stage's, with cluster and refine as one); and at the measured rate of the
+        whole run ("measured").
+    bound : str
+        What sets the overlapped time: "read", "device" (cluster and refine) or "write".
+    devices : float
+        Number of devices like this one that label as fast as this machine reads and writes.
+    read_bytes, written_bytes, written_blocks : float
+        On disk.
+    files : int
+        Number of files written.
     """
 
     images: int
@@ -70,7 +86,7 @@ class Plan:
 
 
 def make_plan(rates: Rates, images: int) -> Plan:
-    """Scale measured rates to so many images."""
+    """Scale measured rates to a number of images."""
     scale = images / rates.images
     hours = {name: seconds * scale / 3600 for name, seconds in rates.seconds.items() if name in STAGES}
     device = sum(hours[name] for name in COMPUTE)
@@ -94,37 +110,35 @@ def make_plan(rates: Rates, images: int) -> Plan:
     )
 
 
-def run_plan(job: BenchJob, images: int) -> dict[str, Any]:
-    """Measure the stages, print the plan for so many images and write it to plan.json, which is returned."""
-    print("plan: labelling", file=sys.stderr, flush=True)
-    with open_ground(job.images, job.masks, job.names, job.device, job.quick) as ground:
-        files = {name: image for name, (image, _) in ground.pairs.items()}
-        points = dict(zip(ground.frames.names, ground.frames.points(0), strict=True))
-        sizes = [image.shape[:2] for image in ground.frames.images]
-        repeats = 1 if job.quick else -(-_LEAST_IMAGES // len(files))
-        rates = {
-            name: _measured(files, points, name, str(job.device), repeats, 1 if job.quick else _RUNS)
-            for name in PRESETS
-        }
-        source = ground.source
+def run_plan(options: BenchOptions, command: str = "mclc-gpu bench") -> dict[str, Any]:
+    """Measure the stages, print the plan for `options.plan` images, write it to plan.json and return it."""
+    images, device, quick = options.plan or 1, pick_device(options.device), options.quick
+    print("plan: labeling", file=sys.stderr, flush=True)
+    with open_context(options.images, options.masks, options.list, device, quick) as context:
+        files = {name: image for name, (image, _) in context.pairs.items()}
+        points = dict(zip(context.frames.names, context.frames.points(0), strict=True))
+        sizes = [image.shape[:2] for image in context.frames.images]
+        repeats, runs = (1, 1) if quick else (-(-_LEAST_IMAGES // len(files)), _RUNS)
+        rates = {name: _measured(files, points, name, str(device), repeats, runs) for name in PRESETS}
+        source = context.source
     plans = {name: make_plan(own, images) for name, own in rates.items()}
-    account = {
-        **circumstances(job.device, job.command),
+    summary = {
+        **circumstances(device, command),
         "frames": source,
         "rates": {name: asdict(own) for name, own in rates.items()},
         "plans": {name: asdict(own) for name, own in plans.items()},
     }
-    write_json(job.out / PLAN, account)
+    write_json(options.out / PLAN, summary)
     pixels = statistics.fmean(height * width for height, width in sizes)
     print(f"Plan for {images:,} images of {pixels / 1e6:.3f} megapixels on average, like {source}.")
-    print(f"Rates measured with one process on {machine(job.device)}.\n")
+    print(f"Rates measured with one process on {machine(device)}.\n")
     print(_table(rates, plans))
     for name in PRESETS:
         trials = preset(name).trials
         print(f"\n{name}, K = {trials}:" if trials else f"\n{name}:")
-        print(_text(rates[name], plans[name], job.device.type))
-    print(f"\nwritten to {job.out / PLAN}")
-    return account
+        print(_text(rates[name], plans[name], device.type))
+    print(f"\nwritten to {options.out / PLAN}")
+    return summary
 
 
 def _measured(
@@ -135,7 +149,7 @@ def _measured(
     repeats: int,
     runs: int,
 ) -> Rates:
-    """Label the files, each `repeats` times, in a process of its own; the run of the median total."""
+    """Label the files, each `repeats` times, in a process of its own; return the run of the median total."""
     pairs = [(f"{stem}_{n}", stem) for n in range(repeats) for stem in files]
     images = {copy: files[stem] for copy, stem in pairs}
     clicks = {copy: points[stem] for copy, stem in pairs}
@@ -164,7 +178,7 @@ def _measured(
 def _labelled(
     images: Mapping[str, Path], points: Mapping[str, Sequence[Point]], out: Path, name: str, device: str
 ) -> tuple[dict[str, Any], int | None]:
-    """label.json of a run in this process, and the most memory that the process had."""
+    """Label in this process; return the summary and the largest memory that the process had."""
     options = LabelOptions(images=out.parent, out=out, config=preset(name), device=device)
     summary = label_dataset(options, Inputs(images, points)).summary
     try:
@@ -193,7 +207,7 @@ def _table(rates: Mapping[str, Rates], plans: Mapping[str, Plan]) -> str:
 
 
 def _text(rates: Rates, plan: Plan, kind: str) -> str:
-    """What the numbers mean, line by line."""
+    """Explain the numbers line by line."""
     device = sum(rates.seconds[stage] for stage in COMPUTE)
     longest = {"read": "read", "device": "cluster and refine", "write": "write"}[plan.bound]
     what = "GPU" if kind == "cuda" else "processor"

@@ -1,11 +1,9 @@
-"""The published label maker from scikit-image and pydensecrf, on all cores: the peer of the kernels.
+"""The published label procedure with scikit-image and pydensecrf on all cores: the kernels' CPU reference.
 
-The procedure is that of Li et al. (ICCV 2023): per target K trials of salt noise and SLIC in a window, the
-cluster under the click kept, the trials averaged, the average refined by a dense CRF. Written for speed: one
-task per image, one single-threaded process per core, the noise of all trials of a window drawn at once, and
-the crop made floating point once instead of inside every call of `slic`.
-
-    python -m mclc_gpu.bench.reference --images DIR --masks DIR [--list TXT] [--refine threshold]
+The procedure is that of Li et al. (ICCV 2023): per target K trials of salt noise and SLIC in a window; the
+cluster under the click is kept, the trials are averaged, and the average is refined by a dense CRF. Written
+for speed: one task per image, one single-threaded process per core, the noise of all trials of a window drawn
+at once, and the crop converted to floating point once instead of inside every call of `slic`.
 """
 
 import multiprocessing
@@ -28,24 +26,27 @@ from mclc_gpu.data.annotations import Point
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.windows import Window, draw_window, name_key
 
-SALT = 0.05  # share of the values of each channel that become 1
+SALT = 0.05  # share of the values of each channel that are set to 1
 CLUSTERS = 9
 COMPACTNESS = 20
 THRESHOLD = 0.7
 REFINEMENTS = ("crf", "threshold")
-_UNARY_FLOOR = 1e-5  # probabilities below it count as it: -log(0) has no place in a CRF
+_UNARY_FLOOR = 1e-5  # least probability, since -log(0) is infinite
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-_everyone: Any = None  # in a process of a pool, the barrier of all of them
+_barrier: Any = None  # in a process of a pool, the barrier of all its processes
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to be labelled.
+    """An image to label.
 
-    Attributes:
-        name: Of the image, without extension; keys the noise together with the seed. Different in each item.
-        image: uint8 [H, W, 3].
-        windows: One per target, inside the image.
+    Attributes
+    ----------
+    name : str
+        Name without extension, different in each item; keys the noise together with the seed.
+    image : uint8 [H, W, 3]
+    windows : tuple of Window
+        One per target, inside the image.
     """
 
     name: str
@@ -55,14 +56,18 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `run` made and how long it took.
+    """Result of `run`.
 
-    Attributes:
-        masks: Item name -> bool [H, W].
-        trials: Number of trials of all targets.
-        seconds: "total" is the wall clock from the first item to the last mask; "cluster" and "refine" are
-            the times spent in these stages, summed over the processes and divided by their number. Starting
-            the processes and importing the libraries in them is not counted.
+    Attributes
+    ----------
+    masks : dict of str to bool [H, W]
+        By the items' names.
+    trials : int
+        Trials of all targets.
+    seconds : dict of str to float
+        "total" is the wall clock from the first item to the last mask; "cluster" and "refine" are the times
+        spent in these stages, summed over the processes and divided by their number. Starting the processes
+        and importing the libraries in them is not counted.
     """
 
     masks: dict[str, NDArray[np.bool_]]
@@ -71,20 +76,26 @@ class Outcome:
 
 
 def make_item(name: str, image: NDArray[Any], points: Sequence[Point], seed: int) -> Item:
-    """An item with windows drawn by the published rule.
+    """Make an item with windows drawn by the published rule.
 
-    Args:
-        name: Name of the image, without extension.
-        image: uint8 [H, W] or [H, W, 3].
-        points: One per target, each with its category.
-        seed: Of the windows.
+    Parameters
+    ----------
+    name : str
+        Name of the image, without extension.
+    image : uint8 [H, W] or [H, W, 3]
+    points : sequence of Point
+        One per target, each with its category.
+    seed : int
+        Seed of the windows.
 
-    Raises:
-        InputError: The image is not 8-bit gray or RGB; or see `draw_window`.
+    Raises
+    ------
+    InputError
+        The image is not 8-bit gray or RGB; or see `mclc_gpu.labels.windows.draw_window`.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise InputError(
-            f"{name}: {image.dtype} {image.shape} is no 8-bit gray or RGB image: convert it to one"
+            f"{name}: {image.dtype} {image.shape} is not an 8-bit gray or RGB image: convert it to one"
         )
     rgb = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
     height, width = image.shape[:2]
@@ -96,7 +107,7 @@ def make_item(name: str, image: NDArray[Any], points: Sequence[Point], seed: int
 
 
 def cluster_windows(item: Item, trials: int, seed: int) -> list[NDArray[np.float32]]:
-    """Target probability maps (equation 9): per window, float32 [height, width] in [0, 1], 1 at the click."""
+    """Return the target probability maps (equation 9): per window float32 [h, w] in 0..1, 1 at the click."""
     return [_cluster(item, target, trials, seed) for target in range(len(item.windows))]
 
 
@@ -115,15 +126,20 @@ def _cluster(item: Item, target: int, trials: int, seed: int) -> NDArray[np.floa
 
 
 def refine_windows(item: Item, maps: Sequence[NDArray[np.float32]], refine: str) -> NDArray[np.bool_]:
-    """Mask of one image, bool [H, W]: the union of its targets' refined maps.
+    """Return the mask of one image, bool [H, W]: the union of its targets' refined maps.
 
-    Args:
-        item: Image and windows.
-        maps: One per window, from `cluster_windows`.
-        refine: "crf" (dense CRF, one mean-field step, most likely class) or "threshold" (probability >= 0.7).
+    Parameters
+    ----------
+    item : Item
+    maps : sequence of float32 [height, width]
+        One per window, from `cluster_windows`.
+    refine : {"crf", "threshold"}
+        Dense CRF (one mean-field step, most likely class), or probability >= 0.7.
 
-    Raises:
-        InputError: Unknown refinement, or pydensecrf needed and not installed.
+    Raises
+    ------
+    InputError
+        Unknown refinement, or pydensecrf is needed and not installed.
     """
     _check_refine(refine)
     mask = np.zeros(item.image.shape[:2], np.bool_)
@@ -137,23 +153,24 @@ def refine_windows(item: Item, maps: Sequence[NDArray[np.float32]], refine: str)
 
 
 def dense_crf(rgb: NDArray[np.uint8], probability: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Most likely class of each pixel after one mean-field step with the published potentials.
+    """Return bool [H, W], true where the target is the likelier class after one mean-field step.
 
-    Args:
-        rgb: uint8 [H, W, 3].
-        probability: float32 [H, W] in [0, 1], of the target.
+    Parameters
+    ----------
+    rgb : uint8 [H, W, 3]
+    probability : float32 [H, W]
+        Of the target, in 0..1.
 
-    Returns:
-        bool [H, W], true where the target is the likelier class.
-
-    Raises:
-        InputError: pydensecrf is not installed.
+    Raises
+    ------
+    InputError
+        pydensecrf is not installed.
     """
     height, width = probability.shape
     both = np.stack([1 - probability, probability]).reshape(2, -1).astype(np.float32)
     field = _densecrf_module().DenseCRF2D(width, height, 2)
     field.setUnaryEnergy(-np.log(np.maximum(both, np.float32(_UNARY_FLOOR))))
-    # pydensecrf's normalisation is symmetric unless told otherwise.
+    # pydensecrf normalizes symmetrically by default.
     field.addPairwiseGaussian(sxy=3, compat=3)
     field.addPairwiseBilateral(sxy=32, srgb=13, rgbim=np.ascontiguousarray(rgb), compat=10)
     background, target = np.asarray(field.inference(1))
@@ -181,35 +198,43 @@ def _densecrf_module() -> Any:
 def label_image(
     item: Item, trials: int = 50, seed: int = 0, refine: str = "crf"
 ) -> tuple[NDArray[np.bool_], list[NDArray[np.float32]]]:
-    """Mask of the image, bool [H, W], and the maps of its targets, float32 [height, width] each.
+    """Return the mask of the image, bool [H, W], and the maps of its targets, float32 [height, width] each.
 
-    Depends on the arguments alone: neither on other items nor on their order.
+    They depend on the arguments alone, neither on other items nor on their order.
     """
     maps = cluster_windows(item, trials, seed)
     return refine_windows(item, maps, refine), maps
 
 
 class ReferencePool:
-    """Started and warmed single-threaded processes, so that what is asked of them times the work alone.
+    """A context manager with started and warm single-threaded processes, so that calls time the work alone.
 
-    A context manager. Spawned, since the caller may hold threads (torch, OpenMP) that do not survive a fork.
+    The processes are spawned, since the caller may have threads (torch, OpenMP) that do not survive a fork.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Number of processes; default: one per core.
+    refine : {"crf", "threshold"}
+        Refinement in `label`.
+
+    Raises
+    ------
+    InputError
+        Unknown refinement, fewer than 1 worker, or pydensecrf is needed and not installed.
     """
 
     def __init__(self, workers: int | None = None, refine: str = "crf") -> None:
-        """`workers`: one per core unless told otherwise; `refine` is what `label` does.
-
-        Raises InputError: Unknown refinement, fewer than 1 worker, or pydensecrf needed and not installed.
-        """
         _check_refine(refine)
         self.workers, self.refine = _checked_workers(workers), refine
         context = multiprocessing.get_context("spawn")
         with _single_threads():
-            everyone = context.Barrier(self.workers)
-            self._pool = ProcessPoolExecutor(self.workers, context, _warm_up, (everyone, refine))
+            barrier = context.Barrier(self.workers)
+            self._pool = ProcessPoolExecutor(self.workers, context, _warm_up, (barrier, refine))
             list(self._pool.map(abs, range(self.workers)))
 
     def label(self, items: Sequence[Item], trials: int = 50, seed: int = 0) -> Outcome:
-        """Label all items. Raises InputError for fewer than 1 trial."""
+        """Label all items; raise InputError for fewer than 1 trial."""
         _check_trials(trials)
         start = time.perf_counter()
         work = partial(_timed_label, trials=trials, seed=seed, refine=self.refine)
@@ -226,11 +251,11 @@ class ReferencePool:
         )
 
     def each(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What the function returns in every process, called once in each."""
+        """Call a function once in every process and return the results."""
         return list(self._pool.map(partial(_once, function, arguments), range(self.workers)))
 
     def seconds(self, function: Callable[..., object], *items: Sequence[Any]) -> float:
-        """Wall clock for the function of every item; what it returns travels back, so let it be little."""
+        """Measure the wall clock of a function over all items; its results travel back, keep them small."""
         start = time.perf_counter()
         self._map(function, *items)
         return time.perf_counter() - start
@@ -252,10 +277,12 @@ class ReferencePool:
 def run(
     items: Sequence[Item], trials: int = 50, refine: str = "crf", workers: int | None = None, seed: int = 0
 ) -> Outcome:
-    """Label all items over `workers` processes, one per core unless told otherwise.
+    """Label all items over `workers` processes, by default one per core.
 
-    Raises:
-        InputError: Unknown refinement, fewer than 1 trial or worker, or pydensecrf needed and not installed.
+    Raises
+    ------
+    InputError
+        Unknown refinement, fewer than 1 trial or worker, or pydensecrf is needed and not installed.
     """
     _check_trials(trials)
     with ReferencePool(workers, refine) as pool:
@@ -271,7 +298,7 @@ def _timed_label(item: Item, trials: int, seed: int, refine: str) -> tuple[NDArr
 
 
 def cluster_alone(item: Item, trials: int, seed: int = 0) -> None:
-    """`cluster_windows` for its time alone."""
+    """Run `cluster_windows` for its time alone; the maps need not travel between processes."""
     cluster_windows(item, trials, seed)
 
 
@@ -281,21 +308,21 @@ def _crop(pixels: NDArray[Any], window: Window) -> NDArray[Any]:
 
 def _check_trials(trials: int) -> None:
     if trials < 1:
-        raise InputError(f"trials is {trials}: give at least 1")
+        raise InputError(f"trials is {trials}: give 1 or more")
 
 
 def _checked_workers(workers: int | None) -> int:
-    # Containers often grant fewer cores than the machine has; only Linux says which.
+    # Containers often grant fewer cores than the machine has; only Linux tells.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = cores if workers is None else workers
     if count < 1:
-        raise InputError(f"workers is {count}: give at least 1")
+        raise InputError(f"workers is {count}: give 1 or more")
     return count
 
 
 @contextmanager
 def _single_threads() -> Iterator[None]:
-    """What is started meanwhile uses one thread."""
+    """Make processes that are started meanwhile use one thread."""
     before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
     os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
     try:
@@ -308,16 +335,16 @@ def _single_threads() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _warm_up(everyone: Any, refine: str) -> None:
-    global _everyone
-    _everyone = everyone
+def _warm_up(barrier: Any, refine: str) -> None:
+    global _barrier
+    _barrier = barrier
     window = Window(top=0, left=0, height=16, width=16, click_row=8, click_column=8)
     label_image(Item("", np.zeros((16, 16, 3), np.uint8), (window,)), trials=1, refine=refine)
-    # No process takes an item before all can: the clock starts with every core at work.
-    everyone.wait()
+    # No process takes an item before all are ready: the clock starts with every core at work.
+    barrier.wait()
 
 
 def _once(function: Callable[..., Any], arguments: tuple[Any, ...], _: int) -> Any:
-    """The function's result, after every process was asked: so none is asked twice."""
-    _everyone.wait()
+    """Call the function once every process has this task, so that no process takes two."""
+    _barrier.wait()
     return function(*arguments)

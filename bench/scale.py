@@ -1,10 +1,10 @@
-"""A large synthetic set labelled twice, undisturbed and killed on the way: equal files, flat memory.
+"""Label a large synthetic set twice, undisturbed and killed on the way, and compare files and memory.
 
     python -m mclc_gpu.bench.scale --count 100000 --out DIR [--shards 1000] [--kills 2] [--processes 1]
 
-Writes DIR/data (frames; most are hard links to some different ones under names of their own, and names are
-what noise is drawn by), DIR/undisturbed and DIR/killed (label runs), DIR/scale.csv (resident memory of every
-run over time), DIR/scale.png (the same over images done) and DIR/scale.json.
+Writes DIR/data (frames; most are hard links to a few different ones under names of their own, which key the
+noise), DIR/undisturbed and DIR/killed (label runs), DIR/scale.csv (resident memory of every run over time),
+DIR/scale.png (the same over finished images) and DIR/scale.json.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from mclc_gpu.labels.folder import LAYOUT
 
 _DIFFERENT = 500  # frames with content of their own
 _SIZE = (96, 128)
-_INTERVAL = 0.5  # seconds from one look at a run to the next
+_INTERVAL = 0.5  # seconds between two readings of a run
 _COMPARED = ("masks/*.png", "tpm/*.png", "shards/*.tar", "points.csv", "targets.csv", "overview.png")
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at a running process: seconds since it began, images noted, resident memory in MiB."""
+class Reading:
+    """Seconds since a run began, its finished images, and its resident memory in MiB."""
 
     run: str
     seconds: float
@@ -51,7 +51,7 @@ class Look:
 
 
 def write_frames(root: Path, count: int, different: int = _DIFFERENT) -> None:
-    """Frames in root/images and clicks in root/points.csv; frames that are there already stay."""
+    """Write frames to root/images and clicks to root/points.csv; existing frames stay."""
     source = root / "source"
     if not (source / "images").exists():
         write_dataset(source, min(different, count), 0, size=_SIZE, test_share=0)
@@ -69,7 +69,7 @@ def write_frames(root: Path, count: int, different: int = _DIFFERENT) -> None:
 
 
 def command(data: Path, out: Path, options: Sequence[str], processes: int) -> list[str]:
-    """The command line that labels the frames."""
+    """Return the command line that labels the frames."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     where = ["--images", data / "images", "--points", data / "points.csv", "--out", out]
     return [
@@ -78,42 +78,45 @@ def command(data: Path, out: Path, options: Sequence[str], processes: int) -> li
     ]  # fmt: skip
 
 
-def watch(name: str, arguments: Sequence[str], out: Path, stop_at: int | None = None) -> list[Look]:
-    """Run a label command to its end, or kill it when so many images are noted.
+def watch(name: str, arguments: Sequence[str], out: Path, stop_at: int | None = None) -> list[Reading]:
+    """Run a label command to its end, or kill it once `stop_at` images are journaled.
 
-    Raises RuntimeError when it fails by itself.
+    Raises
+    ------
+    RuntimeError
+        The command failed by itself.
     """
     start = time.perf_counter()
     process = subprocess.Popen(arguments, start_new_session=True, stdout=subprocess.DEVNULL)
-    looks = []
+    readings = []
     journals = _JournalLines(out)
     try:
         while process.poll() is None:
             time.sleep(_INTERVAL)
             done = journals.count()
-            looks.append(Look(name, time.perf_counter() - start, done, _memory(process.pid)))
+            readings.append(Reading(name, time.perf_counter() - start, done, _memory(process.pid)))
             if stop_at is not None and done >= stop_at:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                return looks
+                return readings
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
         raise RuntimeError(f"{name}: exit code {process.returncode} of {' '.join(arguments)}")
-    return looks
+    return readings
 
 
 class _JournalLines:
-    """Counts the lines of a run's journals, of which only what is new is read."""
+    """Counts the lines of a run's journals by reading what is new."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
         self.read: dict[Path, tuple[int, int]] = {}
 
     def count(self) -> int:
-        """Images noted so far, as far as their journals still lie there."""
+        """Return the number of journaled images, while their journals exist."""
         for path in LAYOUT.journals(self.out):
             offset, lines = self.read.get(path, (0, 0))
             try:
@@ -127,7 +130,7 @@ class _JournalLines:
 
 
 def _memory(pid: int) -> float:
-    """Resident memory of a process and all below it, MiB."""
+    """Return the resident memory of a process and its descendants in MiB."""
     total, waiting = 0, [pid]
     while waiting:
         one = waiting.pop()
@@ -142,7 +145,7 @@ def _memory(pid: int) -> float:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Digest of every file of a finished run that does not hold times."""
+    """Return a digest of every file of a finished run that does not hold times."""
     return {
         str(path.relative_to(out)): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         for pattern in _COMPARED
@@ -150,33 +153,33 @@ def digests(out: Path) -> dict[str, str]:
     }
 
 
-def growth(looks: Sequence[Look], count: int) -> float:
-    """By how much memory rises from a quarter of the images to the last, as a least-squares line, in MiB."""
-    shown = [look for look in looks if count / 4 <= look.images < count]
+def growth(readings: Sequence[Reading], count: int) -> float:
+    """Return the rise of memory from a quarter of the images to the last, by least squares, in MiB."""
+    shown = [reading for reading in readings if count / 4 <= reading.images < count]
     if len(shown) < 2:
         return float("nan")
-    x = torch.tensor([[look.images / count, 1.0] for look in shown], dtype=torch.float64)
-    y = torch.tensor([[look.memory] for look in shown], dtype=torch.float64)
+    x = torch.tensor([[reading.images / count, 1.0] for reading in shown], dtype=torch.float64)
+    y = torch.tensor([[reading.memory] for reading in shown], dtype=torch.float64)
     return float(torch.linalg.lstsq(x, y).solution[0, 0]) * 0.75
 
 
-def plot(looks: Sequence[Look], path: Path) -> None:
-    """Memory over images done, a line for each run."""
+def plot(readings: Sequence[Reading], path: Path) -> None:
+    """Plot memory over finished images, a line per run."""
     matplotlib.use("Agg")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, own in itertools.groupby(looks, lambda look: look.run):
+    for name, own in itertools.groupby(readings, lambda reading: reading.run):
         shown = list(own)
-        axes.plot([look.images for look in shown], [look.memory for look in shown], label=name)
-    axes.set(xlabel="images noted as finished", ylabel="resident memory in MiB", ylim=(0, None))
+        axes.plot([reading.images for reading in shown], [reading.memory for reading in shown], label=name)
+    axes.set(xlabel="finished images", ylabel="resident memory in MiB", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
-def _runs(options: argparse.Namespace) -> Iterator[list[Look]]:
-    """Looks at the undisturbed run, then at each piece of the one that is killed."""
+def _runs(options: argparse.Namespace) -> Iterator[list[Reading]]:
+    """Yield the readings of the undisturbed run, then of each part of the killed one."""
     data, own = options.out / "data", ["--shards", str(options.shards)] if options.shards else []
     out = options.out / "undisturbed"
     yield watch("undisturbed", command(data, out, [*own, "--overwrite"], 1), out)
@@ -190,7 +193,7 @@ def _runs(options: argparse.Namespace) -> Iterator[list[Look]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it all and say how it went; 1 when the two runs differ."""
+    """Run everything and print a summary; return 1 when the two runs differ."""
     parser = argparse.ArgumentParser(prog="python -m mclc_gpu.bench.scale", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--count", type=int, default=100_000, help="frames (100000)")
@@ -200,12 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="of the second run, by torchrun (1)")
     options = parser.parse_args(arguments)
     write_frames(options.out / "data", options.count)
-    looks = [look for run in _runs(options) for look in run]
-    write_rows(options.out / "scale.csv", [look.row() for look in looks])
-    plot(looks, options.out / "scale.png")
+    readings = [reading for run in _runs(options) for reading in run]
+    write_rows(options.out / "scale.csv", [reading.row() for reading in readings])
+    plot(readings, options.out / "scale.png")
     one, other = digests(options.out / "undisturbed"), digests(options.out / "killed")
-    undisturbed = [look for look in looks if look.run == "undisturbed"]
-    account = {
+    undisturbed = [reading for reading in readings if reading.run == "undisturbed"]
+    summary = {
         "machine": machine(torch.device("cpu")),
         "versions": versions(),
         "frames": options.count,
@@ -215,13 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "files": len(one),
         "equal": one == other,
         "seconds_undisturbed": undisturbed[-1].seconds,
-        "peak_mib": max(look.memory for look in looks),
+        "peak_mib": max(reading.memory for reading in readings),
         "growth_mib": growth(undisturbed, options.count),
     }
-    write_json(options.out / "scale.json", account)
-    for name, value in account.items():
+    write_json(options.out / "scale.json", summary)
+    for name, value in summary.items():
         print(f"{name:20} {value}")
-    return 0 if account["equal"] else 1
+    return 0 if summary["equal"] else 1
 
 
 if __name__ == "__main__":

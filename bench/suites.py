@@ -1,4 +1,4 @@
-"""The benchmark suites that `mclc-gpu bench` and pytest-benchmark run."""
+"""Benchmarks of labeling, SLIC, the dense CRF and training, by suite, and of cost over growing work."""
 
 import importlib.util
 import os
@@ -11,27 +11,29 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mclc_gpu.bench.compare import Absent, Contest, Contestant, clocked
-from mclc_gpu.bench.dataset import REFERENCE, Ground, has_pydensecrf, without_pydensecrf
-from mclc_gpu.bench.peers import Peer, PlainCrops, peers
+from mclc_gpu.bench.baselines import Baseline, PlainCrops, baselines
+from mclc_gpu.bench.compare import Absent, Benchmark, Contender, clocked
+from mclc_gpu.bench.dataset import REFERENCE, Context, has_pydensecrf, without_pydensecrf
 from mclc_gpu.bench.reference import Item, cluster_alone, dense_crf, make_item
-from mclc_gpu.bench.reference import dense_crf as reference_crf
 from mclc_gpu.data.datasets import Sample
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.crf import dense_crf_images
+from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import slic
+from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import LabelConfig, preset
 from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets, warm_up
-from mclc_gpu.labels.windows import PlacedTarget, place_targets
+from mclc_gpu.labels.windows import PlacedTarget, Window, nearest_pixel, place_targets
 from mclc_gpu.networks.zoo import build
 from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch
 from mclc_gpu.train.trainer import Trainer, detector_loss
 
 INTERVAL, COMPACTNESS = 20, 10.0  # mean side of a segment in pixels
-# Height and width of a single image, and seconds that the contest may take.
+# Height and width of a single image, and the time budget in seconds.
 SINGLE = {
     "320x240": (240, 320, 2.0),
     "640x512": (512, 640, 3.0),
@@ -47,48 +49,52 @@ HOW_TO_GET = {
 }
 _REMARK = (
     "SLIC: scikit-image gives the same segments as mclc-gpu; OpenCV and fast-slic compute others, with "
-    "colours in 8 bits, and fast-slic in 16-bit integers from every third row at a time. The images are "
-    "synthetic. Of several the peers take one at a time in a process per core."
+    "colors in 8 bits, and fast-slic in 16-bit integers from every third row at a time. The images are "
+    "synthetic. The baselines segment batches one image at a time in a process per core."
 )
 _DRAWN = 1024  # larger images repeat one of this size, which is drawn in a tenth of the time
-_kept: list[np.ndarray] = []  # in a process of the pool, the images of the present contest
+_kept: list[np.ndarray] = []  # in a process of the pool, the images of the current benchmark
 
 
-def single(ground: Ground, height: int, width: int, seconds: float) -> Contest:
-    """One image."""
-    height, width = ground.of(height, height // 8), ground.of(width, width // 8)
+def single(context: Context, height: int, width: int, seconds: float) -> Benchmark:
+    """Segment one image."""
+    height, width = context.of(height, height // 8), context.of(width, width // 8)
     frame = scene(0, 0, size=(min(height, _DRAWN), min(width, _DRAWN))).image
-    image = _colour(np.tile(frame, (-(-height // _DRAWN), -(-width // _DRAWN))))
+    image = _color(np.tile(frame, (-(-height // _DRAWN), -(-width // _DRAWN))))
     segments = _segments(height, width)
-    own = _own(image[None], segments, ground.device)
-    contestants = [Contestant("mclc-gpu", clocked(own, ground.device), 1, own=True)]
-    for name, peer in _peers(ground.device).items():
-        peer(image[:48, :64].copy(), 8, COMPACTNESS)
-        run = clocked(partial(peer, image, segments, COMPACTNESS), ground.device)
-        contestants.append(Contestant(name, run, 1))
+    own = _own(image[None], segments, context.device)
+    contenders = [Contender("mclc-gpu", clocked(own, context.device), 1, own=True)]
+    for name, baseline in _baselines(context.device).items():
+        baseline(image[:48, :64].copy(), 8, COMPACTNESS)
+        run = clocked(partial(baseline, image, segments, COMPACTNESS), context.device)
+        contenders.append(Contender(name, run, 1))
     work = f"SLIC, 1 image of {width}x{height}"
-    return Contest(work, "images", contestants, ground.time(seconds), _absent(ground.device), _REMARK)
+    return Benchmark(work, "images", contenders, context.time(seconds), _absent(context.device), _REMARK)
 
 
-def batch(ground: Ground, height: int, width: int, count: int, seconds: float) -> Contest:
-    """Images of one size at once."""
-    height, width, count = ground.of(height, height // 8), ground.of(width, width // 8), ground.of(count, 2)
-    made = [_colour(scene(0, index, size=(height, width)).image) for index in range(count)]
+def batch(context: Context, height: int, width: int, count: int, seconds: float) -> Benchmark:
+    """Segment images of one size at once."""
+    height, width, count = (
+        context.of(height, height // 8),
+        context.of(width, width // 8),
+        context.of(count, 2),
+    )
+    made = [_color(scene(0, index, size=(height, width)).image) for index in range(count)]
     images, segments = np.stack(made), _segments(height, width)
-    own = _own(images, segments, ground.device)
-    contestants = [Contestant("mclc-gpu", clocked(own, ground.device), count, own=True)]
-    for name in peers():
+    own = _own(images, segments, context.device)
+    contenders = [Contender("mclc-gpu", clocked(own, context.device), count, own=True)]
+    for name in baselines():
 
         def run(name: str = name) -> float:
-            ground.pool.each(_keep, images, name)
-            return ground.pool.seconds(partial(_segment_kept, name, segments), range(count))
+            context.pool.each(_keep, images, name)
+            return context.pool.seconds(partial(_segment_kept, name, segments), range(count))
 
-        contestants.append(Contestant(name, run, count))
+        contenders.append(Contender(name, run, count))
     work = f"SLIC, {count} images of {width}x{height}"
-    return Contest(work, "images", contestants, ground.time(seconds), _absent(ground.device), _REMARK)
+    return Benchmark(work, "images", contenders, context.time(seconds), _absent(context.device), _REMARK)
 
 
-_SLIC_CONTESTS: dict[str, Callable[[Ground], Contest]] = {
+_SLIC_BENCHMARKS: dict[str, Callable[[Context], Benchmark]] = {
     **{
         name: partial(single, height=height, width=width, seconds=seconds)
         for name, (height, width, seconds) in SINGLE.items()
@@ -101,13 +107,13 @@ _SLIC_CONTESTS: dict[str, Callable[[Ground], Contest]] = {
 
 
 def _keep(images: np.ndarray, name: str) -> None:
-    """In a process of the pool: have the images and the peer at hand when the clock starts."""
+    """Store the images in a process of the pool and load the baseline before the clock starts."""
     _kept[:] = images
     _segment_kept(name, 4, 0)
 
 
 def _segment_kept(name: str, segments: int, index: int) -> None:
-    peers()[name](_kept[index], segments, COMPACTNESS)
+    baselines()[name](_kept[index], segments, COMPACTNESS)
 
 
 def _own(images: np.ndarray, segments: int, device: torch.device) -> Callable[[], object]:
@@ -123,13 +129,13 @@ def _segments(height: int, width: int) -> int:
     return max(4, height * width // INTERVAL**2)
 
 
-def _colour(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3], as all peers can take it."""
+def _color(image: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W, 3], which all baselines accept."""
     return np.ascontiguousarray(np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image)
 
 
-def _peers(device: torch.device) -> dict[str, Peer]:
-    found = peers()
+def _baselines(device: torch.device) -> dict[str, Baseline]:
+    found = baselines()
     if device.type == "cuda" and importlib.util.find_spec("cuda_slic"):
         segment = importlib.import_module("cuda_slic.slic").slic
         found["cuda-slic"] = lambda image, n, compactness: segment(
@@ -139,14 +145,14 @@ def _peers(device: torch.device) -> dict[str, Peer]:
 
 
 def _absent(device: torch.device) -> tuple[Absent, ...]:
-    present = _peers(device)
+    present = _baselines(device)
     missing = {name: f"not installed: {how}" for name, how in HOW_TO_GET.items() if name not in present}
     if device.type == "cpu":
         missing["cuda-slic"] = "runs on CUDA devices only"
     return tuple(Absent(name, why) for name, why in missing.items())
 
 
-# Side of the windows, and how many of them make up a run.
+# Side of the windows, and their number in a run.
 SIZES = {"16": (16, 512), "32": (32, 256), "64": (64, 64), "128": (128, 8), "256": (256, 2)}
 
 _CRF_REMARK = (
@@ -155,120 +161,120 @@ _CRF_REMARK = (
 )
 
 
-def windows(ground: Ground, side: int, count: int) -> Contest:
-    """One mean-field step in `count` windows of synthetic frames, from a blob around the middle."""
-    count = ground.of(count, 2)
-    side = ground.of(side, side // 4)
+def windows(context: Context, side: int, count: int) -> Benchmark:
+    """Run one mean-field step in `count` windows of synthetic frames, from a blob around the center."""
+    count = context.of(count, 2)
+    side = context.of(side, side // 4)
     shape = (max(side, 64),) * 2
     frames = [scene(0, index, size=shape).image[:side, :side] for index in range(min(count, 16))]
     images = np.stack([frames[index % len(frames)] for index in range(count)])
     away = np.hypot(*np.mgrid[:side, :side] - (side - 1) / 2)
     probability = np.exp(-0.5 * (away / (side / 8)) ** 2).astype(np.float32)
-    potential = torch.from_numpy(np.tile(probability, (count, 1, 1))).to(ground.device)
-    colours = torch.from_numpy(images[:, None]).to(ground.device)
-    dense_crf_images(potential[:, :8, :8].contiguous(), colours[:, :, :8, :8])
+    potential = torch.from_numpy(np.tile(probability, (count, 1, 1))).to(context.device)
+    colors = torch.from_numpy(images[:, None]).to(context.device)
+    dense_crf_images(potential[:, :8, :8].contiguous(), colors[:, :, :8, :8])
 
     def own() -> object:
-        return dense_crf_images(potential, colours)
+        return dense_crf_images(potential, colors)
 
-    contestants = [Contestant("mclc-gpu", clocked(own, ground.device), count, own=True)]
+    contenders = [Contender("mclc-gpu", clocked(own, context.device), count, own=True)]
     if has_pydensecrf():
         crops = [np.repeat(image[:, :, None], 3, axis=2) for image in images]
-        run = partial(ground.pool.seconds, reference_crf, crops, [probability] * count)
-        contestants.append(Contestant("pydensecrf", run, count))
+        run = partial(context.pool.seconds, dense_crf, crops, [probability] * count)
+        contenders.append(Contender("pydensecrf", run, count))
     work = f"dense CRF, {count} windows of {side}x{side}"
-    return Contest(work, "windows", contestants, ground.time(3), without_pydensecrf(), _CRF_REMARK)
+    return Benchmark(work, "windows", contenders, context.time(3), without_pydensecrf(), _CRF_REMARK)
 
 
-_CRF_CONTESTS: dict[str, Callable[[Ground], Contest]] = {
+_CRF_BENCHMARKS: dict[str, Callable[[Context], Benchmark]] = {
     name: partial(windows, side=side, count=count) for name, (side, count) in SIZES.items()
 }
 
-# K of this package, and of the reference where its rate does not depend on K and a round takes seconds.
+# K of this package, and of the reference, whose rate does not depend on K and whose rounds take seconds.
 TRIALS, REFERENCE_TRIALS = 50, 10
 
 
-def clustering(ground: Ground) -> Contest:
-    """Noise, SLIC with connectivity enforcement and the segment under the click, in K trials."""
-    trials = ground.of(TRIALS, 2)
+def clustering(context: Context) -> Benchmark:
+    """Run K trials: noise, SLIC with connectivity enforcement, and the segment under the click."""
+    trials = context.of(TRIALS, 2)
     config = preset("paper", trials=trials)
-    placed = _placed(ground, config)
-    warm_up(config, ground.device)
+    placed = _placed(context, config)
+    warm_up(config, context.device)
 
     def own() -> object:
-        return cluster_targets(ground.frames.images, placed, config, ground.device)
+        return cluster_targets(context.frames.images, placed, config, context.device)
 
-    contestants = [Contestant("mclc-gpu", clocked(own, ground.device), trials * len(placed), own=True)]
-    items, absent = _items(ground)
+    contenders = [Contender("mclc-gpu", clocked(own, context.device), trials * len(placed), own=True)]
+    items, absent = _items(context)
     if items:
         fewer = min(trials, REFERENCE_TRIALS)
-        run = partial(ground.pool.seconds, partial(cluster_alone, trials=fewer), items)
-        contestants.append(Contestant("scikit-image", run, fewer * len(placed)))
+        run = partial(context.pool.seconds, partial(cluster_alone, trials=fewer), items)
+        contenders.append(Contender("scikit-image", run, fewer * len(placed)))
     work = f"noise and SLIC, {len(placed)} targets, K = {trials}"
-    return Contest(work, "trials", contestants, ground.time(8), absent)
+    return Benchmark(work, "trials", contenders, context.time(8), absent)
 
 
-def refining(ground: Ground) -> Contest:
-    """The dense CRF of the same windows, from their target probability maps to masks."""
-    config = preset("paper", trials=ground.of(TRIALS, 2))
-    placed = _placed(ground, config)
-    warm_up(config, ground.device)
-    groups = cluster_targets(ground.frames.images, placed, config, ground.device)
+def refining(context: Context) -> Benchmark:
+    """Refine the target probability maps of the same windows to masks by the dense CRF."""
+    config = preset("paper", trials=context.of(TRIALS, 2))
+    placed = _placed(context, config)
+    warm_up(config, context.device)
+    groups = cluster_targets(context.frames.images, placed, config, context.device)
 
     def own() -> list[TargetMask]:
         return refine_targets(placed, groups, config)
 
-    contestants = [Contestant("mclc-gpu", clocked(own, ground.device), len(placed), own=True)]
-    items, absent = _items(ground)
+    contenders = [Contender("mclc-gpu", clocked(own, context.device), len(placed), own=True)]
+    items, absent = _items(context)
     if items and has_pydensecrf():
         crops = [items[p.image].image[p.window.area] for p in placed]
         maps = [target.tpm for target in own()]
-        run = partial(ground.pool.seconds, dense_crf, crops, maps)
-        contestants.append(Contestant("pydensecrf", run, len(placed)))
+        run = partial(context.pool.seconds, dense_crf, crops, maps)
+        contenders.append(Contender("pydensecrf", run, len(placed)))
     work = f"dense CRF, {len(placed)} targets"
-    return Contest(work, "targets", contestants, ground.time(5), absent or without_pydensecrf())
+    return Benchmark(work, "targets", contenders, context.time(5), absent or without_pydensecrf())
 
 
-def chain(ground: Ground) -> Contest:
-    """From images and clicks to the images' masks, with the category given, by both presets."""
-    trials = ground.of(TRIALS, 2)
+def pipeline(context: Context) -> Benchmark:
+    """Label images from clicks with given categories, by both presets."""
+    trials = context.of(TRIALS, 2)
     configs = {"paper": preset("paper", trials=trials), "default": preset("default")}
-    contestants = []
+    contenders = []
     for name, config in configs.items():
-        warm_up(config, ground.device)
-        run = clocked(_labelling(ground, config), ground.device)
-        contestants.append(Contestant(f"mclc-gpu, preset {name}", run, ground.targets, own=True))
-    items, absent = _items(ground)
+        warm_up(config, context.device)
+        run = clocked(_labelling(context, config), context.device)
+        contenders.append(Contender(f"mclc-gpu, preset {name}", run, context.targets, own=True))
+    items, absent = _items(context)
     if items and has_pydensecrf():
 
         def reference() -> float:
-            return ground.pool.label(items, trials).seconds["total"]
+            return context.pool.label(items, trials).seconds["total"]
 
-        contestants.append(Contestant(REFERENCE, reference, ground.targets))
-    work = f"whole chain, {ground.targets} targets, paper's K = {trials}"
+        contenders.append(Contender(REFERENCE, reference, context.targets))
+    work = f"whole pipeline, {context.targets} targets, paper's K = {trials}"
     remark = (
-        "Whole chain: from images and clicks in memory to masks. Preset default makes no trials and no CRF."
+        "Whole pipeline: from images and clicks in memory to masks. Preset default runs no trials and no CRF."
     )
-    return Contest(work, "targets", contestants, ground.time(28), absent or without_pydensecrf(), remark)
+    return Benchmark(work, "targets", contenders, context.time(28), absent or without_pydensecrf(), remark)
 
 
-_LABEL_CONTESTS: dict[str, Callable[[Ground], Contest]] = {
+_LABEL_BENCHMARKS: dict[str, Callable[[Context], Benchmark]] = {
     "clustering": clustering,
     "refining": refining,
-    "chain": chain,
+    "pipeline": pipeline,
 }
 
 
-def _placed(ground: Ground, config: LabelConfig) -> list[PlacedTarget]:
-    frames = ground.frames
-    return place_targets(frames.images, frames.points(0), frames.names, config, 0, ground.device)[0]
+def _placed(context: Context, config: LabelConfig) -> list[PlacedTarget]:
+    frames = context.frames
+    return place_targets(frames.images, frames.points(0), frames.names, config, 0, context.device)[0]
 
 
-def _labelling(ground: Ground, config: LabelConfig) -> Callable[[], object]:
-    frames, device = ground.frames, ground.device
+def _labelling(context: Context, config: LabelConfig) -> Callable[[], object]:
+    frames, device = context.frames, context.device
 
     def label() -> list[np.ndarray]:
-        placed = _placed(ground, config)
+        placed = _placed(context, config)
         targets = refine_targets(placed, cluster_targets(frames.images, placed, config, device), config)
         both = zip(frames.images, by_image(targets, len(frames.images)), strict=True)
         return [compose(image.shape[:2], found)[0] for image, found in both]
@@ -276,9 +282,9 @@ def _labelling(ground: Ground, config: LabelConfig) -> Callable[[], object]:
     return label
 
 
-def _items(ground: Ground) -> tuple[list[Item], tuple[Absent, ...]]:
-    """The frames as the reference takes them, with the windows that the paper's preset clusters."""
-    frames = ground.frames
+def _items(context: Context) -> tuple[list[Item], tuple[Absent, ...]]:
+    """Convert the frames for the reference, with the windows that the paper's preset clusters."""
+    frames = context.frames
     try:
         each = zip(frames.names, frames.images, frames.points(0), strict=True)
         return [make_item(name, image, points, 0) for name, image, points in each], ()
@@ -287,11 +293,11 @@ def _items(ground: Ground) -> tuple[list[Item], tuple[Absent, ...]]:
 
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-PEER = "DataLoader loop"
+BASELINE = "DataLoader loop"
 
 
-def peer_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
-    """Batches of the peer, on the device, without end."""
+def baseline_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
+    """Yield batches of the DataLoader baseline on the device, without end."""
     files = [(sample.image, sample.mask) for sample in data.samples]
     loader = DataLoader(
         PlainCrops(files, data.mean, data.std, config.size, config.batch_size),
@@ -300,7 +306,7 @@ def peer_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
         drop_last=True,
         num_workers=min(os.cpu_count() or 1, 8),
         persistent_workers=True,
-        # Forked from a process with threads, as this one is, workers may hang when they are to end.
+        # Workers forked from a process with threads, as this one is, may hang at exit.
         multiprocessing_context="spawn",
         pin_memory=data.device.type == "cuda",
     )
@@ -310,7 +316,7 @@ def peer_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
 
 
 def own_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
-    """Batches of this package, without end."""
+    """Yield batches of this package, without end."""
     epoch = 0
     while True:
         plan = plan_epoch(len(data.samples), 8 * config.batch_size, config.seed, epoch)
@@ -318,8 +324,8 @@ def own_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
         epoch += 1
 
 
-def peer_step(data: TrainingSet, config: TrainConfig) -> Callable[[Batch], object]:
-    """One step of the peer."""
+def baseline_step(data: TrainingSet, config: TrainConfig) -> Callable[[Batch], object]:
+    """Return a function that runs one training step of the baseline."""
     network = build(config.network).to(data.device)
     optimizer = OPTIMIZERS[config.optimizer](network.parameters(), lr=config.first_lr)
 
@@ -347,62 +353,132 @@ def _nothing(batch: Batch) -> None:
     del batch
 
 
-def data_alone(ground: Ground) -> Contest:
-    """Batches without the network."""
-    data, config = _opened(ground)
-    # Many of them, so that what workers had ready before the clock hardly counts.
-    steps = ground.of(30, 4)
-    contestants = []
-    both = (("mclc-gpu", own_batches(data, config)), (PEER, _started(peer_batches(data, config))))
+def data_alone(context: Context) -> Benchmark:
+    """Load batches without the network."""
+    data, config = _opened(context)
+    # Many, so that batches that workers had ready before the clock started hardly count.
+    steps = context.of(30, 4)
+    contenders = []
+    both = (("mclc-gpu", own_batches(data, config)), (BASELINE, _started(baseline_batches(data, config))))
     for name, batches in both:
-        run = clocked(partial(_steps, _nothing, batches, steps), ground.device)
-        contestants.append(Contestant(name, run, steps, own=name != PEER))
-    return Contest(f"data alone, {_batch_of(config)}", "steps", contestants, ground.time(6))
+        run = clocked(partial(_steps, _nothing, batches, steps), context.device)
+        contenders.append(Contender(name, run, steps, own=name != BASELINE))
+    return Benchmark(f"data alone, {_batch_of(config)}", "steps", contenders, context.time(6))
 
 
-def training(ground: Ground) -> Contest:
-    """Whole steps: batch, network forward and backward, optimiser.
+def training(context: Context) -> Benchmark:
+    """Run whole training steps: batch, forward and backward pass, optimizer.
 
-    What the workers of the peer read ahead they read in this package's turn, which favours the peer a little.
+    The baseline's workers prefetch during this package's turn, which favors the baseline a little.
     """
-    data, config = _opened(ground)
-    steps = ground.of(20 if ground.device.type == "cuda" else 1, 1)
+    data, config = _opened(context)
+    steps = context.of(20 if context.device.type == "cuda" else 1, 1)
     configs = {"mclc-gpu": config}
-    if ground.device.type == "cuda":
+    if context.device.type == "cuda":
         configs["mclc-gpu, bfloat16"] = replace(config, amp=True)
-    contestants = []
+    contenders = []
     for name, own in configs.items():
         trainer = Trainer(own, data, Ranks(data.device))
         work = partial(_steps, partial(_own_step, trainer), own_batches(data, own), steps)
-        contestants.append(Contestant(name, clocked(work, ground.device), steps, own=True))
-    peer = partial(_steps, peer_step(data, config), _started(peer_batches(data, config)), steps)
-    contestants.append(Contestant(PEER, clocked(peer, ground.device), steps))
-    return Contest(f"training {config.network}, {_batch_of(config)}", "steps", contestants, ground.time(12))
+        contenders.append(Contender(name, clocked(work, context.device), steps, own=True))
+    baseline = partial(_steps, baseline_step(data, config), _started(baseline_batches(data, config)), steps)
+    contenders.append(Contender(BASELINE, clocked(baseline, context.device), steps))
+    return Benchmark(f"training {config.network}, {_batch_of(config)}", "steps", contenders, context.time(12))
 
 
-_TRAIN_CONTESTS: dict[str, Callable[[Ground], Contest]] = {"data": data_alone, "training": training}
+_TRAIN_BENCHMARKS: dict[str, Callable[[Context], Benchmark]] = {"data": data_alone, "training": training}
 
 
 def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches after the first, which starts the workers."""
+    """Return the batches after the first, which starts the workers."""
     next(batches)
     return batches
 
 
-def _opened(ground: Ground) -> tuple[TrainingSet, TrainConfig]:
-    samples = [Sample(name, image, mask) for name, (image, mask) in ground.pairs.items()]
-    config = TrainConfig("acm", size=ground.of(256, 32), batch_size=ground.of(16, 2))
-    return open_training_set(samples, config.channels, ground.device), config
+def _opened(context: Context) -> tuple[TrainingSet, TrainConfig]:
+    samples = [Sample(name, image, mask) for name, (image, mask) in context.pairs.items()]
+    config = TrainConfig("acm", size=context.of(256, 32), batch_size=context.of(16, 2))
+    return open_training_set(samples, config.channels, context.device), config
 
 
 def _batch_of(config: TrainConfig) -> str:
     return f"{config.batch_size} crops of {config.size}x{config.size}"
 
 
-# Contests by name, each built when its turn comes.
-SUITES: dict[str, Mapping[str, Callable[[Ground], Contest]]] = {
-    "label": _LABEL_CONTESTS,
-    "slic": _SLIC_CONTESTS,
-    "crf": _CRF_CONTESTS,
-    "train": _TRAIN_CONTESTS,
+# Benchmarks by suite and name, each built when its turn comes.
+BENCHMARKS: dict[str, Mapping[str, Callable[[Context], Benchmark]]] = {
+    "label": _LABEL_BENCHMARKS,
+    "slic": _SLIC_BENCHMARKS,
+    "crf": _CRF_BENCHMARKS,
+    "train": _TRAIN_BENCHMARKS,
 }
+
+
+# Targets, trials and side of the windows: one of the three grows, the others keep these values.
+_BASE = {"targets": 32, "K": 20, "side": 21}
+GROWING = {"targets": (4, 16, 64, 256), "K": (1, 5, 100, 500), "side": (6, 11, 42, 63)}
+_BASELINE_SIZE = 1_500_000  # trials x pixels that the baseline clusters in about a second
+_SECONDS = 1.0
+
+
+def cost(context: Context, grows: str | None, value: int) -> Benchmark:
+    """Run noise and SLIC with the quantity `grows` at a value and the others, or with None all, as usual."""
+    usual = {"targets": 4, "K": 2, "side": 8} if context.quick else _BASE
+    quantities = usual | ({grows: value} if grows else {})
+    targets, trials, side = (quantities[name] for name in ("targets", "K", "side"))
+    crops, clicks = _crops(context, targets, side)
+    images = PackedImages.pack(crops, context.device)
+    rows = [(t, 0, 0, *crop.shape[:2], *clicks[t], 0) for t, crop in enumerate(crops)]
+    windows, keys = Windows.pack(rows), torch.arange(targets)
+    size = trials * sum(crop.shape[0] * crop.shape[1] for crop in crops)
+
+    def own() -> object:
+        return run_trials(images, windows, keys, TrialConfig(), trials)
+
+    contenders = [Contender("mclc-gpu", clocked(own, context.device), trials * targets, own=True)]
+    absent: tuple[Absent, ...] = ()
+    if crops[0].dtype != np.uint8:
+        absent = (Absent("scikit-image", "cannot take these images: not 8 bits"),)
+    elif size <= _BASELINE_SIZE:
+        items = [_item(t, crop, clicks[t]) for t, crop in enumerate(crops)]
+        run = partial(context.pool.seconds, partial(cluster_alone, trials=trials), items)
+        contenders.append(Contender("scikit-image", run, trials * targets))
+    text = ", ".join(f"{name} = {quantity}" for name, quantity in quantities.items())
+    return Benchmark(
+        f"noise and SLIC, {text}", "trials", contenders, context.time(_SECONDS), absent, size=size
+    )
+
+
+COST: dict[str, Callable[[Context], Benchmark]] = {
+    "base": partial(cost, grows=None, value=0),
+    **{
+        f"{name} {value}": partial(cost, grows=name, value=value)
+        for name, values in GROWING.items()
+        for value in values
+    },
+}
+
+
+def _crops(context: Context, targets: int, side: int) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """Crop square windows around targets of the frames, starting over where there are too few targets."""
+    frames = context.frames
+    clicks = [(image, p) for image, own in zip(frames.images, frames.points(0), strict=True) for p in own]
+    crops, places = [], []
+    for number in range(targets):
+        image, point = clicks[number % len(clicks)]
+        height, width = image.shape[:2]
+        row, column = nearest_pixel(point.x, point.y, height, width)
+        top, left = (
+            min(max(center - side // 2, 0), max(length - side, 0))
+            for center, length in ((row, height), (column, width))
+        )
+        crops.append(np.ascontiguousarray(image[top : top + side, left : left + side]))
+        places.append((row - top, column - left))
+    return crops, places
+
+
+def _item(number: int, crop: np.ndarray, click: tuple[int, int]) -> Item:
+    rgb = np.repeat(crop[:, :, None], 3, axis=2) if crop.ndim == 2 else crop
+    height, width = crop.shape[:2]
+    window = Window(0, 0, height, width, *click)
+    return Item(str(number), np.ascontiguousarray(rgb), (window,))

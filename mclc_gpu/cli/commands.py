@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mclc_gpu.bench.config import BenchOptions
 from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import LabelOptions
@@ -14,7 +15,6 @@ from mclc_gpu.train.config import DataSet, TrainOptions
 from mclc_gpu.tune.config import TuneOptions
 
 _DATA = "data; for several sets give --images, a source of labels and --list again, in the same order"
-BENCH_SUITES = ("label", "slic", "crf", "train", "limits")
 
 
 @dataclass(frozen=True)
@@ -241,76 +241,6 @@ class DemoOptions:
             raise InputError(f"--count {self.count}: give 4 frames or more, to train and to test")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """Options of ``bench``.
-
-    Attributes
-    ----------
-    suite : tuple of str
-        Names in `BENCH_SUITES`; none: all but the last, or with `plan` none at all.
-    images, masks : Path, optional
-        Folders of frames and of their true masks; by default synthetic frames.
-    list : Path, optional
-        Text file that names the images to use.
-    out : Path
-        Output folder.
-    plan : int >= 1, optional
-        Number of images whose labeling is planned.
-    quick : bool
-        Do very little work, to check that everything runs.
-    device : str
-        "auto", "cpu", "cuda" or "cuda:N".
-
-    Raises
-    ------
-    InputError
-        An option lacks one that it needs, or a value is out of range.
-    """
-
-    suite: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "suites to run (all but limits, which takes minutes more)",
-            "metavar": "NAME",
-            "choices": BENCH_SUITES,
-        },
-    )
-    images: Path | None = field(
-        default=None, metadata={"help": "folder of frames (synthetic ones)", "metavar": "DIR"}
-    )
-    masks: Path | None = field(
-        default=None, metadata={"help": "folder of their true masks", "metavar": "DIR"}
-    )
-    list: Path | None = field(
-        default=None, metadata={"help": "use only the images named here, one per line", "metavar": "TXT"}
-    )
-    out: Path = field(default=Path("bench-out"), metadata={"help": "output folder", "metavar": "DIR"})
-    plan: int | None = field(
-        default=None,
-        metadata={
-            "help": "hours, processes and disk space for labeling N images, from rates measured here; alone "
-            "unless --suite is given",
-            "metavar": "N",
-        },
-    )
-    quick: bool = field(
-        default=False, metadata={"help": "do very little work, to check that everything runs"}
-    )
-    device: str = field(
-        default="auto",
-        metadata={"help": "auto, cpu, cuda or cuda:N; other packages use the CPU", "metavar": "DEVICE"},
-    )
-
-    def __post_init__(self) -> None:
-        if (self.images is None) != (self.masks is None):
-            raise InputError("--images and --masks belong together: give both, or none for synthetic frames")
-        if self.list is not None and self.images is None:
-            raise InputError(f"--list {self.list} only applies with --images; give that too, or remove it")
-        if self.plan is not None and self.plan < 1:
-            raise InputError(f"--plan {self.plan}: give 1 image or more")
-
-
 COMMANDS: Registry[Command] = Registry(
     "command",
     {
@@ -359,7 +289,7 @@ COMMANDS: Registry[Command] = Registry(
         "bench": Command(
             "measure rates on this machine, beside those of other packages",
             BenchOptions,
-            "mclc_gpu.cli.main.bench",
+            "mclc_gpu.bench.command.bench",
             strict=False,
         ),
     },

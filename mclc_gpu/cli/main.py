@@ -1,4 +1,4 @@
-"""Command line: parse the options, run the command, turn errors into exit codes; commands demo and bench."""
+"""Command line: parse the options, run the command, turn errors into exit codes; the command demo."""
 
 import argparse
 import io
@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mclc_gpu.cli.commands import BENCH_SUITES, COMMANDS, BenchOptions, DemoOptions
+from mclc_gpu.cli.commands import COMMANDS, DemoOptions
 from mclc_gpu.cli.options import add_options, build
 from mclc_gpu.errors import InputError
 
@@ -120,34 +120,6 @@ def demo(options: DemoOptions, started: float) -> int:
     places = fitted / "labels" / "overview.png", fitted / "report", out / "predictions" / "overlays"
     print("\nlook at " + ", ".join(map(str, places)))
     return skipped
-
-
-def bench(options: BenchOptions, started: float) -> int:
-    """Run ``mclc-gpu bench``; return 0, as nothing is skipped."""
-    from mclc_gpu.bench.command import LAYOUT, BenchJob, run_bench
-    from mclc_gpu.bench.plan import run_plan
-    from mclc_gpu.kernels.backend import pick_device
-    from mclc_gpu.runs import keep_apart
-
-    del started
-    keep_apart("--out", LAYOUT.places(options.out), (options.images, options.masks, options.list))
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out}: not a folder; choose another --out")
-    job = BenchJob(
-        suites=options.suite or (() if options.plan else BENCH_SUITES[:-1]),
-        device=pick_device(options.device),
-        out=options.out,
-        images=options.images,
-        masks=options.masks,
-        names=options.list,
-        quick=options.quick,
-        command=shlex.join(["mclc-gpu", *sys.argv[1:]]),
-    )
-    if job.suites:
-        run_bench(job)
-    if options.plan is not None:
-        run_plan(job, options.plan)
-    return 0
 
 
 if __name__ == "__main__":

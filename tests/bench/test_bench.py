@@ -1,4 +1,4 @@
-"""The bench command end to end on very little work, its arithmetic, peers that are missing, and bad input."""
+"""The bench command on very little work, its arithmetic, missing baselines, and bad input."""
 
 import csv
 import json
@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclc_gpu.bench import command as cost
-from mclc_gpu.bench import dataset as ground
-from mclc_gpu.bench import peers as slic_peers
-from mclc_gpu.bench import plan
-from mclc_gpu.bench.compare import Absent, Contest, Contestant, Result, measure, rounded
-from mclc_gpu.bench.peers import PlainCrops
-from mclc_gpu.bench.suites import SUITES
+from mclc_gpu.bench import dataset, plan
+from mclc_gpu.bench.baselines import PlainCrops, baselines
+from mclc_gpu.bench.compare import Absent, Benchmark, Contender, Result, measure, rounded
+from mclc_gpu.bench.suites import BENCHMARKS, GROWING
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.synthetic import write_dataset
 
@@ -26,82 +23,93 @@ from mclc_gpu.data.synthetic import write_dataset
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mclc-gpu", "bench", "--quick", "--device", "cpu", "--out", str(folder)])
+        argv = ["mclc-gpu", "bench", "--quick", "--suite", "label", "slic", "crf", "--device", "cpu"]
+        patch.setattr("sys.argv", [*argv, "--out", str(folder)])
         assert main() == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def account(out: Path) -> dict[str, Any]:
+def summary(out: Path) -> dict[str, Any]:
     return json.loads((out / "bench.json").read_text())
 
 
-def test_the_account_tells_machine_work_and_every_run(account: dict[str, Any]) -> None:
-    assert account["command"].startswith("mclc-gpu bench --quick --device cpu --out ")
-    assert {"date", "commit", "processor", "os", "device", "seconds"} <= account.keys()
-    assert (account["cores"] >= 1, account["threads"] >= 1, account["memory_bytes"] > 1 << 28) == (True,) * 3
-    assert account["versions"]["numpy"] == np.__version__
-    assert account["frames"] == "synthetic frames of 64x64: 6 images, 10 targets"
-    assert list(account["suites"]) == ["label", "slic", "crf", "train"]
-    for contest in (result for own in account["suites"].values() for result in own):
-        names = [contestant["name"] for contestant in contest["contestants"]]
+def test_the_summary_has_machine_work_and_every_run(summary: dict[str, Any]) -> None:
+    assert summary["command"].startswith("mclc-gpu bench --quick --suite label slic crf --device cpu --out ")
+    assert {"date", "commit", "processor", "os", "device", "seconds"} <= summary.keys()
+    assert (summary["cores"] >= 1, summary["threads"] >= 1, summary["memory_bytes"] > 1 << 28) == (True,) * 3
+    assert summary["versions"]["numpy"] == np.__version__
+    assert summary["frames"] == "synthetic frames of 64x64: 6 images, 10 targets"
+    assert list(summary["suites"]) == ["label", "slic", "crf"]
+    for benchmark in (result for own in summary["suites"].values() for result in own):
+        names = [contender["name"] for contender in benchmark["contenders"]]
         assert names[0].startswith("mclc-gpu")
-        for contestant in contest["contestants"]:
-            assert min(contestant["seconds"]) > 0
-            assert contestant["median_s"] == statistics.median(contestant["seconds"])
+        for contender in benchmark["contenders"]:
+            assert min(contender["seconds"]) > 0
+            assert contender["median_s"] == statistics.median(contender["seconds"])
 
 
-def test_ratios_are_quotients_of_the_medians(account: dict[str, Any], out: Path) -> None:
+@pytest.mark.slow
+def test_training_is_measured(tmp_path: Path) -> None:
+    argv = ["bench", "--quick", "--suite", "train", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    train = json.loads((tmp_path / "bench.json").read_text())["suites"]["train"]
+    assert [{c["name"] for c in benchmark["contenders"]} for benchmark in train] == [
+        {"mclc-gpu", "DataLoader loop"}
+    ] * 2
+
+
+def test_ratios_are_quotients_of_the_medians(summary: dict[str, Any], out: Path) -> None:
     with (out / "bench.csv").open(newline="") as file:
         rows = {(row["work"], row["who"]): row for row in csv.DictReader(file)}
     checked = 0
-    for contest in (result for own in account["suites"].values() for result in own):
-        rate = {c["name"]: c["amount"] / c["median_s"] for c in contest["contestants"]}
-        peers = [c["name"] for c in contest["contestants"] if not c["own"]]
-        for own, ratios in contest["ratios"].items():
-            assert ratios == pytest.approx({peer: rate[own] / rate[peer] for peer in peers})
-            if peers:
-                fastest = max(rate[peer] for peer in peers)
-                assert float(rows[contest["work"], own]["ratio"]) == pytest.approx(rate[own] / fastest)
+    for benchmark in (result for own in summary["suites"].values() for result in own):
+        rate = {c["name"]: c["amount"] / c["median_s"] for c in benchmark["contenders"]}
+        others = [c["name"] for c in benchmark["contenders"] if not c["own"]]
+        for own, ratios in benchmark["ratios"].items():
+            assert ratios == pytest.approx({other: rate[own] / rate[other] for other in others})
+            if others:
+                fastest = max(rate[other] for other in others)
+                assert float(rows[benchmark["work"], own]["ratio"]) == pytest.approx(rate[own] / fastest)
                 checked += 1
     assert checked >= 8
 
 
-def test_the_cost_is_plotted_over_the_work(account: dict[str, Any], out: Path) -> None:
-    works = {contest["work"]: contest["size"] for contest in account["cost"]}
+def test_the_cost_is_plotted_over_the_work(summary: dict[str, Any], out: Path) -> None:
+    works = {benchmark["work"]: benchmark["size"] for benchmark in summary["cost"]}
     assert works["noise and SLIC, targets = 16, K = 2, side = 8"] == 16 * 2 * 64
     assert works["noise and SLIC, targets = 4, K = 500, side = 8"] == 4 * 500 * 64
     assert works["noise and SLIC, targets = 4, K = 2, side = 63"] == 4 * 2 * 63 * 63
     with (out / "cost.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["who"] for row in rows} == {"mclc-gpu", "scikit-image"}
-    assert {row["grows"] for row in rows} == {"base", *cost.GROWING}
+    assert {row["grows"] for row in rows} == {"base", *GROWING}
     assert np.asarray(Image.open(out / "cost.png").convert("L")).std() > 5
 
 
-def test_missing_peers_are_told_with_the_way_to_get_them(
+def test_missing_baselines_are_named_with_how_to_install_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = slic_peers.peers
-    monkeypatch.setitem(SUITES, "slic", {"single": SUITES["slic"]["320x240"]})
-    monkeypatch.setattr("mclc_gpu.bench.suites.peers", lambda: {"scikit-image": own()["scikit-image"]})
-    monkeypatch.setattr(ground, "has_pydensecrf", lambda: False)
+    only = {"scikit-image": baselines()["scikit-image"]}
+    monkeypatch.setitem(BENCHMARKS, "slic", {"single": BENCHMARKS["slic"]["320x240"]})
+    monkeypatch.setattr("mclc_gpu.bench.suites.baselines", lambda: only)
+    monkeypatch.setattr(dataset, "has_pydensecrf", lambda: False)
     monkeypatch.setattr("mclc_gpu.bench.suites.has_pydensecrf", lambda: False)
     chosen = ["--suite", "slic", "crf", "--quick", "--device", "cpu", "--out", str(tmp_path)]
     assert main(["bench", *chosen]) == 0
-    told = capsys.readouterr().out
-    for name, way in (
+    shown = capsys.readouterr().out
+    for name, how in (
         ("OpenCV", "pip install opencv-contrib-python-headless"),
         ("fast-slic", "pip install --no-build-isolation fast-slic"),
         ("cuda-slic", "CUDA devices"),
         ("scikit-image + pydensecrf", "make reference"),
     ):
-        (line,) = [line for line in told.splitlines() if line.startswith(f"Not measured: {name}: ")]
-        assert way in line
-    account = json.loads((tmp_path / "bench.json").read_text())
-    (single,) = account["suites"]["slic"]
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"Not measured: {name}: ")]
+        assert how in line
+    summary = json.loads((tmp_path / "bench.json").read_text())
+    (single,) = summary["suites"]["slic"]
     assert {item["name"] for item in single["absent"]} == {"OpenCV", "fast-slic", "cuda-slic"}
-    assert all(result["ratios"] == {"mclc-gpu": {}} for result in account["suites"]["crf"])
+    assert all(result["ratios"] == {"mclc-gpu": {}} for result in summary["suites"]["crf"])
     assert not (tmp_path / "cost.png").exists()
 
 
@@ -114,9 +122,9 @@ def test_limits_are_printed_and_written(
     registers = {"kernel": "trials", "shape": "64 pixels", "registers": 62, "failure": None}
     monkeypatch.setattr("mclc_gpu.bench.resources.resources", lambda: [registers])
     assert main(chosen) == 0
-    told = capsys.readouterr().out
-    assert "| peak   |   2.50e+11 |" in told
-    assert "| kernel | shape     | registers |\n" in told
+    shown = capsys.readouterr().out
+    assert "| peak   |   2.50e+11 |" in shown
+    assert "| kernel | shape     | registers |\n" in shown
     assert (tmp_path / "roofline.csv").read_text() == "kernel,operations,bound\npeak,250000000000.0,\n"
     assert json.loads((tmp_path / "bench.json").read_text())["limits"]["resources"] == [registers]
 
@@ -128,49 +136,49 @@ def test_limits_are_printed_and_written(
     assert capsys.readouterr().err.endswith("mclc-gpu: error: decorated for the interpreter\n")
 
 
-def _contest(seconds: dict[str, list[float]], budget: float = 0.0) -> Contest:
-    """Contestants that claim these times, one after another; the first is this package's."""
+def _benchmark(seconds: dict[str, list[float]], budget: float = 0.0) -> Benchmark:
+    """Return a benchmark whose contenders report these times; the first is this package's."""
     runs = {name: iter(values) for name, values in seconds.items()}
-    contestants = [
-        Contestant(name, lambda own=own: next(own), 10, own=not place)
+    contenders = [
+        Contender(name, lambda own=own: next(own), 10, own=not place)
         for place, (name, own) in enumerate(runs.items())
     ]
-    return Contest("work", "things", contestants, budget, [Absent("gone", "not installed")])
+    return Benchmark("work", "things", contenders, budget, [Absent("gone", "not installed")])
 
 
-def test_first_runs_warm_up_but_for_peers_without_time() -> None:
-    result = measure(_contest({"own": [9.0, 1.0], "peer": [4.0]}))
+def test_first_runs_warm_up_except_for_baselines_without_time() -> None:
+    result = measure(_benchmark({"own": [9.0, 1.0], "baseline": [4.0]}))
     assert [row["rate"] for row in result.rows()] == [10, 2.5]
-    runs = {"own": [9.0, 1.0, 2.0, 6.0], "peer": [9.0, 4.0, 8.0], "other": [9.0, 9.0, 9.0]}
-    result = Result(_contest(runs))
+    runs = {"own": [9.0, 1.0, 2.0, 6.0], "baseline": [9.0, 4.0, 8.0], "other": [9.0, 9.0, 9.0]}
+    result = Result(_benchmark(runs))
     result.first_round()
-    result.run(result.contest.contestants)
-    assert [result.rate(peer) for peer in result.taking_part] == [10 / 1.5, 10 / 6.5, 10 / 9]
-    result.run(result.contest.contestants)
+    result.next_round()
+    assert [result.rate(baseline) for baseline in result.measured] == [10 / 1.5, 10 / 6.5, 10 / 9]
+    result.next_round()
     rows = {row["who"]: row for row in result.rows()}
     assert (rows["own"]["rate"], rows["own"]["slowest"], rows["own"]["fastest"]) == (5, 10 / 6, 10)
-    assert (rows["own"]["ratio"], rows["peer"]["ratio"], rows["other"]["ratio"]) == (3, 1, 6 / 9)
-    assert result.as_dict()["ratios"] == {"own": {"peer": 3, "other": 4.5}}
+    assert (rows["own"]["ratio"], rows["baseline"]["ratio"], rows["other"]["ratio"]) == (3, 1, 6 / 9)
+    assert result.as_dict()["ratios"] == {"own": {"baseline": 3, "other": 4.5}}
     assert result.as_dict()["absent"] == [{"name": "gone", "why": "not installed"}]
 
 
-def test_a_peer_that_fails_is_told_and_left_out() -> None:
-    contest = _contest({"own": [1.0, 2.0, 3.0], "peer": []})
-    result = Result(contest)
+def test_a_baseline_that_fails_is_reported_and_left_out() -> None:
+    benchmark = _benchmark({"own": [1.0, 2.0, 3.0], "baseline": []})
+    result = Result(benchmark)
     result.first_round()
-    result.run(contest.contestants)
-    assert result.absent[1] == Absent("peer", "failed: StopIteration: ")
+    result.next_round()
+    assert result.absent[1] == Absent("baseline", "failed: StopIteration: ")
     assert [row["who"] for row in result.rows()] == ["own"]
     with pytest.raises(StopIteration):
-        Result(_contest({"own": [], "peer": [1.0]})).first_round()
+        Result(_benchmark({"own": [], "baseline": [1.0]})).first_round()
 
 
-def test_a_fast_one_runs_several_times_a_round() -> None:
-    contest = _contest({"own": [0.01] * 9, "peer": [1.0] * 9})
-    result = Result(contest)
+def test_a_fast_contender_runs_several_times_a_round() -> None:
+    benchmark = _benchmark({"own": [0.01] * 9, "baseline": [1.0] * 9})
+    result = Result(benchmark)
     result.first_round()
-    result.run(contest.contestants)
-    assert {name: len(runs) for name, runs in result.rounds.items()} == {"own": 2 + 5, "peer": 2}
+    result.next_round()
+    assert {name: len(runs) for name, runs in result.rounds.items()} == {"own": 2 + 5, "baseline": 2}
 
 
 def test_training_on_fewer_images_than_a_batch_goes_round() -> None:
@@ -200,17 +208,17 @@ def test_a_plan_of_ones_own_images(
     out = tmp_path / "out"
     chosen = ["--plan", "1000000", "--quick", "--device", "cpu", "--out", str(out)]
     assert main(["bench", *folders, *listed, *chosen]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("Plan for 1,000,000 images of 0.003 megapixels")
-    assert "2 images" in told
+    shown = capsys.readouterr().out
+    assert shown.startswith("Plan for 1,000,000 images of 0.003 megapixels")
+    assert "2 images" in shown
     assert [path.name for path in out.iterdir()] == ["plan.json"]
-    account = json.loads((out / "plan.json").read_text())
-    rates, made = account["rates"]["default"], account["plans"]["default"]
+    summary = json.loads((out / "plan.json").read_text())
+    rates, made = summary["rates"]["default"], summary["plans"]["default"]
     assert rates["images"] == 2
     assert made["hours"]["measured"] == pytest.approx(rates["seconds"]["total"] * 500_000 / 3600)
     assert made["written_bytes"] == 500_000 * rates["written_bytes"] > 0
-    assert "2,000,000 PNG files" in told
-    assert rounded(made["hours"]["measured"]) in told
+    assert "2,000,000 PNG files" in shown
+    assert rounded(made["hours"]["measured"]) in shown
 
 
 @pytest.mark.parametrize(
@@ -239,9 +247,9 @@ def test_bad_input(
     except SystemExit as left:
         code = left.code
     assert code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
     assert not (tmp_path / "bench-out").exists()
 
 

@@ -13,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mclc_gpu.bench import label_measure, label_tables
+from mclc_gpu.bench import label_tables
 from mclc_gpu.bench.compare import markdown, shown, write_rows
 from mclc_gpu.bench.dataset import Frames
-from mclc_gpu.bench.label_measure import SWEEPS, Measured, Sample, Setting, measure
-from mclc_gpu.bench.label_tables import Curve, plot_sweep
+from mclc_gpu.bench.label_tables import SWEEPS, Measured, Sample, Setting, Sweep, measure, plot_sweep
 from mclc_gpu.bench.reference import Item, Outcome
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
@@ -41,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """The CPU reference replaced by empty masks in a known time; its calls are kept."""
+    """Replace the CPU reference by empty masks in a known time; return its calls."""
     calls: list[Call] = []
 
     def run(items: Sequence[Item], trials: int, refine: str, workers: int | None, seed: int) -> Outcome:
@@ -50,7 +49,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         masks = {item.name: np.zeros(item.image.shape[:2], np.bool_) for item in items}
         return Outcome(masks, 0, {"total": _SECONDS})
 
-    monkeypatch.setattr(label_measure, "run", run)
+    monkeypatch.setattr(label_tables, "run", run)
     return calls
 
 
@@ -69,7 +68,7 @@ def _names(data: Path) -> list[str]:
 
 
 def _ious(data: Path, config: LabelConfig, supervision: str, jitter: float) -> list[float]:
-    """IoU of each seed over all images, counted in pixels from the public function's masks."""
+    """Return the IoU of each seed over all images, counted in pixels from the public function's masks."""
     names = _names(data)
     images = [read_image(data / "images" / f"{name}.png") for name in names]
     truths = [read_mask(data / "masks" / f"{name}.png") for name in names]
@@ -180,7 +179,7 @@ def test_makers_that_cannot_run_are_left_out_and_named(
     def run(*_: object) -> Outcome:
         raise InputError("pydensecrf is not installed")
 
-    monkeypatch.setattr(label_measure, "run", run)
+    monkeypatch.setattr(label_tables, "run", run)
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert label_tables.main(_arguments(data, tmp_path, "--only", "makers")) == 0
     rows = _rows(tmp_path / "makers.csv")
@@ -242,7 +241,7 @@ def test_a_target_with_too_small_a_window_is_counted() -> None:
     image[truth] = 250
     setting = Setting("", preset("paper", trials=2, trial={"clusters": 20}))
     sample, placed = measure(Frames(["a"], [image], [truth]), setting, 0, torch.device("cpu"))
-    assert (sample.unlabelled, sample.targets, len(placed)) == (1, 1, 1)
+    assert (sample.unlabeled, sample.targets, len(placed)) == (1, 1, 1)
     assert sample.of_category[0] == 0
     assert sample.of_category[1] > 0
     assert math.isnan(sample.of_category[2])
@@ -258,21 +257,29 @@ def test_means_spreads_and_rates() -> None:
     measured = Measured(samples)
     assert measured.iou == pytest.approx(0.7)
     assert measured.spread == pytest.approx(0.2)
-    assert measured.of_category == pytest.approx({"point": 0.4, "spot": nan, "extended": 0.5}, nan_ok=True)
-    assert (measured.rate, measured.unlabelled) == (5.0, pytest.approx(1 / 3))
+    numbers = {"iou": 0.7, "iou_sd": 0.2, "iou_point": 0.4, "iou_spot": nan, "iou_extended": 0.5}
+    numbers |= {"targets_per_s": 5.0, "unlabelled": 1 / 3}
+    assert measured.numbers() == pytest.approx(numbers, nan_ok=True)
     assert math.isnan(Measured(samples[:1]).spread)
 
 
 def test_a_plot_shows_means_and_spreads() -> None:
-    curves = [Curve("a", [1, 10], [0.5, 0.6], [0.1, 0.2]), Curve("b", [1, 10], [0.7, 0.8], [math.nan] * 2)]
-    (axes,) = plot_sweep(curves, title="T", xlabel="K", legend="L", log=True).axes
+    def result(name: str, x: float, *ious: float) -> tuple[Setting, Measured]:
+        samples = [Sample(iou, (math.nan,) * 3, 1, 1.0) for iou in ious]
+        return Setting(name, preset("default"), x=x), Measured(samples)
+
+    results = [result("a", 1, 0.4, 0.6), result("a", 10, 0.6, 0.8), result("b", 1, 0.7), result("b", 10, 0.8)]
+    sweep = Sweep(lambda trials: [], "T", "K", "L", "K", log=True)
+    (axes,) = plot_sweep(sweep, results).axes
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_title("left")) == ("log", "K", "T")
     assert axes.get_legend().get_title().get_text() == "L"
     assert axes.get_legend_handles_labels()[1] == ["a", "b"]
     lines, bars = zip(*((c.lines[0], c.lines[2][0]) for c in axes.containers), strict=True)
-    assert [line.get_xydata().tolist() for line in lines] == [[[1, 0.5], [10, 0.6]], [[1, 0.7], [10, 0.8]]]
+    assert [line.get_xydata().tolist() for line in lines] == [[[1, 0.5], [10, 0.7]], [[1, 0.7], [10, 0.8]]]
     ends = [[[y for _, y in segment] for segment in bar.get_segments()] for bar in bars]
-    np.testing.assert_allclose(ends, [[[0.4, 0.6], [0.4, 0.8]], [[0.7, 0.7], [0.8, 0.8]]])
+    s = 0.1 * math.sqrt(2)
+    expected = [[[0.5 - s, 0.5 + s], [0.7 - s, 0.7 + s]], [[0.7, 0.7], [0.8, 0.8]]]
+    np.testing.assert_allclose(ends, expected)
 
 
 def test_tables_and_their_cells(tmp_path: Path) -> None:

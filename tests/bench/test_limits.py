@@ -5,9 +5,7 @@ import pytest
 import torch
 from clustering_reference import distances, features, grid, means
 
-from mclc_gpu.bench import limits as peaks
-from mclc_gpu.bench import limits as roofline
-from mclc_gpu.bench.limits import crf_work, slic_work, trial_steps, trial_work
+from mclc_gpu.bench.limits import Scale, crf_work, roofline, slic_work, trial_steps, trial_work
 from mclc_gpu.kernels.config import CrfConfig, TrialConfig
 from mclc_gpu.kernels.packed import PackedImages, Windows
 
@@ -71,28 +69,9 @@ def test_work_of_slic() -> None:
     assert slic_work(14, 19, 12, 1, 1, fused=False).operations == (18 - 6) * pairs
 
 
-def test_multiply_adds_of_the_peak() -> None:
-    out = torch.zeros(2 * 32)
-    peaks.fma_kernel[(2,)](out, 3, 0.5, 1.0, UNROLLED=4, BLOCK=32, num_warps=1)
-    expected = torch.arange(32.0)
-    for _ in range(3 * 4):
-        expected = expected * 0.5 + 1
-    assert torch.allclose(out, expected.repeat(2), rtol=1e-6)
-
-
-def test_arithmetic_of_the_peak() -> None:
-    chains = np.arange(1.0, 1 + peaks._CHAINS)
-    result = peaks._compute(np.int64(5), np.float32(0.5), np.float32(0.25))
-    assert result == pytest.approx((chains * 0.5**5 + chains + 5 * 0.25).sum())
-
-
-def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, value in (
-        (roofline, "_SCENES", 2), (roofline, "_TRIALS", 2), (roofline, "_SIDE", 32),
-        (roofline, "_SEGMENTS", 8), (peaks, "_ROUNDS", 1 << 10), (peaks, "_COPIED", 1 << 16),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, value)
-    rows = roofline.roofline(CPU)
+def test_rows() -> None:
+    scale = Scale(scenes=2, trials=2, side=32, segments=8, matrix=64, copied=1 << 16)
+    rows = roofline(CPU, scale)
     assert len({tuple(row) for row in rows}) == 1
     *kernels, operations, bytes_ = rows
     whole = {row["kernel"]: row for row in kernels}

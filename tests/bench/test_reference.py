@@ -115,6 +115,7 @@ def test_dense_crf_follows_the_probability_where_pixels_do_not_speak_against_it(
     assert dense_crf(rgb, probability)[4, 4]
 
 
+@pytest.mark.slow
 @refinements
 def test_processes_give_what_the_calls_give(refine: str) -> None:
     image, _ = _scene((20, 30))
@@ -131,7 +132,7 @@ def test_processes_give_what_the_calls_give(refine: str) -> None:
     assert not outcome.masks["b"].any()
 
 
-def test_a_pool_asks_every_process_once_and_times_the_work_of_all() -> None:
+def test_a_pool_uses_every_process_once_and_times_the_work_of_all() -> None:
     with ReferencePool(workers=2, refine="threshold") as pool:
         assert len(set(pool.each(os.getpid))) == 2
         assert pool.each(abs, -3) == [3, 3]
@@ -140,6 +141,8 @@ def test_a_pool_asks_every_process_once_and_times_the_work_of_all() -> None:
         assert pool.seconds(partial(cluster_alone, trials=1), [item] * 3) > 0
         with pytest.raises(TypeError):
             pool.seconds(cluster_alone, [item])
+        outcome = pool.label([item], trials=3, seed=4)
+    np.testing.assert_array_equal(outcome.masks["a"], label_image(item, 3, 4, "threshold")[0])
 
 
 def test_bad_input_is_named() -> None:

@@ -1,21 +1,21 @@
-"""The bench of scale: what it counts and compares, on a few frames."""
+"""The benchmark of scale on a few frames: its counts and comparisons."""
 
 import json
 import math
 
 import pytest
 
-from mclc_gpu.bench.scale import Look, digests, growth, main, write_frames
+from mclc_gpu.bench.scale import Reading, digests, growth, main, write_frames
 from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import load_points
 
 
 def test_growth_is_that_of_a_line():
-    looks = [Look("run", float(i), 10 * i, 500 + 0.3 * i) for i in range(100)]
-    assert growth(looks, 1000) == pytest.approx(0.3 * 75)
-    flat = [Look("run", float(i), 10 * i, 500 if i > 20 else 0) for i in range(100)]
+    readings = [Reading("run", float(i), 10 * i, 500 + 0.3 * i) for i in range(100)]
+    assert growth(readings, 1000) == pytest.approx(0.3 * 75)
+    flat = [Reading("run", float(i), 10 * i, 500 if i > 20 else 0) for i in range(100)]
     assert growth(flat, 1000) == pytest.approx(0, abs=1e-6)
-    assert math.isnan(growth(looks[:10], 1000))
+    assert math.isnan(growth(readings[:10], 1000))
 
 
 def test_frames_beyond_the_different_ones_are_links(tmp_path):
@@ -32,10 +32,10 @@ def test_frames_beyond_the_different_ones_are_links(tmp_path):
 @pytest.mark.slow
 def test_both_runs_are_compared(tmp_path, capsys):
     assert main(["--count", "9", "--kills", "0", "--shards", "4", "--out", str(tmp_path)]) == 0
-    account = json.loads((tmp_path / "scale.json").read_text())
-    assert account["equal"] is True
-    assert account["files"] == 3 + 3  # archives, tables, picture
-    assert account["peak_mib"] > 0
+    summary = json.loads((tmp_path / "scale.json").read_text())
+    assert summary["equal"] is True
+    assert summary["files"] == 3 + 3  # archives, tables, picture
+    assert summary["peak_mib"] > 0
     assert "equal                True" in capsys.readouterr().out
     assert (tmp_path / "scale.png").stat().st_size > 10_000
     before = digests(tmp_path / "killed")

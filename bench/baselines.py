@@ -1,4 +1,4 @@
-"""Other packages that the benchmarks compare with: SLIC implementations and a plain DataLoader."""
+"""Baselines from other packages: SLIC implementations, and training data by a plain DataLoader."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from skimage.segmentation import slic
 from torch.utils.data import Dataset
 
 # image uint8 [H, W, 3] (RGB), segments wanted, compactness -> integer labels [H, W]
-Peer = Callable[[np.ndarray, int, float], np.ndarray]
+Baseline = Callable[[np.ndarray, int, float], np.ndarray]
 _ITERATIONS = 10
 
 
@@ -27,7 +27,7 @@ def _scikit_image(image: np.ndarray, n_segments: int, compactness: float) -> np.
     )
 
 
-def _opencv(cv2: Any) -> Peer:
+def _opencv(cv2: Any) -> Baseline:
     def segment(image: np.ndarray, n_segments: int, compactness: float) -> np.ndarray:
         interval = max(1, round((image.shape[0] * image.shape[1] / n_segments) ** 0.5))
         lab = cv2.cvtColor(image, cv2.COLOR_RGB2Lab)
@@ -39,7 +39,7 @@ def _opencv(cv2: Any) -> Peer:
     return segment
 
 
-def _fast_slic(kind: Any, stride: int) -> Peer:
+def _fast_slic(kind: Any, stride: int) -> Baseline:
     def segment(image: np.ndarray, n_segments: int, compactness: float) -> np.ndarray:
         # A new object each time: one that has segmented an image starts the next from its clusters.
         made = kind(num_components=n_segments, compactness=compactness, subsample_stride=stride)
@@ -49,20 +49,20 @@ def _fast_slic(kind: Any, stride: int) -> Peer:
 
 
 def _optional(name: str) -> Any:
-    """A module, or None where it is not installed or was built for another machine."""
+    """Import a module; None where it is not installed or was built for another machine."""
     try:
         return importlib.import_module(name)
     except ImportError:
         return None
 
 
-def peers() -> dict[str, Peer]:
-    """The CPU SLIC implementations that can be imported here, by name; each runs ten iterations.
+def baselines() -> dict[str, Baseline]:
+    """Return the CPU SLIC implementations that can be imported here, by name; each runs ten iterations.
 
     Returns
     -------
     dict of str to callable
-        ``peer(image, n_segments, compactness) -> labels``: image uint8 [H, W, 3] in RGB and contiguous,
+        ``baseline(image, n_segments, compactness) -> labels``: image uint8 [H, W, 3] in RGB and contiguous,
         labels integers [H, W]. The conversion to CIELAB and the connectivity enforcement are part of it.
 
     Notes
@@ -75,13 +75,13 @@ def peers() -> dict[str, Peer]:
         the image is not rescaled to its range; pieces smaller than a quarter of a mean segment join a
         neighbour. All cores, except in the connectivity.
     fast-slic (``fast-slic``; not for more than 65,534 segments)
-        CIELAB in 8 bits, colour and Manhattan distances summed in 16-bit integers; the image is not rescaled
+        CIELAB in 8 bits, color and Manhattan distances summed in 16-bit integers; the image is not rescaled
         to its range; each iteration assigns and averages every third row, by turns, and all rows are assigned
         once in the end; pieces smaller than a quarter of a mean segment join a neighbour. All cores.
     fast-slic, all rows
         The same with every row in every iteration.
     """
-    found: dict[str, Peer] = {"scikit-image": _scikit_image}
+    found: dict[str, Baseline] = {"scikit-image": _scikit_image}
     cv2 = _optional("cv2")
     if hasattr(cv2, "ximgproc"):
         found["OpenCV"] = _opencv(cv2)
@@ -94,12 +94,23 @@ def peers() -> dict[str, Peer]:
 
 
 class PlainCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Random crops and flips of files, one by one: what a detector's repository usually holds."""
+    """Random crops and flips of files, one by one, as repositories of detectors usually have them.
+
+    Parameters
+    ----------
+    files : sequence of (Path, Path)
+        Image and mask of each sample.
+    mean, std : float
+        Of the gray levels.
+    size : int
+        Side of the crops in pixels.
+    least : int
+        Least number of crops of an epoch, however few the files.
+    """
 
     def __init__(
         self, files: Sequence[tuple[Path, Path]], mean: float, std: float, size: int, least: int
     ) -> None:
-        """Of images with their masks. `least`: crops of an epoch at least, however few the files."""
         self.files, self.mean, self.std, self.size = files, mean, std, size
         self.count = max(len(files), least)
 
