@@ -49,7 +49,7 @@ print("done")
 
 
 def run_plain(frames: Path, out: Path) -> None:
-    """Three epochs of a network without batch norm, whose statistics each process has of its own share."""
+    """Train three epochs without batch norm, whose statistics differ between processes."""
     names = [path.stem for path in sorted((frames / "images").iterdir())]
     samples = [Sample(n, frames / "images" / f"{n}.png", frames / "masks" / f"{n}.png") for n in names]
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def run_plain(frames: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same run in one process and in two."""
+    """Run the same training in one process and in two."""
     root = tmp_path_factory.mktemp("runs")
     write_frames(root / "frames")
     run_plain(root / "frames", root / "1")

@@ -1,4 +1,4 @@
-"""One run at a time in a folder; what journals noted, read where it lies."""
+"""Locks and journals of runs."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ HOLD += "with locked(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True);
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock of a label run in a folder."""
+    """Yield another process that holds the lock of a label run in a folder."""
     words = [sys.executable, "-c", HOLD, str(tmp_path / "out"), "label"]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
@@ -43,7 +43,7 @@ def test_a_second_run_is_refused_and_nothing_is_touched(holder, tmp_path, capsys
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_what_a_kill_left_of_a_report_is_removed_with_the_next_run(tmp_path):
+def test_temporary_files_of_a_killed_run_are_removed_by_the_next_run(tmp_path):
     close_run(LAYOUT, tmp_path, {"fingerprint": "print"})
     left = tmp_path / ".0123456789abcdef.tmp.png"
     left.touch()
@@ -71,29 +71,29 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 LAYOUT = RunLayout("label", ("masks",), ())
 
 
-def test_journals_give_the_last_word_on_each_image(tmp_path):
+def test_the_last_record_of_an_image_counts(tmp_path):
     for rank, values in ((0, (1, 2)), (1, (3,))):
         with Journal(LAYOUT, tmp_path, "print", rank) as journal:
             for value in values:
                 journal.append({"image": f"image {value % 2}", "value": value})
-    with JournalEntries(LAYOUT.journals(tmp_path), "print") as noted:
-        assert list(noted) == ["image 1", "image 0"]
-        assert [noted[stem]["value"] for stem in noted] == [3, 2]
-        assert "image 2" not in noted
-    with open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as noted:
-        assert [noted[stem]["value"] for stem in noted] == [3, 2]
+    with JournalEntries(LAYOUT.journals(tmp_path), "print") as entries:
+        assert list(entries) == ["image 1", "image 0"]
+        assert [entries[stem]["value"] for stem in entries] == [3, 2]
+        assert "image 2" not in entries
+    with open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as entries:
+        assert [entries[stem]["value"] for stem in entries] == [3, 2]
     assert LAYOUT.journals(tmp_path) == [LAYOUT.journal(tmp_path)]
 
 
 @pytest.mark.parametrize("torn", [b'{"image": "b', b'{"image": "b"}', b"\xff\xfe", b"[1]"])
-def test_a_torn_last_line_is_no_record_and_others_are_errors(tmp_path, torn):
+def test_a_torn_last_line_is_dropped_and_other_damage_is_an_error(tmp_path, torn):
     with Journal(LAYOUT, tmp_path, "print") as journal:
         journal.append({"image": "a"})
     path = LAYOUT.journal(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
-    with open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as noted:
-        assert list(noted) == ["a"]
+    with open_run(LAYOUT, tmp_path, "print", resume=True, overwrite=False) as entries:
+        assert list(entries) == ["a"]
     assert path.read_bytes() == whole
     path.write_bytes(whole + torn[:9] + b"\n" + b'{"image": "c"}\n')
     with pytest.raises(InputError, match="line 3 is damaged"):

@@ -10,7 +10,6 @@ import numpy as np
 from mclc_gpu.data import formats_json
 from mclc_gpu.data.annotations import (
     CATEGORIES,
-    SUPERVISIONS,
     Point,
     box_target,
     check_supervision,
@@ -35,8 +34,6 @@ from mclc_gpu.data.formats import (
 from mclc_gpu.data.images import IMAGE_SUFFIXES, image_size, stem_of
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.registry import Registry
-
-__all__ = ["CATEGORIES", "FORMATS", "SUPERVISIONS", "Point", "load_points", "read_points", "write_points"]
 
 _TEXT_SUFFIX = ".txt"
 
@@ -154,7 +151,8 @@ def write_points(path: Path | str, points: Mapping[str, Iterable[Point]]) -> Non
     --------
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> from mclc_gpu.data.points import Point, write_points
+    >>> from mclc_gpu.data.annotations import Point
+    >>> from mclc_gpu.data.points import write_points
     >>> with TemporaryDirectory() as folder:
     ...     write_points(Path(folder) / "points.csv", {"a": [Point(12, 7.5, "spot")], "b": []})
     ...     print((Path(folder) / "points.csv").read_text(), end="")

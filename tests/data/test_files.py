@@ -1,10 +1,13 @@
-"""Files appear whole or not at all."""
+"""Atomic files and tables."""
 
+import math
 import os
 
+import numpy as np
 import pytest
 
-from mclc_gpu.data.files import atomic_path, remove_leftovers
+from mclc_gpu.data.files import atomic_path, remove_leftovers, write_csv
+from mclc_gpu.errors import InputError, Skipped, attempt
 
 
 def test_atomic_path(tmp_path):
@@ -48,3 +51,29 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
         path.touch()
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_write_csv(tmp_path):
+    path = tmp_path / "new" / "t.csv"
+    rows = [("a,b", 0.1, None), ("\udcff", math.nan, 3), {"x": np.float64(1e-9), "y": 2, "z": True}.values()]
+    write_csv(path, ("x", "y", "z"), iter(rows))
+    assert path.read_bytes() == b'x,y,z\n"a,b",0.1,\n\xff,,3\n1e-09,2,True\n'
+
+    def broken():
+        yield ("whole", 1)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        write_csv(path, ("x", "y"), broken())
+    assert path.read_bytes().startswith(b"x,y,z\n")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_attempt():
+    def refuse():
+        raise InputError("folder/a.png: it is\nempty")
+
+    assert attempt("folder/a.png", refuse) == Skipped("folder/a.png", "it is empty")
+    assert attempt("folder/a.png", lambda: 7) == 7
+    with pytest.raises(KeyError):
+        attempt("folder/a.png", lambda: {}["missing"])

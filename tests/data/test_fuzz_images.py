@@ -1,4 +1,4 @@
-"""Damaged image files and archives: read, or refused with one line; never anything else."""
+"""Damaged image files and archives are read or refused with a one-line message."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ from mclc_gpu.data.images import find_files, image_size, read_image, read_mask
 from mclc_gpu.errors import InputError
 
 RNG = np.random.default_rng(0)
-GRAY, COLOUR = RNG.integers(0, 255, (11, 13), np.uint8), RNG.integers(0, 255, (11, 13, 3), np.uint8)
+GRAY, COLOR = RNG.integers(0, 255, (11, 13), np.uint8), RNG.integers(0, 255, (11, 13, 3), np.uint8)
 
 
 def pillow(pixels, form, mode=None, **options):
@@ -37,7 +37,7 @@ def chunk(name, body):
 
 
 def deep_png(width, height, rows):
-    """A PNG file of 16-bit RGB whose header says this size."""
+    """Return a PNG file of 16-bit RGB whose header states this size."""
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -45,27 +45,27 @@ def deep_png(width, height, rows):
 
 FILES = {
     "gray.png": pillow(GRAY, "PNG"),
-    "colour.png": pillow(COLOUR, "PNG"),
-    "palette.png": pillow(COLOUR, "PNG", "P"),
+    "color.png": pillow(COLOR, "PNG"),
+    "palette.png": pillow(COLOR, "PNG", "P"),
     "bits.png": pillow(GRAY, "PNG", "1"),
-    "alpha.png": pillow(COLOUR, "PNG", "RGBA"),
+    "alpha.png": pillow(COLOR, "PNG", "RGBA"),
     "gray16.png": pillow(GRAY.astype(np.uint16) * 200, "PNG"),
-    "colour16.png": deep_png(13, 11, (b"\0" + RNG.bytes(78)) * 11),
+    "color16.png": deep_png(13, 11, (b"\0" + RNG.bytes(78)) * 11),
     "gray.tif": tiff(GRAY),
     "gray16.tif": tiff(GRAY.astype(np.uint16)),
     "float.tif": tiff(GRAY.astype(np.float32), compression="zlib"),
-    "tiled.tif": tiff(np.tile(COLOUR.astype(np.uint16), (3, 3, 1)), tile=(16, 16), compression="zlib"),
+    "tiled.tif": tiff(np.tile(COLOR.astype(np.uint16), (3, 3, 1)), tile=(16, 16), compression="zlib"),
     "planes.tif": tiff(
-        np.moveaxis(COLOUR.astype(np.uint16), 2, 0), planarconfig="separate", photometric="rgb"
+        np.moveaxis(COLOR.astype(np.uint16), 2, 0), planarconfig="separate", photometric="rgb"
     ),
     "big.tif": tiff(GRAY.astype(np.int32), bigtiff=True),
     "lzw.tif": pillow(GRAY, "TIFF", compression="tiff_lzw"),
     "fax.tif": pillow(GRAY, "TIFF", "1", compression="group4"),
-    "cmyk.tif": pillow(COLOUR, "TIFF", "CMYK"),
+    "cmyk.tif": pillow(COLOR, "TIFF", "CMYK"),
     "gray.bmp": pillow(GRAY, "BMP"),
-    "colour.bmp": pillow(COLOUR, "BMP"),
+    "color.bmp": pillow(COLOR, "BMP"),
     "gray.jpg": pillow(GRAY, "JPEG"),
-    "cmyk.jpg": pillow(COLOUR, "JPEG", "CMYK", progressive=True),
+    "cmyk.jpg": pillow(COLOR, "JPEG", "CMYK", progressive=True),
 }
 
 
@@ -106,7 +106,7 @@ LONG = 1_000_000_000
 
 
 def claiming():
-    """Small files that say they hold 10^9 numbers or more."""
+    """Yield small files that claim to hold 10^9 numbers or more."""
     start = b"\x89PNG\r\n\x1a\n"
     rows = chunk(b"IDAT", zlib.compress(bytes(1000)))
     yield "wide.png", start + chunk(b"IHDR", struct.pack(">IIBBBBB", LONG, 1, 8, 0, 0, 0, 0)) + rows

@@ -1,4 +1,4 @@
-"""Damaged and hostile label files: read, or refused with one line; never anything else."""
+"""Damaged and hostile label files are read or refused with a one-line message."""
 
 import json
 import time
@@ -62,7 +62,7 @@ def images(tmp_path_factory):
 
 
 def judge(path, images, supervision):
-    """Read labels; all positions lie in their image, and what is said of others is said in lines."""
+    """Read labels; all positions must lie in their image, and every report must be one line."""
     points, skipped = read_points(path, images, supervision)
     for own in points.values():
         for target in own:
@@ -114,12 +114,12 @@ def nested(depth, middle="1", left="[", right="]"):
 
 
 def record(image='"a"', x="1", y="1"):
-    """Plain JSON of one point, of values as they are to stand there."""
+    """Return plain JSON of one point with the given JSON texts as values."""
     return f'[{{"image": {image}, "x": {x}, "y": {y}}}]'
 
 
 def hostile():
-    """Small files that a careless reader would follow without end."""
+    """Yield small files that take a careless reader endless time or memory."""
     for depth in (200, 900, 960, 10_000, 1_000_000):
         yield f"deep{depth}.json", nested(depth)
         yield f"record{depth}.json", record(x=nested(depth))
@@ -160,7 +160,7 @@ def test_a_size_that_has_no_float(tmp_path, images):
     assert "without original_width" in skipped[0].why
 
 
-def test_what_is_said_of_a_size_is_one_line(tmp_path, images):
+def test_a_report_of_another_size_is_one_line(tmp_path, images):
     text = "<annotation><size><width>\n 7\n</width><height>9</height></size><object><bndbox><xmin>1</xmin>"
     text += "<ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object></annotation>"
     _, (skipped,) = read_points(saved(tmp_path / "a.xml", text), images, "box")

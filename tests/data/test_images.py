@@ -1,4 +1,4 @@
-"""Reading images and masks: every kind of file that the field's data sets hold, and damaged ones."""
+"""Images and masks of every kind of file in the field's data sets, and damaged ones."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from mclc_gpu.data.images import find_files, image_size, read_image, read_mask, 
 from mclc_gpu.errors import InputError
 
 GRAY = np.arange(6 * 5, dtype=np.uint8).reshape(6, 5) * 8
-COLOUR = np.stack([GRAY, GRAY[::-1], 255 - GRAY], axis=2)
+COLOR = np.stack([GRAY, GRAY[::-1], 255 - GRAY], axis=2)
 DEEP = (np.arange(6 * 5, dtype=np.uint16).reshape(6, 5) * 2113) + 7
 
 
@@ -24,7 +24,7 @@ def one_line(error):
 
 
 def refusal(read, path):
-    """The message of the InputError that reading raises, None when the file is read."""
+    """Return the message of the InputError that reading raises; None if the file is read."""
     try:
         read(path)
     except InputError as error:
@@ -33,7 +33,7 @@ def refusal(read, path):
 
 
 def deep_png(pixels, *, filters, interlace=0):
-    """A 16-bit PNG of [H, W, C], its rows filtered by the given types, by the format's specification."""
+    """Return a 16-bit PNG of [H, W, C] whose rows are filtered by the given types (PNG specification)."""
     height, width, channels = pixels.shape
     bpp = 2 * channels
     raw = pixels.astype(">u2").view(np.uint8).reshape(height, width * bpp).astype(int)
@@ -48,9 +48,9 @@ def deep_png(pixels, *, filters, interlace=0):
         guess = [0 * row, left, above, (left + above) // 2, paeth][kind]
         body += bytes([kind]) + ((row - guess) % 256).astype(np.uint8).tobytes()
         above = row
-    colour = {2: 4, 3: 2, 4: 6}[channels]
+    color = {2: 4, 3: 2, 4: 6}[channels]
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, interlace)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, interlace)),
         (b"IDAT", zlib.compress(body)[:9]),
         (b"IDAT", zlib.compress(body)[9:]),
         (b"IEND", b""),
@@ -62,8 +62,8 @@ def deep_png(pixels, *, filters, interlace=0):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
-def test_gray_and_colour_keep_their_numbers(tmp_path, suffix):
-    for name, pixels in (("gray", GRAY), ("colour", COLOUR)):
+def test_gray_and_color_keep_their_numbers(tmp_path, suffix):
+    for name, pixels in (("gray", GRAY), ("color", COLOR)):
         path = tmp_path / f"{name}.{suffix}"
         Image.fromarray(pixels).save(path)
         read = read_image(path)
@@ -89,9 +89,9 @@ def test_equal_channels_collapse(tmp_path):
 
 def test_alpha_is_dropped(tmp_path):
     alpha = 255 - GRAY
-    Image.fromarray(np.dstack([COLOUR, alpha])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([COLOR, alpha])).save(tmp_path / "rgba.png")
     Image.fromarray(np.dstack([GRAY, alpha])).save(tmp_path / "la.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), COLOUR)
+    np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), COLOR)
     np.testing.assert_array_equal(read_image(tmp_path / "la.png"), GRAY)
 
 
@@ -127,7 +127,7 @@ def test_16_bit_gray(tmp_path):
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_16_bit_colour_tiff(tmp_path, planar):
+def test_16_bit_color_tiff(tmp_path, planar):
     pixels = np.stack([DEEP, DEEP[::-1], DEEP // 2], axis=2)
     stored = pixels if planar == "contig" else np.moveaxis(pixels, 2, 0)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar)
@@ -136,7 +136,7 @@ def test_16_bit_colour_tiff(tmp_path, planar):
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_16_bit_colour_png_keeps_all_bits(tmp_path, channels):
+def test_16_bit_color_png_keeps_all_bits(tmp_path, channels):
     pixels = np.stack([DEEP, DEEP[::-1] ^ 0x1234, DEEP // 3, DEEP], axis=2)[:, :, :channels]
     path = tmp_path / "a.png"
     path.write_bytes(deep_png(pixels, filters=[1, 2, 3, 4, 0, 4]))
@@ -148,7 +148,7 @@ def test_16_bit_colour_png_keeps_all_bits(tmp_path, channels):
     np.testing.assert_array_equal(read, pixels[:, :, 0] if channels == 2 else pixels[:, :, :3])
 
 
-def test_16_bit_colour_png_damaged_or_interlaced(tmp_path):
+def test_16_bit_color_png_damaged_or_interlaced(tmp_path):
     pixels = np.stack([DEEP, DEEP + 1, DEEP + 2], axis=2)
     path = tmp_path / "a.png"
     whole = deep_png(pixels, filters=[0] * 6)

@@ -1,4 +1,4 @@
-"""Point labels: every format says the same clicks, bad items are reported, bad files are refused."""
+"""Point labels: the same clicks in every format; bad items are reported, bad files are refused."""
 
 import json
 
@@ -64,7 +64,7 @@ def coco():
 
 
 def label_studio_value(x, y):
-    """Percent of the size, measured from the image's edge: the centre of pixel 0 lies half a pixel inside."""
+    """Return percent of the size, from the image's edge: the center of pixel 0 lies half a pixel inside."""
     return {
         "x": (x + 0.5) * 100 / WIDTH,
         "y": (y + 0.5) * 100 / HEIGHT,
@@ -241,12 +241,12 @@ def test_bad_rows_are_reported_and_the_rest_goes_on(tmp_path, images, row, why):
     assert [(item.file, item.why) for item in skipped] == [(str(path), why)]
 
 
-def test_pixels_reach_half_a_pixel_beyond_their_centres(tmp_path, images):
+def test_pixels_reach_half_a_pixel_beyond_their_centers(tmp_path, images):
     table = "image,x,y\na,-0.5,-0.5\na,39.49,29.49\n"
     assert read_points(saved(tmp_path / "p.csv", table), images)[1] == []
 
 
-def test_what_is_wrong_with_an_image_is_said_once(tmp_path, images):
+def test_a_bad_image_is_reported_once(tmp_path, images):
     broken = saved(tmp_path / "broken.png", "not an image")
     table = "image,x,y\nghost,1,1\nbroken,1,1\nghost,2,2\nbroken,2,2\n"
     points, skipped = read_points(saved(tmp_path / "p.csv", table), images | {"broken": broken})

@@ -1,4 +1,4 @@
-"""Label files written and read back; any content whatever raises nothing but InputError."""
+"""Label files written and read back; arbitrary content raises InputError only."""
 
 import json
 from dataclasses import asdict
@@ -128,7 +128,7 @@ JSON_VALUE = st.recursive(
 
 
 def judged(path, images, supervision):
-    """Read; every position must lie in its image, and only InputError may be raised."""
+    """Read labels; all positions must lie in their image, and only InputError may be raised."""
     try:
         points, _ = read_points(path, images, supervision)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Clicks simulated from masks: where they fall, and on what they depend."""
+"""Annotations simulated from masks."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_centroid_outside_the_target_moves_to_its_nearest_pixel():
     assert (click.x, click.y) == (
         3,
         1,
-    )  # of the four pixels two away from the centre the first in raster order
+    )  # of the four pixels two away from the center the first in raster order
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_jitter_needs_a_generator():
 
 @pytest.fixture
 def scenes(tmp_path):
-    """Masks and images (20x20) a to e: c's mask is empty, d's of another size, e has none, z is alone."""
+    """Make 20x20 images and masks: c's mask is empty, d's of another size, e has none, z no image."""
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
     for stem in "abcde":

@@ -1,4 +1,4 @@
-"""The made-up frames: repeatable, and with the truth that they state."""
+"""Synthetic frames are repeatable and have the stated truth."""
 
 from pathlib import Path
 
@@ -94,14 +94,14 @@ def test_the_frame_without_targets_is_the_same() -> None:
 @pytest.mark.parametrize("snr", [5.0, 12.0])
 @pytest.mark.parametrize("category", list(AREAS))
 def test_stated_snr_and_truth_fraction(category: str, snr: float) -> None:
-    """Against the frame without target, at 16 bits: peak, contrast inside and outside of the truth."""
+    """Compare peak and contrast with the frame without target, at 16 bits."""
     for index in range(12):
         full = scene(11, index, size=(96, 96), bits=16, targets=[category], snr=snr)
         bare = scene(11, index, size=(96, 96), bits=16, targets=[]).image.astype(float)
         (target,) = full.targets
         light = full.image - bare
         sigma = bare[box(target.x, target.y, bare.shape)].std()
-        # The box lies around the centre that was drawn, which differs a little from the truth's centroid.
+        # The box lies around the center that was drawn, which differs a little from the truth's centroid.
         assert light.max() / sigma == pytest.approx(target.snr, rel=0.25)
         assert target.snr == pytest.approx(snr)
         rounding = 1.5

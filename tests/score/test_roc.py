@@ -187,8 +187,8 @@ def test_probability_maps_of_every_depth(tmp_path) -> None:
         assert (probability > 0.5).tolist() == [[False, False, True, True]]
         assert (probability[0, 0], probability[0, 3]) == (0, 1)
     Image.fromarray(np.array([[0, 2]], np.float32)).save(tmp_path / "logits.tif")
-    Image.fromarray(np.array([[[0, 2, 4]]], np.uint8)).save(tmp_path / "colour.png")
-    for name, said in (("logits.tif", "from 0 to 2"), ("colour.png", "colour")):
+    Image.fromarray(np.array([[[0, 2, 4]]], np.uint8)).save(tmp_path / "color.png")
+    for name, said in (("logits.tif", "from 0 to 2"), ("color.png", "color")):
         with pytest.raises(InputError, match=f"{name}.*{said}"):
             read_probability(tmp_path / name)
 
