@@ -61,7 +61,7 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
 
 
 def fault(path: Path, name: str, lazy: bool) -> str | None:
-    """What is wrong with `path` importing `name`; None when nothing is."""
+    """Return the reason why `path` may not import `name`; None if it may."""
     top, here = name.split(".")[0], folder_of(module_of(path))
     if top in {"", "kernels", "networks", "bench"}:
         return f"import it by its full name under mclc_gpu, not as {name}"
@@ -86,7 +86,7 @@ def faults(path: Path, source: str) -> list[str]:
 
 
 def asks_for_hardware(source: str) -> bool:
-    """Whether the source asks for the presence of CUDA, under whatever name it imported torch."""
+    """Return True if the source asks whether CUDA is present, under any name of torch."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "torch.cuda":
             return True

@@ -45,7 +45,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def locate(python: Path, cwd: Path) -> dict[str, Path | None]:
-    """Where `python`, started in `cwd`, finds each module and each name that must not be one."""
+    """Return where `python` in `cwd` finds each module, and each name that must not be one."""
     found = json.loads(run(python, "-c", PROBE, cwd=cwd))
     return {name: origin and Path(origin).resolve() for name, origin in found.items()}
 

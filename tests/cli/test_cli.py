@@ -30,12 +30,12 @@ def data(tmp_path_factory) -> Path:
 def label(data: Path, out: Path, *more: object) -> int:
     source = [] if "--points" in more else ["--points-from-masks", data / "masks"]
     few = "--preset", "paper", "--trials", "8"
-    words = ["label", "--images", data / "images", *source, "--out", out, *few, *more]
-    return main([str(word) for word in words])
+    argv = ["label", "--images", data / "images", *source, "--out", out, *few, *more]
+    return main([str(word) for word in argv])
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """All files but the two that state the seconds that a run took."""
+    """Return the files of a run by name, without the two that state its seconds."""
     timed = {"label.json", "report.html"}
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.*")) if p.name not in timed}
 
@@ -179,8 +179,8 @@ def test_files_of_others_are_never_replaced(data, tmp_path, capsys, more):
 
 def test_names_that_the_output_cannot_show_are_escaped(data, tmp_path):
     out = os.fsencode(tmp_path) + b"/\xff"
-    words = ["label", "--images", data / "images", "--points-from-masks", data / "masks"]
-    command = [sys.executable, "-m", "mclc_gpu", *map(str, words), "--out", out]
+    argv = ["label", "--images", data / "images", "--points-from-masks", data / "masks"]
+    command = [sys.executable, "-m", "mclc_gpu", *map(str, argv), "--out", out]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "udcff" in result.stdout
     assert os.path.exists(out + b"/label.json")
@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_written_is_named(data, tmp_path, capsys):
 def test_one_bad_image_does_not_stop_the_rest(data, tmp_path, capsys):
     copy = tmp_path / "data"
     write_dataset(copy, 4, 5, size=(72, 80))
-    (copy / "images" / "synthetic_00001.png").write_bytes(b"no picture")
+    (copy / "images" / "synthetic_00001.png").write_bytes(b"no image")
     Image.fromarray(np.full((72, 80), 9, np.uint8)).save(copy / "images" / "synthetic_00002.png")
     points = tmp_path / "points.csv"
     rows = ["image,x,y,category"]
@@ -232,7 +232,7 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "parts"),
     [
         (["--preset", "paper", "--trials", "0"], ["trials 0"]),
         (["--trials", "-1"], ["trials -1"]),
@@ -267,10 +267,10 @@ def test_mask_of_another_size_is_skipped(data, tmp_path):
         (["--points", "missing.csv"], ["missing.csv"]),
     ],
 )
-def test_bad_arguments_end_with_two_and_one_line(data, tmp_path, capsys, more, words):
+def test_bad_arguments_end_with_two_and_one_line(data, tmp_path, capsys, more, parts):
     assert label(data, tmp_path / "out", *more) == 2
     line = error_of(capsys)
-    assert all(word in line for word in words)
+    assert all(part in line for part in parts)
 
 
 def test_folders_without_use_are_named(data, tmp_path, capsys):

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training_data import run_words, write_frames
+from training_data import run_argv, write_frames
 
 from mclc_gpu.cli.main import main
 
@@ -24,7 +24,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_frames(root, 4, 32)
     for name in RUNS:
-        assert main(words(root, root / name, name)) == 0
+        assert main(argv(root, root / name, name)) == 0
     return root
 
 
@@ -36,8 +36,8 @@ RUNS = {
 }
 
 
-def words(root, out, name, *more):
-    return run_words(root, out, *RUNS[name], *more)
+def argv(root, out, name, *more):
+    return run_argv(root, out, *RUNS[name], *more)
 
 
 def files_of(out):
@@ -110,7 +110,7 @@ def test_a_disk_that_is_full(root, tmp_path, monkeypatch, capsys, name, file):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         disk = Full(patch, lambda path: path.match(str(out / file)))
-        assert main(words(root, out, name)) == 2
+        assert main(argv(root, out, name)) == 2
     assert disk.hit is not None
     (line,) = capsys.readouterr().err.splitlines()
     where = out if file.endswith(".jsonl") and not (out / file).exists() else disk.hit
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full(root, tmp_path, monkeypatch, capsys, name, file):
     for path, content in files_of(out).items():
         if "partial" not in path:
             assert content == whole[path] or (path == "metrics.csv" and whole[path].startswith(content))
-    assert main(words(root, out, name, "--resume")) == 0
+    assert main(argv(root, out, name, "--resume")) == 0
     assert files_of(out) == whole
 
 
@@ -135,14 +135,14 @@ def test_files_that_may_not_grow(root, tmp_path, monkeypatch, capsys, name):
     for limit in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            code = main(words(root, out, name, "--resume"))
+            code = main(argv(root, out, name, "--resume"))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        said = capsys.readouterr().err
+        message = capsys.readouterr().err
         assert code == 2
-        assert len(said.splitlines()) == 1, said
-        assert str(tmp_path) in said
-    assert main(words(root, out, name, "--resume")) == 0
+        assert len(message.splitlines()) == 1, message
+        assert str(tmp_path) in message
+    assert main(argv(root, out, name, "--resume")) == 0
     assert files_of(out) == files_of(root / name)
 
 
@@ -183,7 +183,7 @@ def test_a_folder_on_a_disk_that_is_read_only(root, tmp_path, monkeypatch, capsy
     before = {str(path): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
     with monkeypatch.context() as patch:
         ReadOnly(patch, out)
-        assert main(words(root, out, name, *more)) == 2
+        assert main(argv(root, out, name, *more)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"mclc-gpu: error: {out}: cannot be written ({os.strerror(errno.EROFS)})")
     assert {str(path): path.read_bytes() for path in out.rglob("*.*") if path.is_file()} == before
@@ -214,7 +214,7 @@ def test_a_folder_without_permission(root, tmp_path, capsys):
     tmp_path.chmod(0o555)
     try:
         for name in RUNS:
-            assert main(words(root, tmp_path, name)) == 2
+            assert main(argv(root, tmp_path, name)) == 2
             assert "cannot be written (Permission denied)" in capsys.readouterr().err
     finally:
         tmp_path.chmod(0o755)

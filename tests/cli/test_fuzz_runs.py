@@ -1,4 +1,4 @@
-"""What runs left behind, damaged: commands do as ever, or end with exit code 2 and one line."""
+"""Damaged files of runs: commands work as before, or exit with 2 and one line."""
 
 import io
 import json
@@ -27,12 +27,12 @@ def _tiny():
 
 
 def command(name, data, out, *more):
-    words = [name, "--images", data / "images", "--out", out, "--device", "cpu", *more]
+    argv = [name, "--images", data / "images", "--out", out, "--device", "cpu", *more]
     if name != "predict":
-        words += ["--points-from-masks", data / "masks"]
+        argv += ["--points-from-masks", data / "masks"]
     if name == "train":
-        words += ["--network", "tiny", "--epochs", 2, "--batch-size", 2, "--size", 32]
-    return [str(word) for word in words]
+        argv += ["--network", "tiny", "--epochs", 2, "--batch-size", 2, "--size", 32]
+    return [str(word) for word in argv]
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,13 @@ def root(tmp_path_factory):
     return root
 
 
-def ends_well(words):
-    """Whether a command did its work; else it said in one line why not."""
-    told = io.StringIO()
-    with limited(), redirect_stderr(told), redirect_stdout(io.StringIO()):
-        code = main(list(map(str, words)))
+def ends_well(argv):
+    """Run a command; return True if it did its work, after checking that an error is one line."""
+    log = io.StringIO()
+    with limited(), redirect_stderr(log), redirect_stdout(io.StringIO()):
+        code = main(list(map(str, argv)))
     if code == 2:
-        *skipped, error = told.getvalue().splitlines()
+        *skipped, error = log.getvalue().splitlines()
         assert error.startswith("mclc-gpu: error: ")
         assert all(line.startswith("skipped ") for line in skipped)
     else:
@@ -114,8 +114,8 @@ def test_damaged_runs_are_resumed_to_the_same_or_refused(root, tmp_path, name):
         run = tmp_path / "run"
         shutil.copytree(start, run)
         (run / name).write_bytes(content)
-        words = command("label", root, run, "--preset", "paper", "--trials", 3, "--resume")
-        if ends_well(words):
+        argv = command("label", root, run, "--preset", "paper", "--trials", 3, "--resume")
+        if ends_well(argv):
             done += 1
             assert content_of(run) == whole
             assert (run / "points.csv").read_bytes() == (root / "paper" / "points.csv").read_bytes()
@@ -137,7 +137,7 @@ def test_damaged_training_runs(root, tmp_path, name):
 
 
 def test_damaged_checkpoints(root, tmp_path):
-    """As bytes, and with other values in what is whole."""
+    """Damage checkpoints as bytes, and by other values in whole ones."""
     path = tmp_path / "best.pt"
     whole = root / "train" / "best.pt"
     content = torch.load(whole, weights_only=True)
@@ -165,11 +165,11 @@ def test_the_last_checkpoint_is_not_the_best_one(root, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_damaged_in_an_archive_is_left_out(root, tmp_path):
     files = [(path.name, path.read_bytes()) for path in sorted((root / "images").iterdir())]
-    labelled = set()
+    labeled = set()
     for rng in rngs(5):
         name, content = files[1]
         write_archive(tmp_path / "a.tar", [files[0], (name, damaged(content, rng, content)), files[2]])
-        words = ["label", "--images", tmp_path, "--points-from-masks", root / "masks", "--overwrite"]
-        assert ends_well([*words, "--out", tmp_path / "out", "--no-report"])
-        labelled.add(len(list((tmp_path / "out" / "masks").iterdir())))
-    assert 2 in labelled
+        argv = ["label", "--images", tmp_path, "--points-from-masks", root / "masks", "--overwrite"]
+        assert ends_well([*argv, "--out", tmp_path / "out", "--no-report"])
+        labeled.add(len(list((tmp_path / "out" / "masks").iterdir())))
+    assert 2 in labeled

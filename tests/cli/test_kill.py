@@ -43,24 +43,24 @@ def trained(tmp_path_factory):
     return root
 
 
-def words(data, out, name, *more):
+def argv(data, out, name, *more):
     given = [name, "--images", data / "images", "--points-from-masks", data / "masks", "--out", out]
     return [*given, "--device", "cpu", *more]
 
 
 def label(data, out, *more):
     some = "--preset", "paper", "--refine", "threshold", "--trials", 300, "--no-report"
-    return words(data, out, "label", *some, *more)
+    return argv(data, out, "label", *some, *more)
 
 
 def train(data, out, *more):
     some = "--network", "tiny", "--epochs", 12, "--batch-size", 2, "--size", 32
     held = "--val-images", data / "images", "--val-masks", data / "masks"
-    return words(data, out, "train", *some, *held, *more)
+    return argv(data, out, "train", *some, *held, *more)
 
 
-def finish(words):
-    assert main(list(map(str, words))) == 0
+def finish(argv):
+    assert main(list(map(str, argv))) == 0
 
 
 def files_of(out):
@@ -84,28 +84,28 @@ def check_whole(out):
             assert path.read_bytes().endswith(b"\n")
 
 
-def kill_after(words, out, file):
+def kill_after(argv, out, file):
     """Kill a run as soon as it has written a file, and resume it."""
-    process = command(words, stop=out / file)
+    process = command(argv, stop=out / file)
     wait_until_stopped(process)
     assert kill(process)
     check_whole(out)
-    finish([*words, "--resume"])
+    finish([*argv, "--resume"])
 
 
-def kill_at_random(words, out, seed):
+def kill_at_random(argv, out, seed):
     """Kill a run at random moments, the first once it has begun, and let it end."""
     rng = random.Random(seed)
-    process = command(words)
+    process = command(argv)
     wait_for(out, process)
     killed = 0
     for _ in range(KILLS):
         time.sleep(rng.expovariate(1.5))
         killed += kill(process)
         check_whole(out)
-        process = command([*words, "--resume"])
+        process = command([*argv, "--resume"])
     kill(process)
-    finish([*words, "--resume"])
+    finish([*argv, "--resume"])
     assert killed > 0
 
 
@@ -186,13 +186,13 @@ def free_port():
         return one.getsockname()[1]
 
 
-def kill_one_of_two(words, moment, victim, told):
+def kill_one_of_two(argv, moment, victim, log):
     """Kill one of two processes of a run once there is a file; the other ends by itself and says why."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     for rank in (0, 1):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(command(words, environment, told if rank != victim else None))
+        ranks.append(command(argv, environment, log if rank != victim else None))
     try:
         wait_for(moment, ranks[0])
         assert kill(ranks[victim])
@@ -200,15 +200,15 @@ def kill_one_of_two(words, moment, victim, told):
     finally:
         for process in ranks:
             kill(process)
-    (line,) = [line for line in told.read_text().splitlines() if "error" in line]
+    (line,) = [line for line in log.read_text().splitlines() if "error" in line]
     assert "another rank exited; fix the error it reported and rerun with --resume" in line
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_others(frames, labels, tmp_path, victim):
     """Also without torchrun, which ends them itself."""
-    out, told = tmp_path / "out", tmp_path / "told.txt"
-    kill_one_of_two(label(frames, out), out / "label.partial.1.jsonl", victim, told)
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    kill_one_of_two(label(frames, out), out / "label.partial.1.jsonl", victim, log)
     finish(label(frames, out, "--resume"))
     assert files_of(out) == files_of(labels)
 
@@ -216,4 +216,4 @@ def test_a_process_that_is_killed_ends_the_others(frames, labels, tmp_path, vict
 def test_a_process_that_is_killed_ends_the_training_of_the_others(tmp_path):
     write_frames(tmp_path, 4, 32)
     out, more = tmp_path / "out", ("--epochs", 2000, "--batch-size", 4)
-    kill_one_of_two(train(tmp_path, out, *more), out / "metrics.csv", 1, tmp_path / "told.txt")
+    kill_one_of_two(train(tmp_path, out, *more), out / "metrics.csv", 1, tmp_path / "log.txt")

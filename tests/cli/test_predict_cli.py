@@ -39,8 +39,8 @@ def data(tmp_path):
 
 
 def run(data, *more: object) -> int:
-    words = ["predict", "--checkpoint", data / "best.pt", "--images", data / "images", "--out", data / "out"]
-    return main([str(word) for word in [*words, *more]])
+    argv = ["predict", "--checkpoint", data / "best.pt", "--images", data / "images", "--out", data / "out"]
+    return main([str(word) for word in [*argv, *more]])
 
 
 def files_of(out) -> dict[str, bytes]:
@@ -96,7 +96,7 @@ def test_predict_writes_what_it_promises(data, bright, capsys):
     assert "4 images, 5 detections" in capsys.readouterr().out
 
 
-def test_detections_are_points_that_can_be_labelled(data, bright):
+def test_detections_are_points_that_can_be_labeled(data, bright):
     assert run(data) == 0
     points, skipped = read_points(data / "out" / "detections.csv", find_files(data / "images"))
     assert not skipped
@@ -122,7 +122,7 @@ def test_tiles_change_nothing_for_a_detector_that_looks_at_single_pixels(data, b
 
 
 def test_one_bad_image_does_not_stop_the_rest(data, bright, capsys):
-    (data / "images" / "aa.png").write_bytes(b"no picture")
+    (data / "images" / "aa.png").write_bytes(b"no image")
     (data / "images" / "z.png").write_bytes(b"")
     assert run(data, "--strict") == 1
     shown = capsys.readouterr()
@@ -134,7 +134,7 @@ def test_one_bad_image_does_not_stop_the_rest(data, bright, capsys):
     assert len(find_files(data / "out" / "masks")) == 4
     assert run(data, "--overwrite") == 0
     for path in find_files(data / "images").values():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     capsys.readouterr()
     assert run(data, "--overwrite") == 2
     assert "no image could be used" in error_of(capsys)
@@ -172,14 +172,14 @@ def test_another_runs_folder_is_not_touched_unasked(data, bright, capsys):
     assert run(data) == 0
     before = files_of(data / "out")
     capsys.readouterr()
-    for more, said in [
+    for more, message in [
         ([], "--resume"),
         (["--resume", "--threshold", "0.9"], "other settings"),
         (["--resume", "--list", data / "list.txt"], "other settings"),
     ]:
         (data / "list.txt").write_text("a\n")
         assert run(data, *more) == 2
-        assert said in error_of(capsys)
+        assert message in error_of(capsys)
     (data / "best.pt").write_bytes(b"other weights")
     assert run(data, "--resume") == 2
     assert "other settings" in error_of(capsys)
@@ -206,7 +206,7 @@ def test_inputs_and_outputs_are_kept_apart(data, bright, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "parts"),
     [
         (["--threshold", "-0.1"], ["--threshold -0.1"]),
         (["--tile", "0"], ["--tile 0"]),
@@ -215,10 +215,10 @@ def test_inputs_and_outputs_are_kept_apart(data, bright, capsys):
         (["--list", "missing.txt"], ["missing.txt"]),
     ],
 )
-def test_bad_arguments_end_with_two_and_one_line(data, bright, capsys, more, words):
+def test_bad_arguments_end_with_two_and_one_line(data, bright, capsys, more, parts):
     assert run(data, *more) == 2
     line = error_of(capsys)
-    assert all(word in line for word in words)
+    assert all(part in line for part in parts)
     assert not (data / "out").exists()
 
 

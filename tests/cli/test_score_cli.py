@@ -32,8 +32,8 @@ def folders(tmp_path):
 
 def score(folders, *more: object) -> tuple[int, dict]:
     report = folders / "score.json"
-    words = ["score", "--pred", folders / "pred", "--truth", folders / "truth", "--json", report, *more]
-    code = main([str(word) for word in words])
+    argv = ["score", "--pred", folders / "pred", "--truth", folders / "truth", "--json", report, *more]
+    code = main([str(word) for word in argv])
     return code, json.loads(report.read_text()) if code != 2 else {}
 
 
@@ -44,7 +44,7 @@ def test_probability_maps_at_a_threshold(folders):
         assert "roc" not in result
 
 
-def test_the_curve_and_its_picture(folders, capsys):
+def test_the_curve_and_its_plot(folders, capsys):
     code, result = score(folders, "--roc", folders / "curve" / "roc.png")
     assert (code, result["detected"], result["false_alarm_pixels"]) == (0, 1, 4)
     roc = result["roc"]
@@ -75,8 +75,8 @@ def test_files_that_are_no_probability_maps_are_skipped(folders, capsys):
 def test_what_is_written_never_replaces_an_input(folders, capsys, option, folder):
     path = folders / folder / "a.png"
     before = path.read_bytes()
-    words = ["score", "--pred", folders / "pred", "--truth", folders / "truth", option, path]
-    assert main([str(word) for word in words]) == 2
+    argv = ["score", "--pred", folders / "pred", "--truth", folders / "truth", option, path]
+    assert main([str(word) for word in argv]) == 2
     assert path.read_bytes() == before
     error = capsys.readouterr().err
     assert (
@@ -91,11 +91,11 @@ def test_a_threshold_is_a_probability(folders, capsys, value):
 
 
 def test_scoring_masks_needs_neither_torch_nor_matplotlib(folders):
-    words = ["score", "--pred", folders / "truth", "--truth", folders / "truth"]
+    argv = ["score", "--pred", folders / "truth", "--truth", folders / "truth"]
     code = (
         "import sys; from mclc_gpu.cli.main import main; code = main(sys.argv[1:]); "
         "print([m for m in ('torch', 'matplotlib', 'triton') if m in sys.modules]); sys.exit(code)"
     )
-    command = [sys.executable, "-c", code, *map(str, words)]
+    command = [sys.executable, "-c", code, *map(str, argv)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stdout.splitlines()[-1]) == (0, "[]")

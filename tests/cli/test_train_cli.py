@@ -99,7 +99,7 @@ def test_sets_are_paired_in_order(data: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     shown = tmp_path / "shown.txt"
-    process = command(words(data, tmp_path / "run", "--epochs", 5000), told=shown)
+    process = command(words(data, tmp_path / "run", "--epochs", 5000), log=shown)
     try:
         wait_for(tmp_path / "run" / "last.pt", process)
         os.kill(process.pid, signal.SIGINT)

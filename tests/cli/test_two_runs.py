@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from processes import command, ended, kill, wait_until_stopped
-from training_data import run_words, write_frames
+from training_data import run_argv, write_frames
 
 from mclc_gpu.cli.main import main
 
@@ -23,21 +23,21 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_frames(root, 6, 40)
     for name in ("label", "train", "predict"):
-        assert main(words(root, root / name, name)) == 0
+        assert main(argv(root, root / name, name)) == 0
     return root
 
 
 @pytest.fixture
 def first():
-    """What is left running in the end is killed."""
+    """Processes of a test; those still running at its end are killed."""
     processes = []
     yield processes
     for process in processes:
         kill(process)
 
 
-def words(root, out, name, *more):
-    return run_words(root, out, name, *SOME[name], *more)
+def argv(root, out, name, *more):
+    return run_argv(root, out, name, *SOME[name], *more)
 
 
 def files_of(out):
@@ -63,12 +63,12 @@ def lasting(out):
 )
 def test_the_second_in_a_folder_is_refused(root, tmp_path, capsys, first, name, moment):
     out = tmp_path / "out"
-    process = command(words(root, out, name), stop=out / moment)
+    process = command(argv(root, out, name), stop=out / moment)
     first.append(process)
     wait_until_stopped(process)
     before = files_of(out)
     for more in ([], ["--resume"], ["--overwrite"]):
-        assert main(words(root, out, name, *more)) == 2
+        assert main(argv(root, out, name, *more)) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{out}: " in line
         assert f"another {name} run is active there" in line or (name == "train" and not more)
@@ -80,6 +80,6 @@ def test_the_second_in_a_folder_is_refused(root, tmp_path, capsys, first, name, 
 
 @pytest.mark.parametrize("name", ["label", "predict"])
 def test_two_at_once_in_two_folders(root, tmp_path, first, name):
-    first += [command(words(root, tmp_path / which, name)) for which in ("a", "b")]
+    first += [command(argv(root, tmp_path / which, name)) for which in ("a", "b")]
     assert [ended(process) for process in first] == [0, 0]
     assert lasting(tmp_path / "a") == lasting(tmp_path / "b") == lasting(root / name)

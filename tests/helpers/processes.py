@@ -18,28 +18,28 @@ _CONTEXT.set_forkserver_preload(
 
 
 def command(
-    words: Sequence[object],
+    argv: Sequence[object],
     environment: Mapping[str, str] | None = None,
-    told: Path | None = None,
+    log: Path | None = None,
     stop: Path | None = None,
 ) -> ForkServerProcess:
     """A process that runs a command in chunks of one image, and a detector named "tiny" to train.
 
-    What it says goes to the file `told`. Once it has written the file `stop` it stops, until SIGCONT.
+    Its output goes to the file `log`. It stops, until SIGCONT, once it has written the file `stop`.
     """
-    process = _CONTEXT.Process(target=_run, args=(list(map(str, words)), dict(environment or {}), told, stop))
+    process = _CONTEXT.Process(target=_run, args=(list(map(str, argv)), dict(environment or {}), log, stop))
     process.start()
     return process
 
 
-def _run(words: list[str], environment: dict[str, str], told: Path | None, stop: Path | None) -> None:
+def _run(argv: list[str], environment: dict[str, str], log: Path | None, stop: Path | None) -> None:
     from mclc_gpu.cli.main import main
     from mclc_gpu.labels import run as labelstream
     from mclc_gpu.networks.zoo import NETWORKS
 
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores interrupts
-    file = os.open(os.devnull if told is None else told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(os.devnull if log is None else log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     replace = os.replace
@@ -53,7 +53,7 @@ def _run(words: list[str], environment: dict[str, str], told: Path | None, stop:
     os.replace = replace_and_stop  # type: ignore[assignment]
     labelstream._CHUNK_IMAGES = 1
     NETWORKS["tiny"] = Tiny
-    sys.exit(main(words))
+    sys.exit(main(argv))
 
 
 def kill(process: ForkServerProcess) -> bool:

@@ -1,4 +1,4 @@
-"""What trains in a moment: frames with one bright square each, and a detector of three convolutions."""
+"""Data and a detector that train in a moment: frames with a bright square each, three convolutions."""
 
 from pathlib import Path
 
@@ -59,8 +59,8 @@ def write_frames(folder: Path, count: int = 6, side: int = 40, seed: int = 0) ->
     return samples
 
 
-def run_words(root: Path, out: Path, command: str, *more: object) -> list[str]:
-    """The words of a command on what `write_frames` wrote; `predict` takes the detector of root/train."""
+def run_argv(root: Path, out: Path, command: str, *more: object) -> list[str]:
+    """Return the arguments of a command on `root`; `predict` takes the detector of root/train."""
     given = [command, "--images", root / "images", "--out", out, "--device", "cpu", *more]
     if command == "predict":
         given += ["--checkpoint", root / "train" / "best.pt"]
