@@ -42,7 +42,7 @@ class BenchOptions:
     suite: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "suites to run (all but limits, which takes minutes more)",
+            "help": "suites to run, by default all but the last, which takes minutes more",
             "metavar": "NAME",
             "choices": SUITES,
         },
@@ -74,6 +74,9 @@ class BenchOptions:
     )
 
     def __post_init__(self) -> None:
+        for name in self.suite:
+            if name not in SUITES:
+                raise InputError(f"--suite {name}: use one of {', '.join(SUITES)}")
         if (self.images is None) != (self.masks is None):
             raise InputError("--images and --masks belong together: give both, or none for synthetic frames")
         if self.list is not None and self.images is None:

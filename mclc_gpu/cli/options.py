@@ -5,7 +5,7 @@ choices, defaults and help are stated once. Types are bool, int, float, str, Pat
 tuple[X, ...] for several values. Keys of the metadata:
 
 - "help", "metavar", "const": as in argparse. "choices" too, which may be a registry; with a metavar the help
-  lists them.
+  lists them, and the dataclass checks them.
 - "option": name of the option if not the field's; fields that share one make an option of several values.
 - "repeat": the option is given once per value. "kinds": several such options, name -> (metavar, help), whose
   values are collected as (name, path) in the order of the command line.
@@ -208,10 +208,10 @@ def _arguments(option: Option) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         arguments["choices"] = get_args(hint)
         hint = type(get_args(hint)[0])
-    if "choices" in meta:
-        arguments["choices"] = tuple(meta["choices"])
     if "metavar" in meta:
         arguments["metavar"] = meta["metavar"]
+    elif "choices" in meta:
+        arguments["choices"] = tuple(meta["choices"])
     if "const" in meta:
         arguments |= {"nargs": "?", "const": meta["const"]}
     if len(option.settings) > 1:

@@ -229,11 +229,16 @@ def test_types_of_fields_become_types_of_options() -> None:
         example()
 
 
-def test_unknown_network_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parsed("train", "--network", "unet")
-    assert stop.value.code == 2
-    assert "--network: invalid choice: 'unet' (choose from 'acm'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("train", ["--network", "unet"], "network 'unet': use one of acm, resunet"),
+        ("bench", ["--suite", "slow"], "--suite slow: use one of label, slic"),
+    ],
+)
+def test_names_of_registries_are_checked(name: str, more: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parsed(name, *more)
 
 
 def test_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
