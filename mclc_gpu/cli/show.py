@@ -10,7 +10,7 @@ from mclc_gpu.data.images import find_files
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.folder import LAYOUT, LabelRun, Target
 from mclc_gpu.labels.replay import find_targets, rank_targets, trace_targets
-from mclc_gpu.report.sheets import evenly_spread, mask_facts, process_sheet
+from mclc_gpu.report.sheets import evenly_spread, mask_facts, trace_sheet
 from mclc_gpu.runs import keep_apart
 
 _SPREAD = 6  # targets shown when none are named
@@ -25,7 +25,7 @@ def show(options: ShowOptions, started: float) -> int:
     run = LabelRun.open(options.labels, find_files(options.images), truths)
     traces = trace_targets(run, _chosen(options, run), options.device)
     with atomic_path(options.out) as temporary:
-        process_sheet(traces, run.config, _title(run)).save(temporary)
+        trace_sheet(traces, run.config, _title(run)).save(temporary)
     for trace in traces:
         print(f"{trace.target}: {',  '.join(mask_facts(trace.mask, trace.truth))}")
         if trace.changed:

@@ -119,8 +119,8 @@ class LabelReport:
             Inputs that could not be checked, besides those that the label run skipped.
         """
         check, labels = self.check, self.labels
-        left_out = [] if labels is None else labels.skipped
-        left_out += [*skipped, *sorted(self.problems, key=lambda item: (item.file, item.why))]
+        problems = sorted(self.problems, key=lambda item: (item.file, item.why))
+        left_out = [*(() if labels is None else labels.skipped), *skipped, *problems]
         urgent = check.urgent.items()
         legend = [("mask", MASK_COLOR)] if labels is None else [("click", CLICK), ("mask", MASK_COLOR)]
         page = _template().render(

@@ -400,7 +400,7 @@ def target_row(
     return Row(panels, mask.shape, [name], ",  ".join(facts), click)
 
 
-def process_sheet(traces: Sequence[Trace], config: LabelConfig, title: str = "") -> Image.Image:
+def trace_sheet(traces: Sequence[Trace], config: LabelConfig, title: str = "") -> Image.Image:
     """Draw replayed targets row by row, each from its image to its mask.
 
     Parameters
@@ -417,7 +417,7 @@ def process_sheet(traces: Sequence[Trace], config: LabelConfig, title: str = "")
     Image
         RGB, 180 px high per target.
     """
-    rows = [_process_row(trace, config) for trace in traces]
+    rows = [_trace_row(trace, config) for trace in traces]
     legend = Legend(
         tpm="TPM" if traces[0].stages else "",
         click=any(row.click is not None for row in rows),
@@ -426,7 +426,7 @@ def process_sheet(traces: Sequence[Trace], config: LabelConfig, title: str = "")
     return draw_sheet(rows, legend, title, columns=1, panels=len(rows[0].panels))
 
 
-def _process_row(trace: Trace, config: LabelConfig) -> Row:
+def _trace_row(trace: Trace, config: LabelConfig) -> Row:
     """Show one target; the rows of one run have the same kinds of panels."""
     point, window = trace.point, trace.window
     image = enlarged(display_rgb(trace.image))

@@ -22,7 +22,7 @@ from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import LabelRun, Target, mask_path, read_tpm, tpm_path
 from mclc_gpu.labels.replay import find_targets, noisy_window, rank_targets, trace_targets
 from mclc_gpu.labels.windows import place_targets
-from mclc_gpu.report.sheets import process_sheet
+from mclc_gpu.report.sheets import trace_sheet
 
 MASK, TRUTH, CLICK = (255, 176, 0), (64, 190, 255), (255, 45, 85)
 TEXT = "PIL.ImageDraw.ImageDraw.text"
@@ -106,7 +106,7 @@ def test_the_runs_own_masks_are_found_again(data, tmp_path, more, planned):
             assert (process.stages[-1].tpm <= file + 1e-4).all()
             assert np.abs(process.stages[-1].tpm - file).min() < 1e-4
             assert process.stages[-1].tpm.max() > 0
-    sheet = process_sheet(processes, run.config, "the run")
+    sheet = trace_sheet(processes, run.config, "the run")
     panels = 2 + clustered + (1 + len(planned) if planned else 0)
     assert sheet.size[0] == 36 + panels * 156 - 6
 
@@ -129,7 +129,7 @@ def test_stages_are_those_of_the_stop_rule(data, tmp_path, monkeypatch):
         assert [stage.trials for stage in process.stages] == [min(k, end) for k in (1, 2, 20, 25)]
     written = []
     monkeypatch.setattr(TEXT, lambda self, at, words, *rest, **options: written.append(words))
-    process_sheet(processes, run.config)
+    trace_sheet(processes, run.config)
     assert f"stopped after {min(ends)}" in written
     assert "stopped after 25" not in written
 
@@ -272,8 +272,8 @@ def test_targets_are_found_by_name(data, labels):
 
 def test_the_picture_tells_each_target(data, labels, monkeypatch):
     run, processes = processes_of(data, labels)
-    pixels = np.asarray(process_sheet(processes[:2], run.config))
-    assert pixels.shape[0] - np.asarray(process_sheet(processes[:1], run.config)).shape[0] == 180
+    pixels = np.asarray(trace_sheet(processes[:2], run.config))
+    assert pixels.shape[0] - np.asarray(trace_sheet(processes[:1], run.config)).shape[0] == 180
     panels = pixels[66 : 66 + 150]
 
     def columns(colour):
@@ -285,7 +285,7 @@ def test_the_picture_tells_each_target(data, labels, monkeypatch):
     assert 7 in columns(TRUTH)
     written = []
     monkeypatch.setattr(TEXT, lambda self, at, words, *rest, **options: written.append(words))
-    process_sheet([replace(processes[0], changed=3), processes[1]], run.config, "the title")
+    trace_sheet([replace(processes[0], changed=3), processes[1]], run.config, "the title")
     first, second = (process.target for process in processes[:2])
     (changed,) = (words for words in written if words.startswith(f"{first}, "))
     (same,) = (words for words in written if words.startswith(f"{second}, "))
@@ -296,7 +296,7 @@ def test_the_picture_tells_each_target(data, labels, monkeypatch):
     assert set(headings) <= set(written)
     assert written.count("mask (CRF)") == 1
     written.clear()
-    process_sheet([replace(processes[0], truth=None)], replace(run.config, refine="threshold"))
+    trace_sheet([replace(processes[0], truth=None)], replace(run.config, refine="threshold"))
     assert "truth" not in written
     assert "mask (TPM >= 0.7 max)" in written
     assert not any("IoU" in words for words in written)
@@ -348,8 +348,8 @@ def test_bad_input_ends_with_two_and_one_line(data, labels, tmp_path, capsys):
         ([data, tmp_path / "nowhere", out], "no finished label run"),
         ([tmp_path / "few", labels, out], "no such image"),
         ([data, labels, out, "--target", "ghost"], "ghost"),
-        ([data, labels, out, "--worst", "2"], "--worst: only --truth"),
-        ([data, labels, out, "--best", "2"], "--best: only --truth"),
+        ([data, labels, out, "--worst", "2"], "--worst ranks masks"),
+        ([data, labels, out, "--best", "2"], "--best ranks masks"),
         ([data, labels, out, *truth, "--worst", "0"], "--worst 0"),
         ([data, labels, out, *truth, "--best", "-1"], "--best -1"),
         ([data, labels, out, "--truth", small], "5x5"),
