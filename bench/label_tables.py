@@ -28,8 +28,15 @@ from mclc_gpu.data.files import atomic_path
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device, synchronize
 from mclc_gpu.labels.config import MAKERS, LabelConfig, preset
-from mclc_gpu.labels.pipeline import by_image, cluster_targets, compose, refine_targets, warm_up
-from mclc_gpu.labels.windows import PlacedTarget, place_targets
+from mclc_gpu.labels.pipeline import (
+    by_image,
+    cluster_targets,
+    compose,
+    place_targets,
+    refine_targets,
+    warm_up,
+)
+from mclc_gpu.labels.windows import PlacedTarget
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import Scores
 

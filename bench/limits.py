@@ -19,7 +19,7 @@ from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
 from mclc_gpu.kernels.trials import run_trials, trial_grids
 from mclc_gpu.kernels.trials_cpu import allocate, assign, palette, restart, settings, trial_features, update
 from mclc_gpu.labels.config import PRESETS
-from mclc_gpu.labels.windows import place_targets
+from mclc_gpu.labels.pipeline import place_targets
 
 # Operations per pixel and center that reaches it (eq. 2, 3): five differences, their squares and sums, one
 # weight; a comparison, two choices.

@@ -25,8 +25,16 @@ from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import slic
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import LabelConfig, preset
-from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets, warm_up
-from mclc_gpu.labels.windows import PlacedTarget, Window, nearest_pixel, place_targets
+from mclc_gpu.labels.pipeline import (
+    TargetMask,
+    by_image,
+    cluster_targets,
+    compose,
+    place_targets,
+    refine_targets,
+    warm_up,
+)
+from mclc_gpu.labels.windows import PlacedTarget, Window, nearest_pixel
 from mclc_gpu.networks.zoo import build
 from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -79,8 +80,9 @@ class MakerEntry:
     stop_rule: bool = False
     search_space: tuple[Parameter, ...] = ()
 
-    def load(self) -> Any:
-        """Return the implementation, an instance of a `mclc_gpu.labels.makers.Maker`."""
+    @cached_property
+    def maker(self) -> Any:
+        """Implementation, an instance of a `mclc_gpu.labels.makers.Maker`."""
         found = self.implementation
         if isinstance(found, str):
             found = resolve(found)
@@ -141,7 +143,7 @@ MAKERS: Registry[MakerEntry] = Registry(
         ),
         "grabcut": MakerEntry("mclc_gpu.labels.makers.GrabCut", graded=False),
         "point": MakerEntry(
-            "mclc_gpu.labels.makers.Marks", graded=False, category_in_mask=False, seeded=False
+            "mclc_gpu.labels.makers.MarkedPixels", graded=False, category_in_mask=False, seeded=False
         ),
     },
 )

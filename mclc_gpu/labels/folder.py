@@ -27,8 +27,9 @@ from mclc_gpu.data.images import find_files, read_image
 from mclc_gpu.data.points import load_points, write_points
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.config import LabelConfig
+from mclc_gpu.labels.makers import window_of
 from mclc_gpu.labels.pipeline import TargetMask, compose
-from mclc_gpu.labels.windows import Window, window_of
+from mclc_gpu.labels.windows import Window
 from mclc_gpu.runs import JournalEntries, RunLayout, read_summary
 
 TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files

@@ -1,28 +1,317 @@
-"""Label makers: how a target's probability map is made from its window."""
+"""Label makers: how the target probability map (TPM) of a target is made from its window."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from mclc_gpu.data.annotations import CATEGORIES
+from mclc_gpu.data.annotations import CATEGORIES, Point
 from mclc_gpu.data.images import network_levels
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
+from mclc_gpu.kernels.trials import run_trials, run_until_stable
 from mclc_gpu.labels.config import LabelConfig
-from mclc_gpu.labels.windows import PlacedTarget
+from mclc_gpu.labels.windows import PlacedTarget, Window, centered_window, name_key, published_window
 
-_ITERATIONS = 5
+_SPANS = 1e-30, 1e30  # of a window's values: its colors are scaled by them in float32
+_ITERATIONS = 5  # of GrabCut
 _NEAR = 8  # the share of the window's shorter side, 1 / _NEAR, within which a pixel is probably the target's
 
 
-def marked_mask(shape: tuple[int, int], marks: Sequence[int], box: np.ndarray | None) -> np.ndarray:
-    """The marked pixels, or the whole box: bool [h, w].
+@dataclass(frozen=True)
+class Batch:
+    """Targets to be labeled together, whose images are all uint8, or all of other dtypes.
 
-    `marks`: row * width + column of each; `box`: bool [h, w], true inside it, or None.
+    Attributes
+    ----------
+    images : sequence of ndarray, [H, W] or [H, W, 3]
+        Images by `PlacedTarget.image`.
+    targets : sequence of PlacedTarget
+    packed : PackedImages
+        The images of these targets, on the device.
+    windows : Windows
+        One of each target, in the packed images.
+    """
+
+    images: Sequence[np.ndarray]
+    targets: Sequence[PlacedTarget]
+    packed: PackedImages
+    windows: Windows
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which to compute."""
+        return self.packed.data.device
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys of the random numbers, int64 [targets]."""
+        return torch.tensor([target.key for target in self.targets], dtype=torch.int64)
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Marked pixels of each target beside its click."""
+        return Marks.pack([target.marks for target in self.targets])
+
+    def box(self, target: PlacedTarget) -> np.ndarray | None:
+        """Return the pixels of a target's window in its box, bool [h, w]; None if it is marked otherwise."""
+        if target.point.box is None:
+            return None
+        height, width = self.images[target.image].shape[:2]
+        return target.inside((height, width))
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a label maker finds in the windows of a batch.
+
+    Attributes
+    ----------
+    tpm : Tensor [pixels of all windows], float32, 0..1
+        Target probability maps, window after window in row-major order, on any device.
+    trials : Tensor [targets], int64, on the CPU, or None
+        Trials behind each TPM; None: `LabelConfig.trials` of each.
+    confidence : Tensor [targets], float32, 0..1, or None
+        Expected IoU of the masks; None from makers that do not know it.
+    area : Tensor [targets], int, or None
+        Pixels of the targets, for makers that need no category: there it follows from the area.
+    """
+
+    tpm: torch.Tensor
+    trials: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
+    area: torch.Tensor | None = None
+
+
+class Maker(Protocol):
+    """Label maker: the window of each target, and the probability maps of a batch of targets.
+
+    Subclasses have to define `maps` only. A maker is registered with its traits in
+    `mclc_gpu.labels.config.MAKERS`.
+    """
+
+    def window(
+        self, shape: tuple[int, int], point: Point, config: LabelConfig, key: int, index: int
+    ) -> Window:
+        """Return the window in which a target is labeled; by default the published one.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Height and width of the image in pixels.
+        point : Point
+            With its category, if the maker needs one.
+        config : LabelConfig
+        key, index : int
+            All that random numbers may depend on: key of the image, and number of the target in it.
+        """
+        return published_window(shape, point, key, index)
+
+    def check(self, image: np.ndarray, window: Window, config: LabelConfig) -> str:
+        """Return why a target in this window cannot be labeled, and what to do; "" if it can."""
+        return ""
+
+    @abstractmethod
+    def maps(self, batch: Batch, config: LabelConfig) -> Maps:
+        """Return the TPMs of a batch.
+
+        A target's TPM must not depend on the other targets of the batch or on the device.
+        """
+        raise NotImplementedError
+
+
+class WindowMaker(Maker, Protocol):
+    """Label maker that works on the pixels of one window at a time, on the CPU by threads."""
+
+    def maps(self, batch: Batch, config: LabelConfig) -> Maps:
+        """Return the TPMs of a batch, see `Maker.maps`."""
+
+        def of_target(target: PlacedTarget) -> np.ndarray:
+            window = target.window
+            marks = [window.click_row * window.width + window.click_column, *target.marks]
+            pixels = batch.images[target.image][window.area]
+            return self.tpm(pixels, marks, batch.box(target), config).ravel()
+
+        with ThreadPoolExecutor() as pool:
+            found = np.concatenate(list(pool.map(of_target, batch.targets)))
+        return Maps(torch.from_numpy(found.astype(np.float32)).to(batch.device))
+
+    @abstractmethod
+    def tpm(
+        self, pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | None, config: LabelConfig
+    ) -> np.ndarray:
+        """Return the TPM of one window: [h, w], 0..1 or bool.
+
+        Parameters
+        ----------
+        pixels : ndarray, [h, w] or [h, w, 3]
+            The image's own dtype.
+        marks : sequence of int
+            row * width + column of each marked pixel, the click first.
+        box : ndarray of bool, [h, w], or None
+            Pixels inside the box, if the target is marked by one.
+        config : LabelConfig
+        """
+        raise NotImplementedError
+
+
+def maker_of(config: LabelConfig) -> Maker:
+    """Return the label maker of a config."""
+    return cast(Maker, config.entry.maker)
+
+
+def window_of(
+    shape: tuple[int, int], point: Point, config: LabelConfig, seed: int, name: str, index: int
+) -> Window:
+    """Return the window in which a target is labeled.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of the image in pixels.
+    point : Point
+        With its category, if the label maker needs one.
+    config : LabelConfig
+    seed : int
+        Random seed of the run.
+    name : str
+        Name of the image without folder and suffix.
+    index : int
+        Number of the target among the image's usable points, from 0.
+
+    Raises
+    ------
+    InputError
+        The label maker needs a category and there is none, or the position is not finite.
+    """
+    try:
+        return maker_of(config).window(shape, point, config, name_key(seed, name), index)
+    except InputError as error:
+        raise InputError(f"{name}: target {index}: {error}") from error
+
+
+class MonteCarlo(Maker):
+    """Trials of noise and clustering (Li et al., ICCV 2023, arXiv:2304.04442, eq. 1-9)."""
+
+    def check(self, image: np.ndarray, window: Window, config: LabelConfig) -> str:
+        """Refuse windows of fewer pixels than clusters, and those whose values cannot be scaled."""
+        pixels, clusters = image[window.area], config.trial.clusters
+        span = float(pixels.max()) - float(pixels.min())
+        if window.height * window.width < clusters:
+            return (
+                f"its window has {window.height} x {window.width} pixels, fewer than the {clusters} "
+                "clusters; use fewer clusters or a larger image"
+            )
+        if span == 0:
+            return "its window is constant, there is nothing to cluster"
+        if not _SPANS[0] <= span <= _SPANS[1]:
+            return f"its window's values span {span:g}; scale the image to a range near 1"
+        return ""
+
+    def maps(self, batch: Batch, config: LabelConfig) -> Maps:
+        """Return the share of trials that clustered each pixel with the click (eq. 9).
+
+        Of a target with several marks it is the mean of the TPMs that each mark alone would give. The union
+        of the marks' segments would hold background wherever a mark near the edge falls into a background
+        segment.
+        """
+        arguments = batch.packed, batch.windows, batch.keys, config.trial, config.trials
+        if config.stop_change > 0:
+            counts, _, trials = run_until_stable(*arguments, config.stop_change, marks=batch.marks)
+        else:
+            counts = run_trials(*arguments, marks=batch.marks).counts
+            trials = torch.full((len(batch.targets),), config.trials)
+        divisors = torch.repeat_interleave(trials * (1 + batch.marks.numbers), batch.windows.sizes)
+        return Maps(counts / divisors.to(counts.device), trials)
+
+
+class ComponentVote(Maker):
+    """Vote of the connected components at the click over all gray levels, see `vote_components`."""
+
+    def window(
+        self, shape: tuple[int, int], point: Point, config: LabelConfig, key: int, index: int
+    ) -> Window:
+        """Return the window of `config.components.radius` pixels around the marks."""
+        return centered_window(shape, point, config.components.radius)
+
+    def maps(self, batch: Batch, config: LabelConfig) -> Maps:
+        """Return the TPMs of the vote, the confidences, and the areas of the masks.
+
+        A target with several marks has the mean of the TPMs and confidences that each of them gives, and the
+        largest of the areas.
+        """
+        windows, targets = batch.windows, batch.targets
+        marks = 1 + batch.marks.numbers
+        owner = torch.repeat_interleave(torch.arange(len(targets)), marks)
+        clicked = windows[owner]
+        further = torch.ones(len(owner), dtype=torch.bool)
+        further[torch.cumsum(marks, 0) - marks] = False
+        row, column = clicked.click_row.clone(), clicked.click_column.clone()
+        row[further] = batch.marks.pixels // clicked.width[further]
+        column[further] = batch.marks.pixels % clicked.width[further]
+        clicked = clicked.replace(click_row=row, click_column=column)
+        numbers = [CATEGORIES.index(t.point.category) if t.point.category else -1 for t in targets]
+        votes = vote_components(batch.packed, clicked, torch.tensor(numbers)[owner], config.components)
+        area = torch.zeros(len(targets), dtype=votes.area.dtype, device=votes.area.device)
+        area = area.scatter_reduce(0, owner.to(area.device), votes.area, "amax")
+        if len(owner) == len(targets):
+            return Maps(votes.tpm, confidence=votes.confidence, area=area)
+        place = torch.arange(len(votes.tpm)) + torch.repeat_interleave(
+            windows.offsets[owner] - votes.offsets[:-1], votes.offsets.diff()
+        )
+        device = votes.tpm.device
+        owner, share = owner.to(device), (1.0 / marks.float()).to(device)
+        weights = torch.repeat_interleave(share[owner], votes.offsets.diff().to(device))
+        tpm = torch.zeros(int(windows.offsets[-1]), device=device)
+        tpm = tpm.index_add_(0, place.to(device), votes.tpm * weights)
+        confidence = torch.zeros(len(targets), device=device)
+        confidence = confidence.index_add_(0, owner, votes.confidence * share[owner])
+        return Maps(tpm, confidence=confidence, area=area)
+
+
+class GrabCut(WindowMaker):
+    """GrabCut in the published window, see `grabcut_mask`."""
+
+    def tpm(
+        self, pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | None, config: LabelConfig
+    ) -> np.ndarray:
+        """Return the mask of GrabCut."""
+        return grabcut_mask(pixels, marks, box)
+
+
+class MarkedPixels(WindowMaker):
+    """The marked pixels, or the whole box, see `marked_mask`."""
+
+    def tpm(
+        self, pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | None, config: LabelConfig
+    ) -> np.ndarray:
+        """Return the mask of the marks."""
+        height, width = pixels.shape[:2]
+        return marked_mask((height, width), marks, box)
+
+
+def marked_mask(shape: tuple[int, int], marks: Sequence[int], box: np.ndarray | None) -> np.ndarray:
+    """Return the mask of the marked pixels, or of the whole box.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of the window in pixels.
+    marks : sequence of int
+        row * width + column of each marked pixel.
+    box : ndarray of bool, [h, w], or None
+        Pixels inside the box.
+
+    Returns
+    -------
+    ndarray of bool, [h, w]
     """
     if box is not None:
         return box
@@ -32,20 +321,30 @@ def marked_mask(shape: tuple[int, int], marks: Sequence[int], box: np.ndarray | 
 
 
 def grabcut_mask(pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | None) -> np.ndarray:
-    """GrabCut in a window (Rother et al., 2004, DOI 10.1145/1015706.1015720), by OpenCV: bool [h, w].
+    """Segment a window by GrabCut (Rother et al., 2004, DOI 10.1145/1015706.1015720), by OpenCV.
 
     Marked pixels are the target and the window's outermost pixels are not; what lies within an eighth of the
     window's shorter side of a mark (at least 1 px, chessboard distance) begins as probably the target's, the
     rest as probably not. A box instead of marks: outside it is background, inside begins as probably target.
     Of the result the 8-connected parts that hold a mark are kept; with a box, all of it.
 
-    Args:
-        pixels: [h, w] or [h, w, 3], any real dtype; others than uint8 are scaled by their own range.
-        marks: row * width + column of each marked pixel, at least one.
-        box: bool [h, w], true inside the box, or None.
+    Parameters
+    ----------
+    pixels : ndarray, [h, w] or [h, w, 3]
+        Any real dtype; others than uint8 are scaled by their own range.
+    marks : sequence of int
+        row * width + column of each marked pixel, at least one.
+    box : ndarray of bool, [h, w], or None
+        Pixels inside the box.
 
-    Raises:
-        InputError: OpenCV is not installed.
+    Returns
+    -------
+    ndarray of bool, [h, w]
+
+    Raises
+    ------
+    InputError
+        OpenCV is not installed.
     """
     cv2 = _opencv()
     height, width = pixels.shape[:2]
@@ -61,10 +360,10 @@ def grabcut_mask(pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | Non
     background = (trimap == cv2.GC_BGD) | (trimap == cv2.GC_PR_BGD)
     if background.all() or not background.any():
         return ~background
-    colours = np.rint(network_levels(pixels, 3)).astype(np.uint8).transpose(1, 2, 0)
-    cv2.setRNGSeed(0)  # of this thread: its k-means draws start centres
+    colors = np.rint(network_levels(pixels, 3)).astype(np.uint8).transpose(1, 2, 0)
+    cv2.setRNGSeed(0)  # of this thread: its k-means draws start centers
     cv2.grabCut(
-        np.ascontiguousarray(colours),
+        np.ascontiguousarray(colors),
         trimap,
         None,
         np.empty(0),
@@ -85,50 +384,3 @@ def _opencv() -> Any:
     except ImportError as error:
         raise InputError("GrabCut needs OpenCV: pip install 'mclc-gpu[grabcut]'") from error
     return cv2
-
-
-def vote(
-    packed: PackedImages, windows: Windows, placed: Sequence[PlacedTarget], config: LabelConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the TPMs of all windows by the vote of components, their confidences and the targets' areas.
-
-    A target with several marks has the mean of what each of them gives, as with the Monte Carlo maker.
-
-    Args:
-        packed: The images.
-        windows: Of the targets.
-        placed: The targets.
-        config: With the maker "components".
-
-    Returns:
-        TPM float32 [pixels of all windows]. Confidence float32 [targets]: expected IoU 0..1 of the mask, the
-        mean over several marks. Area int32 [targets]: pixels of the mask, of the largest for several marks.
-    """
-    further = Marks.pack([target.seeds for target in placed])
-    marks = 1 + further.numbers
-    owner = torch.repeat_interleave(torch.arange(len(placed)), marks)
-    clicked = windows[owner]
-    extra = torch.ones(len(owner), dtype=torch.bool)
-    extra[torch.cumsum(marks, 0) - marks] = False
-    row, column = clicked.click_row.clone(), clicked.click_column.clone()
-    row[extra] = further.pixels // clicked.width[extra]
-    column[extra] = further.pixels % clicked.width[extra]
-    clicked = clicked.replace(click_row=row, click_column=column)
-    numbers = [CATEGORIES.index(p.point.category) if p.point.category else -1 for p in placed]
-    categories = torch.tensor(numbers)[owner]
-    votes = vote_components(packed, clicked, categories, config.components)
-    area = torch.zeros(len(placed), dtype=votes.area.dtype, device=votes.area.device)
-    area = area.scatter_reduce(0, owner.to(area.device), votes.area, "amax")
-    if len(owner) == len(placed):
-        return votes.tpm, votes.confidence, area
-    place = torch.arange(len(votes.tpm)) + torch.repeat_interleave(
-        windows.offsets[owner] - votes.offsets[:-1], votes.offsets.diff()
-    )
-    device = votes.tpm.device
-    owner, share = owner.to(device), (1.0 / marks.float()).to(device)
-    weights = torch.repeat_interleave(share[owner], votes.offsets.diff().to(device))
-    tpm = torch.zeros(int(windows.offsets[-1]), device=device).index_add_(
-        0, place.to(device), votes.tpm * weights
-    )
-    confidence = torch.zeros(len(placed), device=device).index_add_(0, owner, votes.confidence * share[owner])
-    return tpm, confidence, area

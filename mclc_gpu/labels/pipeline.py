@@ -1,8 +1,7 @@
-"""The pipeline from images and points to target probability maps and masks, written once for every use."""
+"""The pipeline from images and points to probability maps and masks: place, cluster, refine, compose."""
 
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from typing import TypeVar
 
@@ -10,96 +9,52 @@ import numpy as np
 import torch
 
 from mclc_gpu.data.annotations import Point, category_of
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.kernels.config import CrfConfig
+from mclc_gpu.kernels.config import MAX_WINDOW, CrfConfig
 from mclc_gpu.kernels.crf import dense_crf, window_colors
 from mclc_gpu.kernels.mean_field import in_pieces
-from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
-from mclc_gpu.kernels.trials import run_trials, run_until_stable
+from mclc_gpu.kernels.packed import MAX_MARKS, PackedImages, Windows
 from mclc_gpu.labels.config import PRESETS, LabelConfig
-from mclc_gpu.labels.makers import grabcut_mask, marked_mask, vote
-from mclc_gpu.labels.windows import PlacedTarget, Window, place_targets
-
-_ROUNDING = (
-    1e-6  # a TPM is a quotient of integers in float32; "reaches the level" must not hang on its last bit
+from mclc_gpu.labels.makers import Batch, Maps, maker_of, window_of
+from mclc_gpu.labels.windows import (
+    PlacedTarget,
+    Window,
+    estimate_categories,
+    name_key,
+    nearest_pixel,
+    pack_by_type,
 )
 
-
-def _of_window(values: torch.Tensor, sizes: torch.Tensor, reduce: str) -> torch.Tensor:
-    """For every pixel the extreme value of its window.
-
-    Args:
-        values: float32 [pixels of all windows].
-        sizes: int64 [windows], pixels of each window, on the CPU.
-        reduce: "amax" or "amin".
-    """
-    if values.device.type == "cpu":
-        # In one thread: see `in_pieces`.
-        extreme = np.maximum if reduce == "amax" else np.minimum
-        found = extreme.reduceat(values.numpy(), (torch.cumsum(sizes, 0) - sizes).numpy())
-        return torch.from_numpy(np.repeat(found, sizes.numpy()))
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(values.device)
-    empty = torch.zeros(len(sizes), device=values.device)
-    return empty.scatter_reduce(0, owner, values, reduce, include_self=False)[owner]
-
-
-def _relative(tpm: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """TPM / max(TPM); zeros where the window has no count at all."""
-    return tpm / top.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def threshold_masks(tpm: torch.Tensor, sizes: torch.Tensor, level: float) -> torch.Tensor:
-    """Pixels whose relative TPM is above 0 and reaches `level` in 0..1: bool [pixels of all windows]."""
-    relative = _relative(tpm, _of_window(tpm, sizes, "amax"))
-    return (relative > 0) & (relative >= level - _ROUNDING)
-
-
-def crf_masks(tpm: torch.Tensor, images: PackedImages, windows: Windows, config: CrfConfig) -> torch.Tensor:
-    """Pixels that a dense CRF on the window's colours gives to the target: bool [pixels of all windows].
-
-    The CRF starts from the relative TPM, as in the published code; its colours are gray levels 0..255, images
-    other than uint8 scaled by their window's own range. A window without any count has an empty mask.
-
-    Args:
-        tpm: float32 [pixels of all windows], 0..1.
-        images: The images the windows lie in.
-        windows: The windows.
-        config: Settings of the CRF.
-    """
-    sizes = windows.sizes
-    colours = window_colors(images, windows)
-    if colours.dtype != torch.uint8:
-        colours = _stretched(colours, sizes)
-    top = _of_window(tpm, sizes, "amax")
-    relative = in_pieces(_relative, tpm, top)
-    probability = dense_crf(relative, colours, windows.shapes, config)
-    return in_pieces(lambda p, t: (p > 0.5) & (t > 0), probability, top)
-
-
-def _stretched(colours: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Colours [pixels, C] scaled to 0..255 by their window's own range over all channels."""
-    low = _of_window(colours.amin(1), sizes, "amin")
-    high = _of_window(colours.amax(1), sizes, "amax")
-    span = torch.where(high > low, high - low, 1.0)
-    return (colours - low[:, None]) * (255.0 / span)[:, None]
+# A TPM is a quotient of integers in float32; "reaches the level" must not depend on its last bit.
+_ROUNDING = 1e-6
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class TargetMask:
-    """One target's labels.
+    """Label of one target.
 
-    Attributes:
-        image: Index of its image in the call's sequence.
-        target: Index of its point among the image's usable points.
-        point: The click, with the category that was used.
-        window: Where the arrays lie in the image.
-        tpm: float32 [h, w]: share of trials that clustered the pixel with the click (eq. 9), or of the
-            candidates' weights (`mclc_gpu.labels.makers.vote`); with several marks the mean over them.
-        mask: bool [h, w].
-        trials: Trials behind the TPM.
-        estimated: Whether the category was estimated rather than given.
-        confidence: Expected IoU 0..1 of the mask, where the maker knows it; else NaN.
+    Attributes
+    ----------
+    image : int
+        Index of its image in the call's sequence.
+    target : int
+        Index of its point among the image's usable points.
+    point : Point
+        Annotation, with the category that was used.
+    window : Window
+        Place of the arrays in the image.
+    tpm : ndarray of float32, [h, w], 0..1
+        Target probability map: share of trials that clustered the pixel with the click (eq. 9), or of the
+        weights of the candidates that hold it; with several marks the mean over them.
+    mask : ndarray of bool, [h, w]
+    trials : int
+        Trials behind the TPM.
+    estimated : bool
+        The category was estimated rather than given.
+    confidence : float
+        Expected IoU 0..1 of the mask; NaN from label makers that do not know it.
     """
 
     image: int
@@ -113,150 +68,242 @@ class TargetMask:
     confidence: float
 
 
+def place_targets(
+    images: Sequence[np.ndarray],
+    points: Sequence[Sequence[Point]],
+    names: Sequence[str],
+    config: LabelConfig,
+    seed: int,
+    device: torch.device = _CPU,
+) -> tuple[list[PlacedTarget], list[Skipped]]:
+    """Find the category and the window of every target.
+
+    Parameters
+    ----------
+    images : sequence of ndarray, [H, W] or [H, W, 3]
+    points : sequence of sequence of Point
+        Targets of each image.
+    names : sequence of str
+        Names of the images, without folder and suffix.
+    config : LabelConfig
+    seed : int
+        Any integer.
+    device : torch.device
+        Where missing categories are estimated, if the label maker needs them.
+
+    Returns
+    -------
+    placed : list of PlacedTarget
+    skipped : list of Skipped
+        Targets that cannot be labeled, by the name of their image, and why.
+    """
+    known = [list(own) for own in points]
+    kept = config.category == "given"
+    estimated = [
+        (i, j) for i, own in enumerate(known) for j, p in enumerate(own) if not (kept and p.category)
+    ]
+    categories: Sequence[str | None] = [None] * len(estimated)
+    if config.entry.needs_category:
+        categories = estimate_categories(images, [(i, known[i][j]) for i, j in estimated], device)
+    for (i, j), category in zip(estimated, categories, strict=True):
+        known[i][j] = replace(known[i][j], category=category)
+    of_estimate = set(estimated)
+    placed: list[PlacedTarget] = []
+    skipped: list[Skipped] = []
+    for i, (image, own, name) in enumerate(zip(images, known, names, strict=True)):
+        shape = image.shape[0], image.shape[1]
+        key = name_key(seed, name)
+        key -= (key >> 63) << 64  # the same bits as a signed integer
+        usable = 0  # numbers the targets, so that the usable points alone give the same labels
+        for j, point in enumerate(own):
+            window = window_of(shape, point, config, seed, name, usable)
+            if why := _obstacle(image, point, window, config):
+                skipped.append(Skipped(name, f"target {j} at ({point.x:g}, {point.y:g}): {why}"))
+                continue
+            marks = _marks(point, window, shape)
+            placed.append(PlacedTarget(i, usable, point, window, key, (i, j) in of_estimate, marks))
+            usable += 1
+    return placed, skipped
+
+
+def _obstacle(image: np.ndarray, point: Point, window: Window, config: LabelConfig) -> str:
+    """Return why a target cannot be labeled; empty if it can."""
+    height, width = image.shape[:2]
+    corners = [] if point.box is None else [point.box[:2], point.box[2:]]
+    pixels = (nearest_pixel(x, y, height, width) for x, y in ((point.x, point.y), *point.seeds, *corners))
+    if max(window.shape) > MAX_WINDOW or not all(window.holds(*pixel) for pixel in pixels):
+        return (
+            f"its marks need a window larger than {MAX_WINDOW} x {MAX_WINDOW} pixels; "
+            "mark a smaller target or scale the image down"
+        )
+    return maker_of(config).check(image, window, config)
+
+
+def _marks(point: Point, window: Window, shape: tuple[int, int]) -> tuple[int, ...]:
+    """Return the marked pixels beside the click: row * width + column in the window."""
+    # Of a scribble with more pixels than can be counted, pixels spread evenly over it stand for all.
+    chosen = point.seeds[:: -(-len(point.seeds) // MAX_MARKS) or 1]
+    pixels = (nearest_pixel(x, y, *shape) for x, y in chosen)
+    return tuple((row - window.top) * window.width + column - window.left for row, column in pixels)
+
+
 @dataclass(frozen=True)
 class ClusteredTargets:
-    """TPMs of the targets whose images are uint8, or of those whose images are not, on their device.
+    """Probability maps of the targets whose images are uint8, or of those whose images are not.
 
-    Attributes:
-        members: Indices of the targets among the placed ones.
-        images: Their images.
-        windows: Their windows.
-        tpm: float32 [pixels of all windows].
-        trials: int64 [targets], trials behind each TPM, on the CPU.
-        inside: bool [pixels of all windows], where boxes allow the target to be; None without any box.
-        confidence: float32 [targets], expected IoU of the masks; None where the maker does not know.
-        area: int64 [targets], pixels of the targets by the vote of components; None from other makers.
+    Attributes
+    ----------
+    members : list of int
+        Indices of the targets among the placed ones.
+    batch : Batch
+        These targets, their images and windows.
+    maps : Maps
+        Output of the label maker, on the device.
+    inside : Tensor [pixels of all windows], bool, or None
+        Pixels where boxes allow the target to be; None without any box.
     """
 
     members: list[int]
-    images: PackedImages
-    windows: Windows
-    tpm: torch.Tensor
-    trials: torch.Tensor
+    batch: Batch
+    maps: Maps
     inside: torch.Tensor | None
-    confidence: torch.Tensor | None = None
-    area: torch.Tensor | None = None
-
-    @property
-    def sizes(self) -> torch.Tensor:
-        """Pixels of each window, int64 [targets], on the CPU."""
-        return self.windows.sizes
 
 
 def cluster_targets(
     images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig, device: torch.device
 ) -> list[ClusteredTargets]:
-    """TPMs of all placed targets (eq. 1-9), in a group for each of the two kinds of images that there is."""
-    groups = []
-    for byte in (True, False):
-        members = [t for t, target in enumerate(placed) if (images[target.image].dtype == np.uint8) == byte]
-        if members:
-            groups.append(_cluster_group(images, [placed[t] for t in members], members, config, device))
-    return groups
+    """Make the TPMs of all placed targets (eq. 1-9), in a group for each of the two kinds of images.
 
-
-def _cluster_group(
-    images: Sequence[np.ndarray],
-    placed: Sequence[PlacedTarget],
-    members: list[int],
-    config: LabelConfig,
-    device: torch.device,
-) -> ClusteredTargets:
-    used = sorted({target.image for target in placed})
-    index = {image: n for n, image in enumerate(used)}
-    packed = PackedImages.pack([images[i] for i in used], device)
-    windows = Windows.pack((index[own.image], *astuple(own.window), own.target) for own in placed)
-    trials = torch.ones(len(placed), dtype=torch.int64)
-    confidence = area = None
-    if config.maker == "mclc":
-        tpm, trials = _monte_carlo(packed, windows, placed, config)
-    elif config.maker == "components":
-        tpm, confidence, area = vote(packed, windows, placed, config)
-        trials[:] = config.trials
-    else:
-        tpm = _other_maps(images, placed, config).to(device)
-    inside = None
-    if any(target.point.box is not None for target in placed):
-        allowed = [target.inside(images[target.image].shape[:2]).ravel() for target in placed]
-        inside = torch.from_numpy(np.concatenate(allowed)).to(device)
-        tpm = tpm * inside
-    return ClusteredTargets(members, packed, windows, tpm, trials, inside, confidence, area)
-
-
-def _monte_carlo(
-    packed: PackedImages, windows: Windows, placed: Sequence[PlacedTarget], config: LabelConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """TPMs (eq. 9) of all windows, one after another, and the trials behind each.
-
-    Of a target with several marks it is the mean of the TPMs that each mark alone would give. The union of
-    the marks' segments would hold background wherever a mark near the edge falls into a background segment.
+    Parameters
+    ----------
+    images : sequence of ndarray, [H, W] or [H, W, 3]
+    placed : sequence of PlacedTarget
+        In any order; see `place_targets`.
+    config : LabelConfig
+    device : torch.device
     """
-    keys = torch.tensor([target.key for target in placed], dtype=torch.int64)
-    marks = Marks.pack([target.seeds for target in placed])
-    if config.stop_change > 0:
-        limits = config.trials, config.stop_change
-        counts, _, trials = run_until_stable(packed, windows, keys, config.trial, *limits, marks=marks)
-    else:
-        counts = run_trials(packed, windows, keys, config.trial, config.trials, marks=marks).counts
-        trials = torch.full((len(placed),), config.trials)
-    divisors = torch.repeat_interleave(trials * (1 + marks.numbers), windows.sizes).to(counts.device)
-    return counts / divisors, trials
-
-
-def _other_maps(
-    images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig
-) -> torch.Tensor:
-    """What the makers without trials find, as TPMs of 0 and 1; OpenCV works on a core for each target."""
-
-    def of_target(target: PlacedTarget) -> np.ndarray:
-        window, image = target.window, images[target.image]
-        marks = [window.click_row * window.width + window.click_column, *target.seeds]
-        box = None if target.point.box is None else target.inside(image.shape[:2])
-        if config.maker == "point":
-            return marked_mask((window.height, window.width), marks, box)
-        return grabcut_mask(image[window.area], marks, box)
-
-    with ThreadPoolExecutor() as pool:
-        found = [mask.ravel() for mask in pool.map(of_target, placed)]
-    return torch.from_numpy(np.concatenate(found).astype(np.float32))
+    groups = []
+    for members, places, packed in pack_by_type(images, [target.image for target in placed], device):
+        targets = [placed[t] for t in members]
+        rows = zip(places, targets, strict=True)
+        windows = Windows.pack((place, *astuple(own.window), own.target) for place, own in rows)
+        batch = Batch(images, targets, packed, windows)
+        maps, inside = maker_of(config).maps(batch, config), None
+        if any(target.point.box is not None for target in targets):
+            allowed = [target.inside(images[target.image].shape[:2]).ravel() for target in targets]
+            inside = torch.from_numpy(np.concatenate(allowed)).to(device)
+            maps = replace(maps, tpm=maps.tpm.to(device) * inside)
+        groups.append(ClusteredTargets(members, batch, maps, inside))
+    return groups
 
 
 def refine_targets(
     placed: Sequence[PlacedTarget], groups: Sequence[ClusteredTargets], config: LabelConfig
 ) -> list[TargetMask]:
-    """Masks from TPMs, in the order of the placed targets."""
+    """Make masks from TPMs, in the order of the placed targets."""
     done: dict[int, TargetMask] = {}
     for group in groups:
+        batch, tpm = group.batch, group.maps.tpm
         if config.refine == "crf":
-            masks = crf_masks(group.tpm, group.images, group.windows, config.crf)
+            masks = crf_masks(tpm, batch.packed, batch.windows, config.crf)
         else:
-            masks = threshold_masks(group.tpm, group.sizes, config.threshold)
+            masks = threshold_masks(tpm, batch.windows.sizes, config.threshold)
         if group.inside is not None:
             masks &= group.inside
-        for t, target in zip(group.members, _target_masks(placed, group, masks), strict=True):
-            done[t] = target
+        done.update(zip(group.members, _target_masks(group, masks, config), strict=True))
     return [done[t] for t in range(len(placed))]
 
 
-def _target_masks(
-    placed: Sequence[PlacedTarget], group: ClusteredTargets, masks: torch.Tensor
-) -> list[TargetMask]:
-    sizes = group.sizes.tolist()
-    confidences = [math.nan] * len(sizes) if group.confidence is None else group.confidence.tolist()
-    areas = [0] * len(sizes) if group.area is None else group.area.tolist()
-    maps = zip(group.tpm.cpu().split(sizes), masks.cpu().split(sizes), strict=True)
+def _target_masks(group: ClusteredTargets, masks: torch.Tensor, config: LabelConfig) -> list[TargetMask]:
+    maps, sizes = group.maps, group.batch.windows.sizes.tolist()
+    count = len(sizes)
+    trials = [config.trials] * count if maps.trials is None else maps.trials.tolist()
+    confidences = [math.nan] * count if maps.confidence is None else maps.confidence.tolist()
+    areas = [None] * count if maps.area is None else maps.area.tolist()
+    tpms, parts = maps.tpm.cpu().split(sizes), masks.cpu().split(sizes)
     targets = []
-    for t, trials, confidence, area, (tpm, mask) in zip(
-        group.members, group.trials.tolist(), confidences, areas, maps, strict=True
+    for placed, number, confidence, area, tpm, mask in zip(
+        group.batch.targets, trials, confidences, areas, tpms, parts, strict=True
     ):
-        p = placed[t]
-        point = p.point if p.point.category else replace(p.point, category=category_of(area))
-        shape = (p.window.height, p.window.width)
-        arrays = tpm.numpy().reshape(shape), mask.numpy().reshape(shape)
-        targets.append(
-            TargetMask(p.image, p.target, point, p.window, *arrays, trials, p.estimated, confidence)
-        )
+        point, window = placed.point, placed.window
+        if not point.category:
+            point = replace(point, category=category_of(int(mask.sum()) if area is None else area))
+        arrays = tpm.numpy().reshape(window.shape), mask.numpy().reshape(window.shape)
+        about = placed.image, placed.target, point, window
+        targets.append(TargetMask(*about, *arrays, number, placed.estimated, confidence))
     return targets
+
+
+def threshold_masks(tpm: torch.Tensor, sizes: torch.Tensor, level: float) -> torch.Tensor:
+    """Select the pixels whose TPM is above 0 and reaches a share of the window's maximum.
+
+    Parameters
+    ----------
+    tpm : Tensor [pixels of all windows], float32, 0..1
+    sizes : Tensor [windows], int64, on the CPU
+        Pixels of each window.
+    level : float in 0..1
+        Least TPM / max(TPM).
+
+    Returns
+    -------
+    Tensor [pixels of all windows], bool
+    """
+    relative = _relative(tpm, _of_window(tpm, sizes, "amax"))
+    return (relative > 0) & (relative >= level - _ROUNDING)
+
+
+def crf_masks(tpm: torch.Tensor, images: PackedImages, windows: Windows, config: CrfConfig) -> torch.Tensor:
+    """Select the pixels that a dense CRF on the window's colors gives to the target.
+
+    The CRF starts from TPM / max(TPM), as in the published code; its colors are gray levels 0..255, images
+    other than uint8 scaled by their window's own range. A window without any count has an empty mask.
+
+    Parameters
+    ----------
+    tpm : Tensor [pixels of all windows], float32, 0..1
+    images : PackedImages
+        Images of the windows.
+    windows : Windows
+    config : CrfConfig
+
+    Returns
+    -------
+    Tensor [pixels of all windows], bool
+    """
+    sizes = windows.sizes
+    colors = window_colors(images, windows)
+    if colors.dtype != torch.uint8:
+        colors = _stretched(colors, sizes)
+    top = _of_window(tpm, sizes, "amax")
+    relative = in_pieces(_relative, tpm, top)
+    probability = dense_crf(relative, colors, windows.shapes, config)
+    return in_pieces(lambda p, t: (p > 0.5) & (t > 0), probability, top)
+
+
+def _stretched(colors: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Scale colors [pixels, C] to 0..255 by their window's own range over all channels."""
+    low = _of_window(colors.amin(1), sizes, "amin")
+    high = _of_window(colors.amax(1), sizes, "amax")
+    span = torch.where(high > low, high - low, 1.0)
+    return (colors - low[:, None]) * (255.0 / span)[:, None]
+
+
+def _relative(tpm: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """Return TPM / max(TPM); zeros where the window has no count at all."""
+    return tpm / top.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _of_window(values: torch.Tensor, sizes: torch.Tensor, reduce: str) -> torch.Tensor:
+    """Return for every pixel the extreme value ("amax" or "amin") of its window."""
+    if values.device.type == "cpu":
+        # In one thread: see `in_pieces`.
+        extreme = np.maximum if reduce == "amax" else np.minimum
+        found = extreme.reduceat(values.numpy(), (torch.cumsum(sizes, 0) - sizes).numpy())
+        return torch.from_numpy(np.repeat(found, sizes.numpy()))
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(values.device)
+    empty = torch.zeros(len(sizes), device=values.device)
+    return empty.scatter_reduce(0, owner, values, reduce, include_self=False)[owner]
 
 
 OfImage = TypeVar("OfImage", PlacedTarget, TargetMask)
@@ -271,7 +318,20 @@ def by_image(targets: Iterable[OfImage], images: int) -> list[list[OfImage]]:
 
 
 def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.ndarray, np.ndarray]:
-    """One image's mask (bool [H, W]) and TPM (float32 [H, W]): union and maximum where windows overlap."""
+    """Compose the labels of one image: union of masks and maximum of TPMs where windows overlap.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of the image in pixels.
+    targets : sequence of TargetMask
+        Targets of this image.
+
+    Returns
+    -------
+    mask : ndarray of bool, [H, W]
+    tpm : ndarray of float32, [H, W], 0..1
+    """
     mask = np.zeros(shape, bool)
     tpm = np.zeros(shape, np.float32)
     for target in targets:
@@ -280,8 +340,25 @@ def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.n
     return mask, tpm
 
 
+def label_targets(
+    images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig, device: torch.device
+) -> list[TargetMask]:
+    """Label placed targets: cluster, then refine.
+
+    Raises
+    ------
+    InputError
+        An image that cannot be packed, such as one with values that are not finite.
+    """
+    try:
+        groups = cluster_targets(images, placed, config, device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return refine_targets(placed, groups, config)
+
+
 def warm_up(config: LabelConfig, device: torch.device) -> None:
-    """Compile what the chain needs, at the usual window sizes, so that no later timing holds compilation."""
+    """Compile the kernels of a config at the usual window sizes, so that later timings hold none of it."""
     image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
     sides = (6, 10, 16, 22, 32, 50, 63) if device.type == "cuda" else (6,)
     windows = [Window(0, 0, side, side, side // 2, side // 2) for side in sides]
@@ -289,7 +366,7 @@ def warm_up(config: LabelConfig, device: torch.device) -> None:
     placed = [PlacedTarget(0, t, points[t], window, 0, False) for t, window in enumerate(windows)]
     brief = replace(config, trials=min(config.trials, 16))
     for version in (image, image.astype(np.float32)) if device.type == "cpu" else (image,):
-        refine_targets(placed, cluster_targets([version], placed, brief, device), brief)
+        label_targets([version], placed, brief, device)
 
 
 def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
@@ -325,24 +402,44 @@ def label_images(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> list[TargetMask]:
-    """Labels of every target of some images (Li et al., ICCV 2023, arXiv:2304.04442, eq. 1-9).
+    """Label every target of some images (Li et al., ICCV 2023, arXiv:2304.04442, eq. 1-9).
 
-    Args:
-        images: Arrays [H, W] or [H, W, 3]: uint8 gray levels, or any other finite real dtype, whose windows
-            are scaled by their own range.
-        points: For each image its clicks.
-        config: Default: the preset "default", labels from the click alone.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        seed: Any integer. A target's label depends on the seed, its image and the image's name, its point and
-            its place among the image's usable points, not on the other images or the device.
-        names: The images' names; default "0", "1", ...
+    Parameters
+    ----------
+    images : sequence of ndarray, [H, W] or [H, W, 3]
+        uint8 gray levels, or any other finite real dtype, whose windows are scaled by their own range.
+    points : sequence of sequence of Point
+        Targets of each image. Valid positions: -0.5 <= x < W - 0.5, -0.5 <= y < H - 0.5.
+    config : LabelConfig, optional
+        Default: the preset "default", labels from the click alone.
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    seed : int
+        Any integer. A target's label depends on the seed, its image and the image's name, its point and its
+        place among the image's usable points, not on the other images or the device.
+    names : sequence of str, optional
+        Names of the images; default "0", "1", ...
 
-    Returns:
-        One TargetMask per target, in order.
+    Returns
+    -------
+    list of TargetMask
+        One per target, in order.
 
-    Raises:
-        InputError: Lengths that differ, an image that cannot be used, a point outside its image (valid:
-            -0.5 <= x < W - 0.5, -0.5 <= y < H - 0.5), a target that cannot be clustered.
+    Raises
+    ------
+    InputError
+        Lengths that differ, an image that cannot be used, a point outside its image, or a target that cannot
+        be labeled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mclc_gpu import Point, label_images
+    >>> image = np.random.default_rng(0).integers(40, 44, (64, 64)).astype(np.uint8)
+    >>> image[30:33, 20:24] = 200
+    >>> (target,) = label_images([image], [[Point(x=21, y=31)]], device="cpu")
+    >>> target.point.category, int(target.mask.sum())
+    ('spot', 12)
     """
     config = config or PRESETS["default"]
     names = [str(i) for i in range(len(images))] if names is None else names
@@ -350,14 +447,10 @@ def label_images(
         raise InputError(
             f"{len(images)} images, {len(points)} lists of points, {len(names)} names: give one each"
         )
-    for image, clicks, name in zip(images, points, names, strict=True):
-        _check_image(image, clicks, name)
+    for image, own, name in zip(images, points, names, strict=True):
+        _check_image(image, own, name)
     place = pick_device(device)
     placed, skipped = place_targets(images, points, names, config, seed, place)
     if skipped:
         raise InputError(f"{skipped[0].file}: {skipped[0].why}")
-    try:
-        groups = cluster_targets(images, placed, config, place)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return refine_targets(placed, groups, config)
+    return label_targets(images, placed, config, place)

@@ -17,8 +17,8 @@ from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import POINTS, LabelRun, Target
 from mclc_gpu.labels.makers import marked_mask
-from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, compose, refine_targets
-from mclc_gpu.labels.windows import PlacedTarget, Window, place_targets
+from mclc_gpu.labels.pipeline import TargetMask, by_image, compose, label_targets, place_targets
+from mclc_gpu.labels.windows import PlacedTarget, Window
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import mask_iou
 
@@ -178,10 +178,7 @@ def trace_targets(run: LabelRun, targets: Sequence[Target], device: str = "auto"
         raise InputError(f"{problems[0].file}: {problems[0].why}; the image changed since the run")
     by_name = {Target(stems[own.image], own.target): own for own in placed}
     chosen = [by_name[target] for target in targets]
-    try:
-        stages, final = _stages(arrays, chosen, placed, config, place)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    stages, final = _stages(arrays, chosen, placed, config, place)
     masks = [compose(shape, own)[0] for shape, own in zip(shapes, by_image(final, len(stems)), strict=True)]
     return [
         _trace(
@@ -205,33 +202,25 @@ def _stages(
     config: LabelConfig,
     device: torch.device,
 ) -> tuple[list[list[Stage]], list[TargetMask]]:
-    """The stages of each chosen target, and the masks of all targets whose windows touch theirs."""
-
-    def labeled(targets: Sequence[PlacedTarget], config: LabelConfig) -> list[TargetMask]:
-        return refine_targets(targets, cluster_targets(arrays, targets, config, device), config)
-
-    final = labeled([own for own in placed if any(_touch(own, other) for other in chosen)], config)
+    """Return the stages of each chosen target, and the labels of all targets whose windows overlap theirs."""
+    near = [p for p in placed if any(p.image == c.image and p.window.overlaps(c.window) for c in chosen)]
+    final = label_targets(arrays, near, config, device)
     whole = {(own.image, own.target): own for own in final}
     stages: list[list[Stage]] = [[] for _ in chosen]
     for planned in _trials_shown(config):
         if planned == config.trials:
             found = [whole[own.image, own.target] for own in chosen]
         else:
-            found = labeled(chosen, replace(config, trials=planned, refine="threshold"))
+            brief = replace(config, trials=planned, refine="threshold")
+            found = label_targets(arrays, chosen, brief, device)
         for of_target, own in zip(stages, found, strict=True):
             of_target.append(Stage(planned, own.trials, own.tpm))
     return stages, final
 
 
-def _touch(a: PlacedTarget, b: PlacedTarget) -> bool:
-    """Whether two targets' windows overlap."""
-    rows = max(a.window.top, b.window.top) < min(a.window.bottom, b.window.bottom)
-    columns = max(a.window.left, b.window.left) < min(a.window.right, b.window.right)
-    return a.image == b.image and rows and columns
-
-
 def _trials_shown(config: LabelConfig) -> list[int]:
-    if config.maker != "mclc":
+    """Return the numbers of trials after which TPMs are recorded."""
+    if "trial" not in config.entry.uses:
         return []
     if not _is_noisy(config.trial):
         return [1]
@@ -239,7 +228,7 @@ def _trials_shown(config: LabelConfig) -> list[int]:
 
 
 def _is_noisy(config: TrialConfig) -> bool:
-    """Whether trials differ from one another."""
+    """Return whether trials differ from one another."""
     return config.noise != "none" and config.intensity > 0
 
 
@@ -258,8 +247,8 @@ def _trace(
     marks = None
     if own.point.box is not None:
         marks = own.inside((image.shape[0], image.shape[1]))
-    elif own.seeds:
-        marks = marked_mask((own.window.height, own.window.width), own.seeds, None)
+    elif own.marks:
+        marks = marked_mask(own.window.shape, own.marks, None)
     return Trace(
         target=target,
         point=own.point,
@@ -276,16 +265,27 @@ def _trace(
 
 
 def noisy_window(image: np.ndarray, target: PlacedTarget, config: TrialConfig, trial: int = 0) -> np.ndarray:
-    """What one trial of a target clusters (eq. 7): float32 [h, w, 3], before it is scaled to its own range.
+    """Return the input of one trial's clustering (eq. 7), before it is scaled to its own range.
 
-    `image` is [H, W] or [H, W, 3], of any real dtype; gray levels stand in all three channels, which have
-    noise of their own unless the config shares it.
+    Parameters
+    ----------
+    image : ndarray, [H, W] or [H, W, 3]
+        Any real dtype. Gray levels are repeated in three channels, which have noise of their own unless the
+        config shares it.
+    target : PlacedTarget
+    config : TrialConfig
+    trial : int
+        Number of the trial, from 0.
+
+    Returns
+    -------
+    ndarray of float32, [h, w, 3]
     """
     pixels = image[target.window.area].astype(np.float32)
     low, high = (0.0, 255.0) if image.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
-    colours = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+    colors = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
     noisy = add_noise(
-        torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))[None],
+        torch.from_numpy(np.ascontiguousarray(colors.transpose(2, 0, 1)))[None],
         torch.tensor([target.key]),
         torch.tensor([target.target]),
         trial,

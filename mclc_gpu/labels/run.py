@@ -44,8 +44,14 @@ from mclc_gpu.labels.folder import (
     write_shard,
     write_tables,
 )
-from mclc_gpu.labels.pipeline import TargetMask, by_image, cluster_targets, refine_targets, warm_up
-from mclc_gpu.labels.windows import place_targets
+from mclc_gpu.labels.pipeline import (
+    TargetMask,
+    by_image,
+    cluster_targets,
+    place_targets,
+    refine_targets,
+    warm_up,
+)
 from mclc_gpu.runs import (
     Journal,
     JournalEntries,

@@ -13,8 +13,15 @@ from mclc_gpu.data.files import fingerprint_of
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import CrfConfig
 from mclc_gpu.labels.config import MAKERS, LabelConfig, Parameter, changed
-from mclc_gpu.labels.pipeline import ClusteredTargets, by_image, cluster_targets, compose, refine_targets
-from mclc_gpu.labels.windows import PlacedTarget, place_targets
+from mclc_gpu.labels.pipeline import (
+    ClusteredTargets,
+    by_image,
+    cluster_targets,
+    compose,
+    place_targets,
+    refine_targets,
+)
+from mclc_gpu.labels.windows import PlacedTarget
 
 Values = dict[str, Any]
 

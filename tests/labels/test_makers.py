@@ -6,11 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
+from mclc_gpu.data.images import read_mask
+from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
-from mclc_gpu.labels.config import PRESETS, preset
-from mclc_gpu.labels.makers import grabcut_mask, marked_mask
-from mclc_gpu.labels.windows import Window, box_pixels, place_targets, place_window
+from mclc_gpu.labels.config import MAKERS, PRESETS, LabelOptions, MakerEntry, preset
+from mclc_gpu.labels.folder import LabelRun
+from mclc_gpu.labels.makers import WindowMaker, grabcut_mask, marked_mask, window_of
+from mclc_gpu.labels.pipeline import place_targets
+from mclc_gpu.labels.replay import trace_targets
+from mclc_gpu.labels.run import label_dataset
+from mclc_gpu.labels.windows import Window, box_pixels, centered_window, published_window
 
 QUICK = LabelConfig(trials=12)
 
@@ -130,7 +136,7 @@ def test_estimated_category_of_a_box_is_by_its_area(disc):
 def test_windows_hold_every_mark(height, width, marks):
     marks = [(min(x, width - 0.51), min(y, height - 0.51)) for x, y in marks]
     point = Point(*marks[0], "point", seeds=tuple(marks[1:]))
-    window = place_window(height, width, point, 0, "a", 0)
+    window = published_window((height, width), point, 0, 0)
     assert 0 <= window.top < window.bottom <= height
     assert 0 <= window.left < window.right <= width
     for x, y in marks:
@@ -142,11 +148,11 @@ def test_windows_hold_every_mark(height, width, marks):
 def test_windows_of_boxes():
     point = Point(51.5, 40, box=(50, 40, 53, 40))
     assert box_pixels(point.box, 100, 100) == (50, 40, 54, 41)
-    assert place_window(100, 100, point, 0, "a", 0) == Window(37, 46, 7, 12, 3, 6)
+    assert published_window((100, 100), point, 0, 0) == Window(37, 46, 7, 12, 3, 6)
     large = Point(50, 50, box=(30, 47, 70, 52))  # three times 41 px would be more than can be clustered
-    assert place_window(100, 100, large, 0, "a", 0) == Window(41, 19, 18, 63, 9, 31)
+    assert published_window((100, 100), large, 0, 0) == Window(41, 19, 18, 63, 9, 31)
     corner = Point(0, 0, box=(0, 0, 1, 9))
-    assert place_window(100, 100, corner, 0, "a", 0) == Window(0, 0, 20, 5, 0, 0)
+    assert published_window((100, 100), corner, 0, 0) == Window(0, 0, 20, 5, 0, 0)
 
 
 def test_what_cannot_be_labelled_is_said(disc):
@@ -286,3 +292,64 @@ def test_default_preset_averages_several_marks():
     _, alone = labelled(image, Point(25, 22, "spot"), PRESETS["default"])
     other[alone.window.area] = alone.tpm
     np.testing.assert_allclose(tpm, (one + 2 * other) / 3, atol=1e-3)
+
+
+class Bright(WindowMaker):
+    """Pixels brighter than the mean of a window of 11 x 11 pixels."""
+
+    def window(self, shape, point, config, key, index):
+        return centered_window(shape, point, 5)
+
+    def check(self, image, window, config):
+        return "" if np.ptp(image[window.area]) > 20 else "its window is flat; click on a target"
+
+    def tpm(self, pixels, marks, box, config):
+        return pixels > pixels.mean() if box is None else box
+
+
+def test_a_maker_can_be_added(tmp_path, monkeypatch):
+    entry = MakerEntry(Bright, needs_category=False, graded=False)
+    monkeypatch.setitem(MAKERS, "bright", entry)
+    monkeypatch.setitem(PRESETS, "bright", LabelConfig(maker="bright", trials=1, refine="threshold"))
+    write_dataset(tmp_path / "data", 4, 3, size=(64, 72))
+    images, masks = tmp_path / "data" / "images", tmp_path / "data" / "masks"
+    options = LabelOptions(
+        images=images,
+        points_from_masks=masks,
+        out=tmp_path / "run",
+        config=preset("bright", category="estimate"),
+    )
+    seen = []
+    run = label_dataset(options, report=seen.append)
+    assert [one.summary for one in seen] == [run.summary]
+    opened = LabelRun.open(tmp_path / "run", run.images, run.truths)
+    assert opened.config == options.config
+    targets = list(opened.targets())
+    for stem in opened.rows:
+        mask = read_mask(opened.mask(stem))
+        windows = opened.windows(stem, mask.shape)
+        assert all(max(window.shape) <= 11 for window in windows)
+        inside = np.zeros_like(mask)
+        for window, row in zip(windows, opened.rows[stem], strict=True):
+            assert row.estimated
+            inside[window.area] = True
+        assert mask.any()
+        assert not (mask & ~inside).any()
+    assert [trace.changed for trace in trace_targets(opened, targets, "cpu")] == [0] * len(targets)
+    flat = np.full((20, 20), 7, np.uint8)
+    with pytest.raises(InputError, match="its window is flat"):
+        label_images([flat], [[Point(9, 9)]], options.config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_labels_are_made_in_the_window_that_is_told(disc, name):
+    image, _ = disc
+    point = Point(25, 22, "spot", seeds=((27, 23),))
+    (target,) = label_images([image], [[point]], preset(name), seed=5, names=["frame"])
+    assert target.window == window_of(image.shape, point, preset(name), 5, "frame", 0)
+
+
+def test_a_window_needs_a_category_if_the_maker_does():
+    with pytest.raises(InputError, match=r"frame: target 2: unknown category None"):
+        window_of((40, 40), Point(9, 9), LabelConfig(), 0, "frame", 2)
+    assert window_of((40, 40), Point(9, 9), preset("default"), 0, "frame", 2).shape == (40, 40)

@@ -20,8 +20,8 @@ from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import LabelRun, Target, mask_path, read_tpm, tpm_path
+from mclc_gpu.labels.pipeline import place_targets
 from mclc_gpu.labels.replay import find_targets, noisy_window, rank_targets, trace_targets
-from mclc_gpu.labels.windows import place_targets
 from mclc_gpu.report.sheets import trace_sheet
 
 MASK, TRUTH, CLICK = (255, 176, 0), (64, 190, 255), (255, 45, 85)
