@@ -5,18 +5,20 @@ from mclc_gpu.cli.common import say_skipped
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.folder import REPORT, LabelRun
-from mclc_gpu.labels.run import STAGES, label_dataset
+from mclc_gpu.labels.run import CHUNKS, STAGES, Chunks, label_dataset
 from mclc_gpu.report.page import report_labels
 from mclc_gpu.report.sheets import write_overview
 
 
-def label(options: LabelArguments, started: float) -> int:
+def label(options: LabelArguments, started: float, chunks: Chunks = CHUNKS) -> int:
     """Run the command; return the number of skipped inputs."""
-    run = label_and_report(options, join(options.device), started, page=options.report)
+    run = label_and_report(options, join(options.device), started, options.report, chunks)
     return len(run.skipped)
 
 
-def label_and_report(options: LabelOptions, ranks: Ranks, started: float, page: bool = True) -> LabelRun:
+def label_and_report(
+    options: LabelOptions, ranks: Ranks, started: float, page: bool = True, chunks: Chunks = CHUNKS
+) -> LabelRun:
     """Label a data set, draw its overview, print a summary, and write report.html if `page`."""
 
     def report(run: LabelRun) -> None:
@@ -27,7 +29,7 @@ def label_and_report(options: LabelOptions, ranks: Ranks, started: float, page: 
         if page:
             print(f"{report_labels(run).flagged} targets to review first, see {run.folder / REPORT}")
 
-    return label_dataset(options, ranks=ranks, report=report, started=started)
+    return label_dataset(options, ranks=ranks, report=report, started=started, chunks=chunks)
 
 
 def _print_summary(run: LabelRun) -> None:

@@ -64,8 +64,6 @@ from mclc_gpu.runs import (
     provenance,
 )
 
-_CHUNK_BYTES = 64 << 20
-_CHUNK_IMAGES = 256
 WORKERS = min(os.cpu_count() or 1, 32)  # threads that read, and as many that write
 
 
@@ -105,6 +103,27 @@ class Stages:
         self.seconds[stage] += busy / WORKERS
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """Bounds of the images that are labeled together. The labels do not depend on them.
+
+    Attributes
+    ----------
+    images, bytes : int
+        Number of images, and their decoded size, at which a chunk is complete.
+    overlap : bool, optional
+        Write a chunk and read the next one while another is labeled. Default: on CUDA devices, which label
+        while this machine's cores read and write.
+    """
+
+    images: int = 256
+    bytes: int = 64 << 20
+    overlap: bool | None = None
+
+
+CHUNKS = Chunks()
+
+
 class Reader:
     """Threads that read images in chunks of bounded size; a context manager.
 
@@ -116,10 +135,17 @@ class Reader:
         Takes the seconds of "read".
     prefetch : bool
         Read the next chunk while one is used.
+    limits : Chunks, optional
     """
 
-    def __init__(self, files: Iterable[tuple[str, Path]], stages: Stages, prefetch: bool) -> None:
-        self.files, self.stages, self.prefetch = iter(files), stages, prefetch
+    def __init__(
+        self,
+        files: Iterable[tuple[str, Path]],
+        stages: Stages,
+        prefetch: bool,
+        limits: Chunks = CHUNKS,
+    ) -> None:
+        self.files, self.stages, self.prefetch, self.limits = iter(files), stages, prefetch, limits
         self.pool = ThreadPoolExecutor(WORKERS, "read")
         self.waiting: deque[Future[tuple[Loaded, float]]] = deque()
         self.mean = 0.0  # bytes of a recent image
@@ -142,10 +168,10 @@ class Reader:
                 self.taken += 1
                 self.changed.notify_all()
             self.stages.add("read", busy)
-            self.mean += (loaded.bytes - self.mean) / min(len(chunk) + 1, _CHUNK_IMAGES)
+            self.mean += (loaded.bytes - self.mean) / min(len(chunk) + 1, self.limits.images)
             chunk.append(loaded)
             size += loaded.bytes
-            if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_IMAGES:
+            if size >= self.limits.bytes or len(chunk) >= self.limits.images:
                 yield chunk
                 chunk, size = [], 0
         if chunk:
@@ -153,7 +179,8 @@ class Reader:
 
     def _fill(self, read: int) -> None:
         """Request a chunk of images, by the size of recent ones, less those that were `read` already."""
-        chunk = min(_CHUNK_IMAGES, int(_CHUNK_BYTES / self.mean)) if self.mean else WORKERS
+        limits = self.limits
+        chunk = min(limits.images, int(limits.bytes / self.mean)) if self.mean else WORKERS
         while len(self.waiting) < max(chunk - read, 1):
             following = next(self.files, None)
             if following is None:
@@ -166,7 +193,7 @@ class Reader:
         with self.changed:
             self.changed.wait_for(
                 lambda: (
-                    self.held < _CHUNK_BYTES or number == self.taken or self.closed
+                    self.held < self.limits.bytes or number == self.taken or self.closed
                 )  # the next one in any case
             )
         loaded, busy = _read(stem, path)
@@ -191,7 +218,6 @@ def _read(stem: str, path: Path) -> tuple[Loaded, float]:
     return loaded, time.perf_counter() - start
 
 
-_OVERLAPPING = ("cuda",)  # devices that label while this machine's cores read and write
 STAGES = ("read", "cluster", "refine", "write")
 
 
@@ -263,6 +289,7 @@ def label_dataset(
     ranks: Ranks | None = None,
     report: Callable[[LabelRun], None] | None = None,
     started: float | None = None,
+    chunks: Chunks = CHUNKS,
 ) -> LabelRun:
     """Label every image of a data set.
 
@@ -284,6 +311,8 @@ def label_dataset(
         time, not from its tables.
     started : float, optional
         `time.perf_counter()` when the work began, for the start-up time in label.json.
+    chunks : Chunks, optional
+        Bounds of the memory in use.
 
     Returns
     -------
@@ -317,7 +346,7 @@ def label_dataset(
     inputs = inputs or read_inputs(options)
     ranks = ranks or Ranks(pick_device(options.device))
     with locked(out, LAYOUT.kind, ranks.on_main):
-        job = _Job(options, inputs, ranks)
+        job = _Job(options, inputs, ranks, chunks)
         summary = ranks.on_main(job.completed)
         if summary is None:
             parts = ranks.gather(job.label(started))
@@ -362,8 +391,8 @@ class _Job:
     Raises InputError where there is nothing to label.
     """
 
-    def __init__(self, options: LabelOptions, inputs: Inputs, ranks: Ranks) -> None:
-        self.options, self.inputs, self.ranks = options, inputs, ranks
+    def __init__(self, options: LabelOptions, inputs: Inputs, ranks: Ranks, chunks: Chunks) -> None:
+        self.options, self.inputs, self.ranks, self.chunks = options, inputs, ranks, chunks
         self.stems = [stem for stem in inputs.images if stem in inputs.points]
         self.skipped = [*inputs.skipped, *_without_points(inputs)]
         if not self.stems:
@@ -386,7 +415,8 @@ class _Job:
         if mine:
             warm_up(self.options.config, self.ranks.device)
         startup = time.perf_counter() - started
-        work = _Work(self.options, self.inputs, self.ranks, {block.stem: block.number for block in todo})
+        ends = {block.stem: block.number for block in todo}
+        work = _Work(self.options, self.inputs, self.ranks, self.chunks, ends)
         with Journal(LAYOUT, self.options.out, self.fingerprint, self.ranks.rank) as journal:
             begin = time.perf_counter()
             work.run(mine, journal, int(finished.sum()))
@@ -492,12 +522,20 @@ class _Work:
         A chunk is written, and the next one read, while another is labeled.
     """
 
-    def __init__(self, options: LabelOptions, inputs: Inputs, ranks: Ranks, ends: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        options: LabelOptions,
+        inputs: Inputs,
+        ranks: Ranks,
+        chunks: Chunks,
+        ends: Mapping[str, int],
+    ) -> None:
         """`ends`: number of each block that is this process's, by the stem of the block's last image."""
         self.options, self.inputs, self.ranks, self.ends = options, inputs, ranks, ends
         self.stages = Stages(STAGES)
         self.targets = self.trials = 0
-        self.overlap = ranks.device.type in _OVERLAPPING
+        self.chunks = chunks
+        self.overlap = ranks.device.type == "cuda" if chunks.overlap is None else chunks.overlap
         self.block: list[tuple[ImageRecord, Encoded | None]] = []
 
     def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:
@@ -509,7 +547,7 @@ class _Work:
             whole = before + len(stems) * world
             progress = stack.enter_context(Progress("label", whole, done=before, silent=silent))
             files = ((stem, self.inputs.images[stem]) for stem in stems)
-            reader = stack.enter_context(Reader(files, self.stages, self.overlap))
+            reader = stack.enter_context(Reader(files, self.stages, self.overlap, self.chunks))
             pool = ThreadPoolExecutor(WORKERS, "write")
             stack.callback(pool.shutdown, cancel_futures=True)
             for chunk in reader.chunks():

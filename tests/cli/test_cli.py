@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chunks import label_in_chunks
 from PIL import Image
 
+from mclc_gpu.cli.commands import COMMANDS
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.images import find_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.labels import run as labelrun
-from mclc_gpu.labels import run as labelstream
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,15 +101,14 @@ def test_points_that_were_used_give_the_same_labels_alone(data, tmp_path):
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_do_not_change_the_result(data, tmp_path, monkeypatch, chunk):
     assert label(data, tmp_path / "a") == 0
-    monkeypatch.setattr(labelstream, "_CHUNK_BYTES", chunk * 72 * 80)
+    monkeypatch.setitem(COMMANDS, "label", label_in_chunks(bytes=chunk * 72 * 80))
     assert label(data, tmp_path / "b") == 0
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
 def test_stages_at_once_do_not_change_the_result(data, tmp_path, monkeypatch):
     assert label(data, tmp_path / "a") == 0
-    monkeypatch.setattr(labelstream, "_CHUNK_IMAGES", 2)
-    monkeypatch.setattr(labelrun, "_OVERLAPPING", ("cpu",))
+    monkeypatch.setitem(COMMANDS, "label", label_in_chunks(images=2, overlap=True))
     assert label(data, tmp_path / "b") == 0
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
@@ -117,7 +117,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(data, tmp_path, monkeypatc
     assert label(data, tmp_path / "whole") == 0
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(labelstream, "_CHUNK_IMAGES", 1)
+        patch.setitem(COMMANDS, "label", label_in_chunks(images=1))
         append = labelrun.Journal.append
 
         def stop_after_three(journal, record):

@@ -33,8 +33,10 @@ def command(
 
 
 def _run(argv: list[str], environment: dict[str, str], log: Path | None, stop: Path | None) -> None:
+    from chunks import label_in_chunks
+
+    from mclc_gpu.cli.commands import COMMANDS
     from mclc_gpu.cli.main import main
-    from mclc_gpu.labels import run as labelstream
     from mclc_gpu.networks.zoo import NETWORKS
 
     os.environ.update(environment)
@@ -51,7 +53,7 @@ def _run(argv: list[str], environment: dict[str, str], log: Path | None, stop: P
             os.kill(os.getpid(), signal.SIGSTOP)
 
     os.replace = replace_and_stop  # type: ignore[assignment]
-    labelstream._CHUNK_IMAGES = 1
+    COMMANDS["label"] = label_in_chunks(images=1)
     NETWORKS["tiny"] = Tiny
     sys.exit(main(argv))
 

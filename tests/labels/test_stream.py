@@ -9,9 +9,10 @@ import pytest
 
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels import run as labelstream
-from mclc_gpu.labels.run import WORKERS, Reader, Stages
+from mclc_gpu.labels.run import WORKERS, Chunks, Reader, Stages
 
 LIMIT, LARGE = 4000, 1000
+LIMITS = Chunks(bytes=LIMIT)
 
 
 @pytest.fixture
@@ -32,7 +33,6 @@ def memory(monkeypatch):
 
     memory = Memory()
     monkeypatch.setattr(labelstream, "read_image", memory.read)
-    monkeypatch.setattr(labelstream, "_CHUNK_BYTES", LIMIT)
     return memory
 
 
@@ -45,7 +45,7 @@ def test_large_images_after_small_ones_are_not_all_read_at_once(memory, ahead):
     sizes = [10] * 300 + [LARGE] * 100 + [10, 0, LARGE] * 50 + [LIMIT * 3] * 3 + [10] * 30
     stages = Stages(["read"])
     got = []
-    with Reader(files(sizes), stages, ahead) as reader:
+    with Reader(files(sizes), stages, ahead, LIMITS) as reader:
         for chunk in reader.chunks():
             if ahead:
                 time.sleep(0.002)  # while one chunk is used the next ones are read
@@ -60,7 +60,7 @@ def test_large_images_after_small_ones_are_not_all_read_at_once(memory, ahead):
 
 
 def test_a_burst_takes_no_more_than_threads_may_read(memory):
-    with Reader(files([10] * 300 + [LARGE] * 100), Stages(["read"]), True) as reader:
+    with Reader(files([10] * 300 + [LARGE] * 100), Stages(["read"]), True, LIMITS) as reader:
         for chunk in reader.chunks():
             time.sleep(0.01)
             memory.now -= sum(item.bytes for item in chunk)
@@ -72,7 +72,7 @@ def test_whoever_stops_early_does_not_wait_for_the_rest(memory, ahead):
     before = threading.active_count()
 
     def stop():
-        with Reader(files([LARGE] * 500), Stages(["read"]), ahead) as reader:
+        with Reader(files([LARGE] * 500), Stages(["read"]), ahead, LIMITS) as reader:
             next(reader.chunks())
             raise KeyboardInterrupt
 
