@@ -63,6 +63,11 @@ class Point:
             left, top, right, bottom = self.box
             object.__setattr__(self, "box", (left, top, right, bottom))
 
+    @property
+    def marks(self) -> tuple[tuple[float, float], ...]:
+        """Return all marked positions (x, y): the first one, then `seeds`."""
+        return ((self.x, self.y), *self.seeds)
+
 
 def check_supervision(supervision: str) -> None:
     """Raise InputError unless `supervision` is in SUPERVISIONS."""

@@ -170,7 +170,7 @@ def write_points(path: Path | str, points: Mapping[str, Iterable[Point]]) -> Non
             for number, target in enumerate(targets, 1):
                 box = map(float, target.box) if target.box else [None] * 4
                 more = [number] * with_marks + [*box] * with_boxes
-                for x, y in ((target.x, target.y), *target.seeds):
+                for x, y in target.marks:
                     yield [stem, float(x), float(y), target.category, *more]
             if not targets:
                 yield [stem, *([None] * (3 + len(extra)))]
@@ -379,7 +379,7 @@ class _Collector:
             self._keep(stem, Point(x, y, category, seeds=tuple(others)))
 
     def _keep(self, stem: str, point: Point) -> None:
-        key = (stem, frozenset([(point.x, point.y), *point.seeds]), point.box)
+        key = (stem, frozenset(point.marks), point.box)
         if key in self._seen:
             what = "the target at " if point.seeds or point.box else ""
             raise InputError(f"{what}({point.x:g}, {point.y:g}) in {stem!r} was given before; kept once")

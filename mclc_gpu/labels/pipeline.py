@@ -130,7 +130,7 @@ def _obstacle(image: np.ndarray, point: Point, window: Window, config: LabelConf
     """Return why a target cannot be labeled; empty if it can."""
     height, width = image.shape[:2]
     corners = [] if point.box is None else [point.box[:2], point.box[2:]]
-    pixels = (nearest_pixel(x, y, height, width) for x, y in ((point.x, point.y), *point.seeds, *corners))
+    pixels = (nearest_pixel(x, y, height, width) for x, y in (*point.marks, *corners))
     if max(window.shape) > MAX_WINDOW or not all(window.holds(*pixel) for pixel in pixels):
         return (
             f"its marks need a window larger than {MAX_WINDOW} x {MAX_WINDOW} pixels; "
@@ -382,7 +382,7 @@ def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
         return -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5
 
     for click in clicks:
-        for x, y in ((click.x, click.y), *click.seeds):
+        for x, y in click.marks:
             if not inside(x, y):
                 raise InputError(f"{name}: ({x:g}, {y:g}) lies outside the {width}x{height} image")
         if click.box is not None:

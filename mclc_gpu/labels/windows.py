@@ -162,7 +162,7 @@ def published_window(shape: tuple[int, int], point: Point, key: int, index: int)
     InputError
         See `draw_window`.
     """
-    marks = [(point.x, point.y), *point.seeds]
+    marks = point.marks
     if not all(math.isfinite(value) for mark in marks for value in mark):
         raise InputError(f"click ({point.x}, {point.y}) is not a position: give x and y in pixels")
     if min(shape) < 1:
@@ -199,9 +199,7 @@ def centered_window(shape: tuple[int, int], point: Point, radius: int) -> Window
     point : Point
     radius : int >= 0
     """
-    rows, columns = zip(
-        *(nearest_pixel(*mark, *shape) for mark in ((point.x, point.y), *point.seeds)), strict=True
-    )
+    rows, columns = zip(*(nearest_pixel(*mark, *shape) for mark in point.marks), strict=True)
     row, column = (min(rows) + max(rows)) // 2, (min(columns) + max(columns)) // 2
     sides = (row - radius, row + radius + 1), (column - radius, column + radius + 1)
     return _clipped(*sides, (rows[0], columns[0]), shape)

@@ -278,7 +278,7 @@ def _under(labels: np.ndarray, point: Point) -> int:
         left, top, right, bottom = box_pixels(point.box, height, width)
         marked = labels[top:bottom, left:right].ravel()
     else:
-        pixels = [nearest_pixel(x, y, height, width) for x, y in ((point.x, point.y), *point.seeds)]
+        pixels = [nearest_pixel(x, y, height, width) for x, y in point.marks]
         marked = np.array([labels[pixel] for pixel in pixels])
     counts = np.bincount(marked)
     counts[0] = 0
@@ -310,7 +310,7 @@ def _flags_of_mask(
     flags = []
     point = row.point
     area, centroid = int(found.parts.area[number]), found.parts.centroid[number]
-    marks = [(point.x, point.y), *point.seeds]
+    marks = point.marks
     x, y = (sum(values) / len(marks) for values in zip(*marks, strict=True))
     away = math.hypot(y - centroid[0], x - centroid[1])
     if shared:
