@@ -2,8 +2,7 @@
 
 from mclc_gpu.cli.commands import LabelArguments
 from mclc_gpu.cli.common import say_skipped
-from mclc_gpu.distributed import Ranks, join
-from mclc_gpu.labels.config import LabelOptions
+from mclc_gpu.distributed import join
 from mclc_gpu.labels.folder import REPORT, LabelRun
 from mclc_gpu.labels.run import CHUNKS, STAGES, Chunks, label_dataset
 from mclc_gpu.report.page import report_labels
@@ -12,24 +11,23 @@ from mclc_gpu.report.sheets import write_overview
 
 def label(options: LabelArguments, started: float, chunks: Chunks = CHUNKS) -> int:
     """Run the command; return the number of skipped inputs."""
-    run = label_and_report(options, join(options.device), started, options.report, chunks)
+
+    def report(run: LabelRun) -> None:
+        report_label_run(run, page=options.report)
+
+    run = label_dataset(
+        options, ranks=join(options.device), report=report, started=started, chunks=chunks
+    )
     return len(run.skipped)
 
 
-def label_and_report(
-    options: LabelOptions, ranks: Ranks, started: float, page: bool = True, chunks: Chunks = CHUNKS
-) -> LabelRun:
-    """Label a data set, draw its overview, print a summary, and write report.html if `page`."""
-
-    def report(run: LabelRun) -> None:
-        summary, config = run.summary, options.config
-        title = f"{summary['images']} images, {summary['targets']} targets, {config.maker}"
-        write_overview(run, title + (f", {config.trials} trials" if config.trials else ""))
-        _print_summary(run)
-        if page:
-            print(f"{report_labels(run).flagged} targets to review first, see {run.folder / REPORT}")
-
-    return label_dataset(options, ranks=ranks, report=report, started=started, chunks=chunks)
+def report_label_run(run: LabelRun, page: bool = True) -> None:
+    """Draw the overview of a label run, print a summary, and write report.html if `page`."""
+    title = f"{run.summary['images']} images, {run.summary['targets']} targets, {run.config.maker}"
+    write_overview(run, title + (f", {run.config.trials} trials" if run.config.trials else ""))
+    _print_summary(run)
+    if page:
+        print(f"{report_labels(run).flagged} targets to review first, see {run.folder / REPORT}")
 
 
 def _print_summary(run: LabelRun) -> None:

@@ -16,8 +16,8 @@ from mclc_gpu.report.plots import plot_curves, plot_roc
 from mclc_gpu.report.sheets import Extremes, case_sheet, evenly_spread
 from mclc_gpu.score.metrics import SCORES, Result, Scores
 from mclc_gpu.score.roc import Roc, RocScores
-from mclc_gpu.train.fit import METRICS
-from mclc_gpu.train.fit import REPORT as RUN_REPORT
+from mclc_gpu.train.folder import METRICS
+from mclc_gpu.train.folder import REPORT as RUN_REPORT
 
 REPORT = "report.md"
 _TABLE, _SCORES, _ROC = "images.csv", "scores.json", "roc.png"

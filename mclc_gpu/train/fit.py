@@ -1,212 +1,76 @@
-"""Fit a detector epoch by epoch in a resumable run folder."""
+"""Train a detector in a resumable run folder: labels where needed, epochs, curve and checkpoints."""
 
 import math
-import os
-import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from mclc_gpu.data.datasets import Sample, ValidationSet
-from mclc_gpu.data.files import fingerprint_of, read_json, remove_leftovers, write_csv, write_json
+from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
+from mclc_gpu.data.files import fingerprint_of
+from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.distributed import Ranks, join, peer_errors
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name, free_memory
-from mclc_gpu.runs import Progress, locked, provenance
-from mclc_gpu.score.metrics import SCORES, Result, Scores
-from mclc_gpu.train.config import TrainConfig
+from mclc_gpu.labels.config import LabelOptions
+from mclc_gpu.labels.folder import LabelRun
+from mclc_gpu.labels.run import label_dataset
+from mclc_gpu.runs import keep_apart, locked, provenance
+from mclc_gpu.score.metrics import Result, Scores
+from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
 from mclc_gpu.train.data import open_training_set
+from mclc_gpu.train.folder import (
+    BEST,
+    EVENTS,
+    KIND,
+    LABELS,
+    LAST,
+    REMEDY,
+    REPORT,
+    Row,
+    RunLog,
+    check_folder,
+    check_settings,
+    make_row,
+    start_folder,
+)
 from mclc_gpu.train.trainer import Trainer, share_of_batch
-
-
-class Events:
-    """A file of TensorBoard events in a folder, which is made.
-
-    Written at once and by this thread: TensorBoard's own writer has one that tells nobody of a full disk.
-    """
-
-    def __init__(self, folder: Path, behind: int) -> None:
-        """What earlier files say of steps after the `behind` first ones is taken back."""
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
-        self.path = folder / name
-        self.file = self.path.open("wb", buffering=0)
-        self.records = RecordWriter(self.file)
-        self._write(file_version="brain.Event:2")
-        self._write(step=behind + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Add points of curves, by their names. Raises OSError that names the file."""
-        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(step=step, summary=Summary(value=points))
-
-    def _write(self, **content: Any) -> None:
-        event = Event(wall_time=time.time(), **content)
-        try:
-            self.records.write(event.SerializeToString())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
-
-CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
-LABELS, REPORT = "labels", "report"
-KIND = "train"  # of run, as `locked` tells them apart
-_VALIDATION_MEMORY = 0.1  # share of the free memory that validation images may take
-Row = dict[str, Any]  # of the columns of metrics.csv; None where there is no value
-
-
-def columns() -> list[str]:
-    """Return the columns of metrics.csv: the training's own, and every score of `SCORES`."""
-    return ["epoch", "lr", "loss", "crop_iou", *SCORES]
-
-
-def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """See that a run can be started or taken up in a folder, before anything long begins.
-
-    Raises:
-        InputError: It holds a run that is to be neither resumed nor overwritten, or files of others.
-    """
-    if _is_run(out / CONFIG):
-        if not (resume or overwrite):
-            raise InputError(f"{out}: holds an earlier run; use --resume, --overwrite or another --out")
-        return
-    for path in (*(out / name for name in (CONFIG, METRICS, BEST, LAST)), *(out / REPORT).glob("*")):
-        if path.exists():
-            raise InputError(f"{path}: was not written by mclc-gpu train; choose another --out")
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a config.json is that of a training run: others use this name too."""
-    try:
-        return "network" in read_json(path, "")["settings"]
-    except (OSError, InputError, KeyError, TypeError):
-        return False
-
-
-def same_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """See that a run begun in a folder has the same settings, among those that are given.
-
-    Raises:
-        InputError: One differs; the message names it.
-    """
-    path = out / CONFIG
-    if not path.exists():
-        return
-    otherwise = "use --overwrite or another --out"
-    begun = read_json(path, otherwise).get("settings")
-    if not isinstance(begun, dict):
-        raise InputError(f"{path}: damaged; {otherwise}")
-    for name, value in settings.items():
-        if begun.get(name) != value:
-            if name == "training_set":
-                raise InputError(
-                    f"{out}: was begun with other images or labels; resume with the same, or use --overwrite "
-                    "or another --out"
-                )
-            raise InputError(
-                f"{out}: was begun with {name} {begun.get(name)}, not {value}; "
-                "resume with the same, or use --overwrite or another --out"
-            )
-
-
-def start_folder(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any], overwrite: bool) -> None:
-    """Make the folder and write config.json; `overwrite` first removes an earlier run's curve and weights."""
-    out.mkdir(parents=True, exist_ok=True)
-    for folder in (out, out / REPORT):
-        remove_leftovers(folder)
-    if overwrite:
-        for path in (*(out / name for name in (METRICS, BEST, LAST)), *(out / EVENTS).glob("events.*")):
-            path.unlink(missing_ok=True)
-    write_json(out / CONFIG, {"settings": dict(settings), **about})
-
-
-class RunLog:
-    """The curve of a run as metrics.csv, TensorBoard events and progress on stderr; a context manager.
-
-    The CSV holds no times: a run that was interrupted and resumed ends with the same file as one that was
-    not. It is written anew every epoch, so that it never ends in half a line.
-    """
-
-    def __init__(self, out: Path, epochs: int, rows: Sequence[Row]) -> None:
-        """`rows`: of the epochs already behind, of `epochs` in all."""
-        self.path, self.rows = out / METRICS, list(rows)
-        self._write()
-        # Events that an interrupted run wrote beyond its last checkpoint are taken back.
-        self.events = Events(out / EVENTS, behind=len(rows))
-        self.progress = Progress("train", epochs, "epoch", done=len(rows))
-
-    def add(self, row: Row, seconds: float) -> None:
-        """Note an epoch. `seconds`: how long it took, for TensorBoard."""
-        self.rows.append(row)
-        self._write()
-        values = {name: row[name] for name in columns()[1:] if row[name] is not None}
-        self.events.add(row["epoch"], {**values, "seconds": seconds})
-        self.progress.advance(1, summary(row))
-
-    def _write(self) -> None:
-        names = columns()
-        write_csv(self.path, names, ([row.get(name) for name in names] for row in self.rows))
-
-    def __enter__(self) -> "RunLog":
-        self.progress.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.__exit__(kind, value, trace)
-        self.events.close()
-
-
-def make_row(epoch: int, lr: float, loss: float, crop_iou: float, scores: Mapping[str, Any] | None) -> Row:
-    """A row of the curve: epoch counted from 1, `scores` as `Result.as_dict` gives them."""
-    row: Row = {"epoch": epoch, "lr": lr, "loss": loss, "crop_iou": crop_iou}
-    row |= {name: None if scores is None else scores[name] for name in SCORES}
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()
-    }
-
-
-def summary(row: Row) -> str:
-    """A row in a few words: validation scores where there are any, else the IoU of the training crops."""
-    text = f"loss {row['loss']:.4f}"
-    if row["iou"] is None:
-        crops = row["crop_iou"]
-        return text if crops is None else f"{text} IoU of crops {crops:.4f}"
-    pd = "n/a" if row["pd"] is None else f"{row['pd']:.4f}"
-    return f"{text} IoU {row['iou']:.4f} Pd {pd} Fa {1e6 * row['fa']:.2f}e-6"
+_VALIDATION_SHARE = 0.1  # share of the free memory that validation images may take
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` leaves behind.
+    """Result of a training run.
 
-    Attributes:
-        best: Checkpoint of the epoch with the highest validation IoU (of equals the first); without a
-            validation set, of the last epoch.
-        last: Checkpoint of the last epoch, from which the run can go on.
-        rows: The curve, epoch by epoch, as in metrics.csv.
-        best_epoch: The epoch of `best`, counted from 1.
-        scores: Validation scores of `best` by name; None without validation.
-        skipped: Inputs left out, as {"file", "why"}.
-        collapsed: Whether the network marked no pixel in the whole last validation (without one: in all crops
-            of the last epoch).
+    Attributes
+    ----------
+    best : Path
+        Checkpoint of the epoch with the highest validation IoU, of equal ones the first; without a
+        validation set, of the last epoch.
+    last : Path
+        Checkpoint of the last epoch, from which the run can be resumed.
+    rows : list of dict
+        Curve, epoch by epoch, as in metrics.csv.
+    best_epoch : int
+        Epoch of `best`, counted from 1.
+    scores : dict or None
+        Validation scores of `best` by name; None without validation.
+    samples, validation : sequence of Sample
+        Images to train and to validate on, unusable ones included.
+    skipped : list of Skipped
+        Inputs that were skipped, except by labeling.
+    labels : list of LabelRun
+        Label runs of the data sets that were labeled.
+    collapsed : bool
+        True if the network marked no pixel in the whole last validation, or, without one, in all crops of
+        the last epoch.
     """
 
     best: Path
@@ -214,8 +78,140 @@ class Fitted:
     rows: list[Row]
     best_epoch: int
     scores: dict[str, Any] | None
-    skipped: list[dict[str, str]]
+    samples: Sequence[Sample]
+    validation: Sequence[Sample]
+    skipped: list[Skipped]
     collapsed: bool
+    labels: list[LabelRun] = field(default_factory=list)
+
+
+def train_detector(
+    options: TrainOptions,
+    *,
+    ranks: Ranks | None = None,
+    report: Callable[[Fitted], None] | None = None,
+    label_report: Callable[[LabelRun], None] | None = None,
+    started: float | None = None,
+) -> Fitted:
+    """Label data sets that have points, and train a detector on all sets.
+
+    Writes labels/ and what `fit` writes into the folder of the run, which is locked meanwhile.
+
+    Parameters
+    ----------
+    options : TrainOptions
+    ranks : Ranks, optional
+        Processes that share the work, from `join`; by default this one joins them.
+    report : callable, optional
+        Called on rank 0 with the result, before the folder is unlocked.
+    label_report : callable, optional
+        Called on rank 0 with each finished label run.
+    started : float, optional
+        `time.perf_counter()` at the start of the program, from which label.json counts the start-up time.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    InputError
+        As `fit` and `mclc_gpu.labels.run.label_dataset`, or if an input lies where the run writes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from mclc_gpu.data.synthetic import write_dataset
+    >>> from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
+    >>> from mclc_gpu.train.fit import train_detector
+    >>> config = TrainConfig("acm", epochs=1, batch_size=2, size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root = Path(folder)
+    ...     write_dataset(root, 3, 0, size=(32, 32))
+    ...     frames = DataSet(root / "images", points_from_masks=root / "masks")
+    ...     fitted = train_detector(TrainOptions([frames], root / "run", config, device="cpu"))
+    ...     sorted(path.name for path in (root / "run").iterdir())
+    ['best.pt', 'config.json', 'events', 'labels', 'last.pt', 'metrics.csv']
+    >>> fitted.best_epoch, fitted.labels[0].summary["images"]
+    (1, 3)
+    """
+    out = options.out
+    validation, skipped = _masked_samples(options.validation)
+    inputs = [path for one in (*options.sets, *options.validation) for path in (one.images, one.source)]
+    keep_apart("--out", (out, out / REPORT, out / EVENTS), inputs)
+    ranks = ranks or join(options.device)
+    labels: list[LabelRun] = []
+    samples: list[Sample] = []
+    summaries: list[dict[str, Any]] = []
+    with _claimed(options.config, out, ranks, options.resume, options.overwrite):
+        for one, prefix in _prefixed(options.sets):
+            summary: dict[str, Any] = {"images": str(one.images), "list": one.list and str(one.list)}
+            if one.masks is not None:
+                own, missing = _masked(one, prefix)
+                skipped += missing
+                summary |= {"masks": str(one.masks), "skipped": 0}
+            else:
+                label_options = _label_options(one, prefix, options)
+                run = label_dataset(label_options, ranks=ranks, report=label_report, started=started)
+                labels.append(run)
+                # Images without a label are among the skipped inputs of the label run.
+                own, _ = pair_samples(run.images, run.masks(), prefix)
+                about = {name: run.summary[name] for name in ("settings", "fingerprint", "images", "targets")}
+                summary |= {"labels": about, "skipped": len(run.skipped)}
+            samples += own
+            summaries.append(summary)
+        about = {"sets": summaries, "unpaired": [asdict(item) for item in skipped]}
+        fitted = _fit(
+            samples, options.config, out, validation, ranks, options.resume, options.overwrite, about
+        )
+        fitted = replace(fitted, labels=labels, skipped=[*skipped, *fitted.skipped])
+        if report is not None:
+            ranks.on_main(lambda: report(fitted))
+    return fitted
+
+
+def _prefixed(sets: Sequence[DataSet]) -> Iterator[tuple[DataSet, str]]:
+    """Yield each data set with the prefix that keeps the names of its images apart from the others'."""
+    for number, one in enumerate(sets, 1):
+        yield one, f"{number}/" if len(sets) > 1 else ""
+
+
+def _masked(one: DataSet, prefix: str) -> tuple[list[Sample], list[Skipped]]:
+    """Return the samples of a data set with true masks, and what was skipped."""
+    files, missing = listed(find_files(one.images), one.list, one.images)
+    samples, unpaired = pair_samples(files, find_files(one.source), prefix)
+    if not samples:
+        raise InputError(
+            f"{one.source}: holds no mask of an image in {one.images}; check the paths and lists"
+        )
+    return samples, [*missing, *unpaired]
+
+
+def _masked_samples(sets: Sequence[DataSet]) -> tuple[list[Sample], list[Skipped]]:
+    """Return the samples of data sets with true masks, and what was skipped."""
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for one, prefix in _prefixed(sets):
+        own, missing = _masked(one, prefix)
+        samples += own
+        skipped += missing
+    return samples, skipped
+
+
+def _label_options(one: DataSet, prefix: str, options: TrainOptions) -> LabelOptions:
+    return LabelOptions(
+        **vars(options.labels),
+        images=one.images,
+        points=one.points,
+        points_from_masks=one.points_from_masks,
+        list=one.list,
+        out=options.out / LABELS / prefix,
+        seed=options.config.seed,
+        device=options.device,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
 
 
 def fit(
@@ -228,40 +224,69 @@ def fit(
     ranks: Ranks | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    about: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Train a detector on masks.
+    """Train a detector on images with masks.
 
-    Writes config.json, metrics.csv, best.pt, last.pt and events/ (TensorBoard) into a folder, all but the
-    events whole or not at all, every epoch. On the CPU, a run that was stopped at any moment and resumed ends
-    with the same curve and weights as one that was not, given as many threads; on CUDA the same crops are
-    drawn, but sums may differ in their last bits. Every step has a full batch: the last of an epoch is filled
-    with further crops of the epoch's images, so that none is too small for a network's batch norm.
+    Writes config.json, metrics.csv, best.pt, last.pt and events/ (TensorBoard) into a folder, which is locked
+    meanwhile. All files but the events are replaced atomically every epoch. On the CPU, a run that is stopped
+    at any moment and resumed with as many threads ends with the same curve and weights as an uninterrupted
+    one; on CUDA the same crops are drawn, but sums may differ in their last bits. Every step has a full batch:
+    the last one of an epoch is filled with further crops of the epoch's images, so that no batch is too small
+    for a network's batch norm.
 
     Under torchrun every process calls this with the same arguments and a folder that all of them see; each
-    takes its share of every batch and of the validation. With batch norm shared over the GPUs, gradients
-    are those of one process with the same batch; on the CPU each process normalises its own share.
+    takes its share of every batch and of the validation. With batch norm shared over the GPUs, gradients are
+    those of one process with the same batch; on the CPU each process normalizes its own share.
 
-    Args:
-        train: What to train on; names differ.
-        config: Settings.
-        out: The run's folder.
-        validation: What to choose the best epoch by. Without it best.pt is last.pt.
-        device: "auto", "cpu", "cuda" or, outside torchrun, "cuda:N"; not looked at when `ranks` is given.
-        ranks: From `join`, when the caller has joined the other processes already.
-        resume: Go on after the last epoch of the run in `out`, or start one where there is none.
-        overwrite: Replace the run in `out`.
-        about: Further entries for config.json.
+    Parameters
+    ----------
+    train : sequence of Sample
+        Images with masks, by different names; unusable ones are skipped.
+    config : TrainConfig
+    out : Path
+        Folder of the run.
+    validation : sequence of Sample
+        Images by which the best epoch is chosen. Without them best.pt is last.pt.
+    device : str
+        "auto", "cpu", "cuda" or, outside torchrun, "cuda:N"; ignored if `ranks` is given.
+    ranks : Ranks, optional
+        From `join`, if the caller has joined the other processes already.
+    resume : bool
+        Continue the run in `out` after its last epoch, or start one if there is none.
+    overwrite : bool
+        Replace the run in `out`.
 
-    Raises:
-        InputError: Nothing to train on, a setting that does not fit, a folder that holds another run (the
-            message names the first setting that differs), or training that has diverged.
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    InputError
+        If there is nothing to train on, a setting does not fit, the folder holds another run (the message
+        names the first setting that differs), or training has diverged.
     """
     if ranks is None:
         ranks = join(device)
+    with _claimed(config, out, ranks, resume, overwrite):
+        return _fit(train, config, out, validation, ranks, resume, overwrite, {})
+
+
+@contextmanager
+def _claimed(config: TrainConfig, out: Path, ranks: Ranks, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the lock of a folder in which the run can be started or resumed."""
+    _check_run(config, out, ranks, resume, overwrite)  # before the folder is created
     with locked(out, KIND, ranks.on_main):
-        check_run(config, out, ranks, resume, overwrite)
-        return _fit(train, config, out, validation, ranks, resume, overwrite, about or {})
+        _check_run(config, out, ranks, resume, overwrite)  # another run may have ended meanwhile
+        yield
+
+
+def _check_run(config: TrainConfig, out: Path, ranks: Ranks, resume: bool, overwrite: bool) -> None:
+    """Raise InputError, before any long work, unless the run can be started or resumed in a folder."""
+    share_of_batch(config, ranks)
+    ranks.on_main(lambda: check_folder(out, resume, overwrite))
+    if resume:
+        check_settings(out, config.settings())
 
 
 def _fit(
@@ -274,24 +299,26 @@ def _fit(
     overwrite: bool,
     about: Mapping[str, Any],
 ) -> Fitted:
+    """Train in a folder that is locked; `about`: further entries for config.json."""
     data = open_training_set(train, config.channels, ranks.device)
-    budget = _VALIDATION_MEMORY * free_memory(torch.device("cpu"))
+    budget = _VALIDATION_SHARE * free_memory(torch.device("cpu"))
     held = ValidationSet(ranks.share(validation), budget)
-    names = [sample.name for sample in validation]
     settings = {
-        **config.settings(), "training_set": data.digest, "validation_set": fingerprint_of(names)
-    }  # fmt: skip
+        **config.settings(),
+        "training_set": data.digest,
+        "validation_set": fingerprint_of([sample.name for sample in validation]),
+    }
     if resume:
-        same_settings(out, settings)
+        check_settings(out, settings)
     unread = [item for part in ranks.gather(held.skipped) for item in part]
-    skipped = [asdict(item) for item in (*data.skipped, *unread)]
+    skipped = [*data.skipped, *unread]
     usable = sum(ranks.gather(len(held)))
     if validation and not usable:
         raise InputError(f"nothing to validate on: {unread[0].file}: {unread[0].why}")
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         trainer = Trainer(config, data, ranks)
-        notes = {**_about(trainer, usable), "skipped": skipped, **about}
+        notes = {**_facts(trainer, usable), "skipped": [asdict(item) for item in skipped], **about}
         ranks.on_main(lambda: start_folder(out, settings, notes, overwrite))
         run = _Run(trainer, held if validation else None, out, settings)
         if resume and (out / LAST).exists():
@@ -304,25 +331,15 @@ def _fit(
         rows=run.rows,
         best_epoch=run.best["epoch"],
         scores=run.best["scores"],
+        samples=train,
+        validation=validation,
         skipped=skipped,
         collapsed=run.collapsed,
     )
 
 
-def check_run(config: TrainConfig, out: Path, ranks: Ranks, resume: bool, overwrite: bool) -> None:
-    """See, before anything long begins, that such a run can be started or taken up in a folder.
-
-    Raises:
-        InputError: As `fit` does.
-    """
-    share_of_batch(config, ranks)
-    ranks.on_main(lambda: check_folder(out, resume, overwrite))
-    if resume:
-        same_settings(out, config.settings())
-
-
-def _about(trainer: Trainer, validation: int) -> dict[str, Any]:
-    """What config.json tells besides the settings."""
+def _facts(trainer: Trainer, validation: int) -> dict[str, Any]:
+    """Return the entries of config.json besides the settings."""
     data, ranks = trainer.data, trainer.ranks
     return {
         **provenance(device_name(ranks.device)),
@@ -338,7 +355,7 @@ def _about(trainer: Trainer, validation: int) -> dict[str, Any]:
 
 
 def validate(predictor: Predictor, samples: ValidationSet, ranks: Ranks) -> Result:
-    """Scores of the samples that all processes hold, for each of them."""
+    """Score a detector on the samples of all processes; every process gets the result."""
     merged = Scores()
     for part in ranks.gather(score_network(predictor, samples)):
         merged.merge(part)
@@ -346,12 +363,16 @@ def validate(predictor: Predictor, samples: ValidationSet, ranks: Ranks) -> Resu
 
 
 class _Run:
-    """The epochs of one run.
+    """Epochs of one run.
 
-    Attributes:
-        rows: The curve so far.
-        best: "epoch", "iou" and "scores" of the best epoch so far.
-        collapsed: Whether the last epoch marked nothing.
+    Attributes
+    ----------
+    rows : list of dict
+        Curve so far.
+    best : dict
+        "epoch", "iou" and "scores" of the best epoch so far.
+    collapsed : bool
+        True if the last epoch marked no pixel.
     """
 
     def __init__(
@@ -365,7 +386,7 @@ class _Run:
         self.collapsed = False
 
     def restore(self) -> None:
-        """Go back to where last.pt was written."""
+        """Restore the state in which last.pt was written."""
         path = self.out / LAST
         trained = load_checkpoint(path, self.trainer.ranks.device)
         try:
@@ -373,9 +394,9 @@ class _Run:
             self.trainer.optimizer.load_state_dict(trained.state["optimizer"])
             self.rows, self.best = trained.state["rows"], trained.state["best"]
             self.collapsed = trained.state["collapsed"]
-        # Of another network, or best.pt by the name of last.pt.
+        # It is of another network, or a renamed best.pt.
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not of this run; use --overwrite or another --out") from error
+            raise InputError(f"{path}: not of this run; {REMEDY}") from error
 
     def finish(self) -> None:
         """Run the epochs that are left."""
@@ -384,26 +405,26 @@ class _Run:
             for epoch in range(len(self.rows), config.epochs):
                 started = time.perf_counter()
                 row, result = self._epoch(epoch)
-                improved = self._note(row, result)
+                improved = self._add(row, result)
                 if not ranks.main:
                     continue
-                # last.pt says that the epoch is over: what else belongs to it is there by then.
+                # last.pt marks the end of the epoch, so that it is written after best.pt.
                 if improved:
                     self._save(BEST, result, {})
-                self._save(
-                    LAST, result, {"rows": self.rows, "optimizer": self.trainer.optimizer.state_dict()}
-                )
+                optimizer = self.trainer.optimizer.state_dict()
+                self._save(LAST, result, {"rows": self.rows, "optimizer": optimizer})
                 if log is not None:
                     log.add(row, time.perf_counter() - started)
 
     def _epoch(self, epoch: int) -> tuple[Row, Result | None]:
+        """Train for one epoch and validate if it is time to; return the row of the curve and the scores."""
         trainer = self.trainer
         config, ranks = trainer.config, trainer.ranks
         loss, crop_iou, marked = trainer.run_epoch(epoch)
         if not math.isfinite(loss):
-            amp = " or leave out amp" if config.amp else ""
+            amp = " or without amp" if config.amp else ""
             raise InputError(
-                f"{self.out}: the loss of epoch {epoch + 1} is {loss}, training has diverged: start anew "
+                f"{self.out}: the loss of epoch {epoch + 1} is {loss}, training has diverged: start again "
                 f"with an lr below {config.first_lr:g}{amp}; {LAST} is that of epoch {epoch}"
             )
         result = None
@@ -415,13 +436,13 @@ class _Run:
         scores = None if result is None else result.as_dict()
         return make_row(epoch + 1, config.lr_of(epoch), loss, crop_iou, scores), result
 
-    def _note(self, row: Row, result: Result | None) -> bool:
-        """Add a row to the curve; whether its epoch is the best so far."""
+    def _add(self, row: Row, result: Result | None) -> bool:
+        """Add a row to the curve; return True if its epoch is the best so far."""
         self.rows = [*self.rows, row]
         if self.held is None:
             self.best = {"epoch": row["epoch"], "iou": -1.0, "scores": None}
             return True
-        # Not a number where neither truth nor prediction has a pixel: as good as nothing.
+        # IoU is NaN if neither truth nor prediction has a pixel, which counts as 0.
         iou = 0.0 if result is None or math.isnan(result.iou) else result.iou
         if result is None or iou <= self.best["iou"]:
             return False

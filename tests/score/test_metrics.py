@@ -19,7 +19,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.report.folder import write_report
 from mclc_gpu.report.plots import plot_curves
 from mclc_gpu.score.metrics import SCORES, Result, Score, Scores, mask_iou, ratio
-from mclc_gpu.train.fit import columns, make_row
+from mclc_gpu.train.folder import columns, make_row
 
 Box = tuple[int, int, int, int]  # first row, first column, height, width
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from training_data import Tiny, write_frames
 
 from mclc_gpu.data.datasets import Sample, ValidationSet
 from mclc_gpu.detect.checkpoint import load_checkpoint
+from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
+from mclc_gpu.detect.evaluate import evaluate_images
 from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.detect.predict import predict_images
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
-from mclc_gpu.train.config import TrainConfig
+from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
 from mclc_gpu.train.data import open_training_set
-from mclc_gpu.train.fit import columns, fit, validate
+from mclc_gpu.train.fit import fit, train_detector, validate
+from mclc_gpu.train.folder import columns
 from mclc_gpu.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -250,8 +254,9 @@ def test_unusable_inputs_are_reported(samples: list[Sample], tmp_path: Path) -> 
     gone = Sample("gone", tmp_path / "gone.png", tmp_path / "gone.png")
     config = settings(epochs=1)
     fitted = fit([*samples, gone], config, tmp_path / "a", validation=[gone, samples[0]], device="cpu")
-    assert [Path(item["file"]).name for item in fitted.skipped] == ["gone.png", "gone.png"]
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["skipped"] == fitted.skipped
+    assert [Path(item.file).name for item in fitted.skipped] == ["gone.png", "gone.png"]
+    noted = json.loads((tmp_path / "a" / "config.json").read_text())["skipped"]
+    assert noted == [asdict(item) for item in fitted.skipped]
     with pytest.raises(InputError, match=r"nothing to validate on: .*gone\.png"):
         fit(samples, config, tmp_path / "b", validation=[gone], device="cpu")
 
@@ -283,3 +288,37 @@ def test_held_out_images_are_the_same_from_memory_and_from_files(samples: list[S
         assert one[0] == other[0]
         np.testing.assert_array_equal(one[1], other[1])
         np.testing.assert_array_equal(one[2], other[2])
+
+
+def test_a_network_registered_at_run_time_trains_from_points_and_predicts(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_frames(data)
+    names = tmp_path / "list.txt"
+    names.write_text("frame0\nframe1\nghost\n")
+    seen: list[str] = []
+    options = TrainOptions(
+        sets=[
+            DataSet(data / "images", points_from_masks=data / "masks", list=names),
+            DataSet(data / "images", masks=data / "masks"),
+        ],
+        out=tmp_path / "run",
+        config=settings(),
+        validation=[DataSet(data / "images", masks=data / "masks", list=names)],
+        device="cpu",
+    )
+    fitted = train_detector(
+        options,
+        report=lambda fitted: seen.append(fitted.best.name),
+        label_report=lambda run: seen.append(run.folder.name),
+    )
+    assert seen == ["1", "best.pt"]
+    assert [sample.name for sample in fitted.samples[:3]] == ["1/frame0", "1/frame1", "2/frame0"]
+    assert [item.file for item in fitted.skipped] == ["ghost"], "of the validation"
+    assert [item.file for run in fitted.labels for item in run.skipped] == ["ghost"]
+    trained = {"checkpoint": fitted.best, "images": data / "images", "device": "cpu"}
+    evaluation = evaluate_images(EvaluateOptions(**trained, masks=data / "masks"))
+    assert evaluation.trained.name == "tiny"
+    summary = predict_images(PredictOptions(**trained, out=tmp_path / "out"))
+    assert (summary["images"], summary["checkpoint"]["network"]) == (6, "tiny")
+    again = train_detector(replace(options, resume=True))
+    assert again.rows == fitted.rows
