@@ -152,8 +152,11 @@ def train_detector(
                 skipped += missing
                 summary |= {"masks": str(one.masks), "skipped": 0}
             else:
+                threads = torch.get_num_threads()
                 label_options = _label_options(one, prefix, options)
                 run = label_dataset(label_options, ranks=ranks, report=label_report, started=started)
+                # Numba's OpenMP layer raises it to the number of cores; a resumed run would train with fewer.
+                torch.set_num_threads(threads)
                 labels.append(run)
                 # Images without a label are among the skipped inputs of the label run.
                 own, _ = pair_samples(run.images, run.masks(), prefix)
@@ -230,9 +233,9 @@ def fit(
     Writes config.json, metrics.csv, best.pt, last.pt and events/ (TensorBoard) into a folder, which is locked
     meanwhile. All files but the events are replaced atomically every epoch. On the CPU, a run that is stopped
     at any moment and resumed with as many threads ends with the same curve and weights as an uninterrupted
-    one; on CUDA the same crops are drawn, but sums may differ in their last bits. Every step has a full batch:
-    the last one of an epoch is filled with further crops of the epoch's images, so that no batch is too small
-    for a network's batch norm.
+    one; on CUDA the same crops are drawn, but sums may differ in their last bits. Every step has a full
+    batch: the last one of an epoch is filled with further crops of the epoch's images, so that no batch is
+    too small for a network's batch norm.
 
     Under torchrun every process calls this with the same arguments and a folder that all of them see; each
     takes its share of every batch and of the validation. With batch norm shared over the GPUs, gradients are
