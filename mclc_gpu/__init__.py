@@ -39,6 +39,7 @@ _HOMES = {
     "evaluate_images": "mclc_gpu.detect.evaluate",
     "fit": "mclc_gpu.train.fit",
     "kmeans": "mclc_gpu.kernels.slic",
+    "label_dataset": "mclc_gpu.labels.run",
     "label_images": "mclc_gpu.labels.pipeline",
     "predict_images": "mclc_gpu.detect.predict",
     "preset": "mclc_gpu.labels.config",
@@ -47,6 +48,7 @@ _HOMES = {
     "read_points": "mclc_gpu.data.points",
     "score_folders": "mclc_gpu.score.folders",
     "slic": "mclc_gpu.kernels.slic",
+    "train_detector": "mclc_gpu.train.fit",
     "tune_labels": "mclc_gpu.tune.run",
 }
 __all__ = list(_HOMES)

@@ -17,9 +17,7 @@ def train(options: TrainArguments, started: float) -> int:
 
     def report(fitted: Fitted) -> None:
         say_skipped(fitted.skipped, options.out / CONFIG)
-        page, scores = report_run(
-            options.out, fitted.best, fitted.samples, fitted.validation, ranks.device
-        )
+        page, scores = report_run(options.out, fitted.best, fitted.samples, fitted.validation, ranks.device)
         what = "validation" if fitted.validation else "training images and their labels (no validation set)"
         print(f"epoch {fitted.best_epoch} of {len(fitted.rows)}, {what}:")
         print(scores.compute())

@@ -42,6 +42,7 @@ from mclc_gpu.train.folder import (
     start_folder,
 )
 from mclc_gpu.train.trainer import Trainer, share_of_batch
+
 _VALIDATION_SHARE = 0.1  # share of the free memory that validation images may take
 
 

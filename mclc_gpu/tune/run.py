@@ -43,9 +43,7 @@ from mclc_gpu.tune.search import (
 
 CONFIG, TABLE, PLOT = "config.json", "search.csv", "search.png"
 LAYOUT = RunLayout("tune", (), (CONFIG, TABLE, PLOT))
-SEARCH_TRIALS = (
-    30  # most trials per target during the search; results are measured with the config's own number
-)
+SEARCH_TRIALS = 30  # most trials per target while searching; results are measured with the config's own
 FEW_IMAGES = 4
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from mclc_gpu.train.folder import columns
 from mclc_gpu.train.trainer import Trainer
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -322,3 +325,25 @@ def test_a_network_registered_at_run_time_trains_from_points_and_predicts(tmp_pa
     assert (summary["images"], summary["checkpoint"]["network"]) == (6, "tiny")
     again = train_detector(replace(options, resume=True))
     assert again.rows == fitted.rows
+
+
+def test_labeling_leaves_the_number_of_threads(tmp_path: Path) -> None:
+    """Numba raises it to the number of cores when it starts: a resumed run would train with fewer."""
+    write_frames(tmp_path)
+    program = f"""
+import torch
+from pathlib import Path
+from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
+from mclc_gpu.train.fit import train_detector
+
+root = Path({str(tmp_path)!r})
+frames = DataSet(root / "images", points_from_masks=root / "masks")
+config = TrainConfig("acm", epochs=1, batch_size=2, size=16)
+train_detector(TrainOptions([frames], root / "run", config, device="cpu"))
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
