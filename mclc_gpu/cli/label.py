@@ -15,9 +15,7 @@ def label(options: LabelArguments, started: float, chunks: Chunks = CHUNKS) -> i
     def report(run: LabelRun) -> None:
         report_label_run(run, page=options.report)
 
-    run = label_dataset(
-        options, ranks=join(options.device), report=report, started=started, chunks=chunks
-    )
+    run = label_dataset(options, ranks=join(options.device), report=report, started=started, chunks=chunks)
     return len(run.skipped)
 
 
