@@ -24,6 +24,7 @@ _HOMES = {
     "InputError": "mclc_gpu.errors",
     "LabelConfig": "mclc_gpu.labels.config",
     "LabelOptions": "mclc_gpu.labels.config",
+    "LabelRun": "mclc_gpu.labels.folder",
     "Point": "mclc_gpu.data.annotations",
     "PredictOptions": "mclc_gpu.detect.config",
     "Sample": "mclc_gpu.data.datasets",

@@ -70,7 +70,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Maps:
-    """What a label maker finds in the windows of a batch.
+    """Output of a label maker for the windows of a batch.
 
     Attributes
     ----------
