@@ -58,7 +58,7 @@ class LabelArguments(LabelOptions):
 
     report: bool = field(
         default=True,
-        metadata={"option": "no-report", "help": "do not write report.html, which reads every mask"},
+        metadata={"option": "no-report", "help": "do not write report.html"},
     )
 
 
