@@ -21,11 +21,17 @@ def packed(device: torch.device | str = "cpu") -> tuple[PackedImages, Windows]:
     return PackedImages.pack(images, device), Windows.pack(rows)
 
 
-@pytest.mark.parametrize("connectivity", ["enforce", "component", "cluster"])
 @pytest.mark.parametrize(
-    ("backend", "trials", "iterations"), [("cpu", 20, 10), ("triton", 1, 2)], ids=["cpu", "triton"]
+    ("backend", "connectivity"),
+    [
+        *(("cpu", connectivity) for connectivity in ("enforce", "component", "cluster")),
+        ("triton", "enforce"),
+        pytest.param("triton", "component", marks=pytest.mark.slow),
+        pytest.param("triton", "cluster", marks=pytest.mark.slow),
+    ],
 )
-def test_every_mark_counts_its_segment(connectivity: str, backend: str, trials: int, iterations: int) -> None:
+def test_every_mark_counts_its_segment(backend: str, connectivity: str) -> None:
+    trials, iterations = (20, 10) if backend == "cpu" else (1, 2)  # the interpreter is slow
     images, windows = packed()
     there, _ = packed(device_of(backend))
     config = TrialConfig(connectivity=connectivity, max_iterations=iterations)

@@ -1,0 +1,144 @@
+"""One of each kind of extension, added at run time by its registry, works in label, train and score.
+
+CONTRIBUTING.md shows the same code; a test compares.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training_data import write_frames
+
+from mclc_gpu.cli.main import main, parser
+from mclc_gpu.data.formats import Entry, PointFormat
+from mclc_gpu.data.images import find_files, read_mask
+from mclc_gpu.data.points import FORMATS
+from mclc_gpu.data.simulate import points_from_mask
+from mclc_gpu.labels.config import MAKERS, PRESETS, LabelConfig, MakerEntry
+from mclc_gpu.labels.makers import WindowMaker
+from mclc_gpu.networks.blocks import Detector, Logits
+from mclc_gpu.networks.zoo import NETWORKS
+from mclc_gpu.score.metrics import SCORES, Score, ratio
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class SmallDetector(Detector):
+    """Two convolutions."""
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__(in_channels)
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)
+        )
+
+    def segment(self, x: torch.Tensor) -> Logits:
+        return Logits((self.layers(x),))
+
+
+class Halfway(WindowMaker):
+    """Pixels at least halfway from the window's median gray level to the clicked pixel's."""
+
+    def tpm(self, pixels, marks, box, config):
+        gray = pixels if pixels.ndim == 2 else pixels.mean(2)
+        return gray >= (np.median(gray) + gray.reshape(-1)[marks[0]]) / 2
+
+
+def parse_spots(file):
+    for number, line in enumerate(file.text().splitlines(), 1):
+        image, x, y = line.split("|")
+        yield Entry((image,), f"line {number}", clicks=((x, y),))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    NETWORKS["small"] = SmallDetector
+    MAKERS["halfway"] = MakerEntry(Halfway, graded=False, seeded=False)
+    PRESETS["halfway"] = LabelConfig(maker="halfway", trials=1, refine="threshold")
+    FORMATS["spots"] = PointFormat(parse_spots, suffixes=(".spots",))
+    SCORES["dice"] = Score("Dice", lambda c: ratio(2 * c.intersection, c.predicted + c.true))
+    yield
+    for registry, name in (
+        (NETWORKS, "small"),
+        (MAKERS, "halfway"),
+        (PRESETS, "halfway"),
+        (FORMATS, "spots"),
+        (SCORES, "dice"),
+    ):
+        del registry[name]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames with a bright square each, and a click in each in the toy format."""
+    root = tmp_path_factory.mktemp("data")
+    write_frames(root)
+    lines = []
+    for stem, path in find_files(root / "masks").items():
+        (point,) = points_from_mask(read_mask(path))
+        lines.append(f"{stem}|{point.x}|{point.y}")
+    (root / "clicks.spots").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def labels(data: Path) -> Path:
+    """A label run with the toy maker from points in the toy format."""
+    given = ["--images", data / "images", "--points", data / "clicks.spots", "--device", "cpu"]
+    run = data / "labels"
+    assert main(["label", *map(str, given), "--preset", "halfway", "--out", str(run)]) == 0
+    return run
+
+
+def test_a_label_maker_and_a_format_make_labels(data: Path, labels: Path) -> None:
+    summary = json.loads((labels / "label.json").read_text())
+    assert (summary["images"], summary["targets"], summary["skipped"]) == (6, 6, [])
+    assert summary["settings"]["maker"] == "halfway"
+    for stem, path in find_files(data / "masks").items():
+        truth = read_mask(path)
+        mask = read_mask(labels / "masks" / f"{stem}.png")
+        assert (mask & truth).sum() >= 0.8 * (mask | truth).sum()
+
+
+def test_a_metric_is_in_every_score(data: Path, labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--pred", labels / "masks", "--truth", data / "masks", "--json", data / "scores.json"]
+    assert main(["score", *map(str, given)]) == 0
+    scores = json.loads((data / "scores.json").read_text())
+    assert scores["dice"] == pytest.approx(2 * scores["iou"] / (1 + scores["iou"]))
+    assert "Dice" in capsys.readouterr().out
+
+
+def test_a_detector_learns_and_predicts(data: Path, labels: Path) -> None:
+    run, images = data / "run", data / "images"
+    given = ["--images", images, "--masks", labels / "masks", "--val-images", images]
+    given += ["--val-masks", data / "masks", "--network", "small", "--epochs", 1, "--batch-size", 2]
+    given += ["--size", 32, "--device", "cpu", "--out", run]
+    assert main(["train", *map(str, given)]) == 0
+    with (run / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert 0 <= float(row["dice"]) <= 1
+    predict = ["--checkpoint", run / "best.pt", "--images", images, "--out", data / "found"]
+    assert main(["predict", *map(str, predict), "--device", "cpu"]) == 0
+    assert len(find_files(data / "found" / "masks")) == 6
+
+
+def test_a_training_run_makes_its_labels_by_a_new_maker(data: Path) -> None:
+    given = ["--images", data / "images", "--points", data / "clicks.spots", "--preset", "halfway"]
+    given += ["--network", "small", "--epochs", 1, "--batch-size", 2, "--size", 32, "--device", "cpu"]
+    assert main(["train", *map(str, given), "--out", str(data / "one-go")]) == 0
+    labels = json.loads((data / "one-go" / "labels" / "label.json").read_text())
+    assert labels["settings"]["maker"] == "halfway"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("label", "halfway"), ("train", "halfway"), ("train", "small")]
+)
+def test_options_list_the_new_names(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([command, "--help"])
+    assert name in capsys.readouterr().out
