@@ -10,6 +10,7 @@ import torch
 from mclc_gpu.bench.compare import Row, clocked
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.synthetic import scene
+from mclc_gpu.kernels.clusters_cpu import allocate, assign, restart, update
 from mclc_gpu.kernels.components import component_windows, vote_components
 from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.kernels.crf import dense_crf, window_colors
@@ -17,7 +18,7 @@ from mclc_gpu.kernels.jit_cpu import compiled, float_bits
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
 from mclc_gpu.kernels.trials import run_trials, trial_grids
-from mclc_gpu.kernels.trials_cpu import allocate, assign, palette, restart, settings, trial_features, update
+from mclc_gpu.kernels.trials_cpu import palette, settings, trial_features
 from mclc_gpu.labels.config import PRESETS
 from mclc_gpu.labels.pipeline import place_targets
 
@@ -86,7 +87,8 @@ def _replay(
                 living = int(s.alive.sum())
                 changed = assign(s, h, w, far_y, far_x, weight)
                 for k in range(living):
-                    extent = float_bits(s.table[k, 6])
+                    # Rows and columns in halves; the last ones have a bit more in the upper half.
+                    extent = float_bits(s.table[k, 6]) - (1 << 16) - float_bits(s.table[k, 5])
                     pairs += ((extent >> 16) + 1) * ((extent & 0xFFFF) + 1)
                 if (i > 0 and not changed) or i + 1 == settings.iterations:
                     break

@@ -20,6 +20,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 Result = TypeVar("Result")
 _lock = threading.Lock()
@@ -112,3 +113,40 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [ir.FloatType()], kind), args)
 
     return types.float32(types.float32, types.float32, types.float32), generate
+
+
+def stack_array(dtype: Any, size: int) -> Any:
+    """Return a function for compiled code that returns an array on its caller's stack, not filled in.
+
+    Nothing else can point into it, so that the compiler may keep parts of it in registers during a loop. The
+    array is the same at every call within a function, and must not outlive it.
+
+    Parameters
+    ----------
+    dtype : numba.types.Number
+    size : int
+        Elements.
+    """
+    array = types.Array(dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(context.get_data_type(dtype), size))
+        memory.align = 64
+        value = context.make_array(array)(context, builder)
+        item = context.get_constant(types.intp, dtype.bitwidth // 8)
+        populate_array(
+            value,
+            data=builder.bitcast(memory, value.data.type),
+            shape=(context.get_constant(types.intp, size),),
+            strides=(item,),
+            itemsize=item,
+            meminfo=None,
+        )
+        return value._getvalue()
+
+    @intrinsic
+    def on_stack(typingctx: Any) -> Any:
+        return array(), generate
+
+    return on_stack

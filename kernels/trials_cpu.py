@@ -7,21 +7,13 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from mclc_gpu.kernels.clusters_cpu import allocate, assign, restart, update
 from mclc_gpu.kernels.color_cpu import lab_of_linear, linear_light
 from mclc_gpu.kernels.config import KINDS, TrialConfig
-from mclc_gpu.kernels.connectivity_cpu import relabel, scratch_size
-from mclc_gpu.kernels.jit_cpu import bits_float, compiled
+from mclc_gpu.kernels.connectivity_cpu import relabel
+from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.noise import threshold
-from mclc_gpu.kernels.noise_cpu import GAUSSIAN, PEPPER, SALT, disturb
-from mclc_gpu.kernels.trials_simd_cpu import (
-    BLOCK,
-    CENTRE_COLUMNS,
-    SUMMED,
-    SUMS,
-    assign_vectors,
-    philox_vectors,
-    sum_vectors,
-)
+from mclc_gpu.kernels.noise_cpu import GAUSSIAN, PEPPER, SALT, disturb, philox
 
 F = np.float32
 U = np.uint64
@@ -155,8 +147,12 @@ def palette(image, height, width, channels, top, left, h, w, noise):
 
 @compiled()
 def _draw(words, trial, target, key, shared):
-    stride = np.int64(words.shape[1])
-    philox_vectors(words.ctypes.data, stride, stride // _WORDS, np.int64(trial), np.int64(target), key)
+    low, high = key & U(0xFFFFFFFF), key >> U(32)
+    for p in range(np.uintp(words.shape[1])):
+        first, second, third, _ = philox(U(p), U(trial), U(target), low, high)
+        words[0, p] = first
+        words[1, p] = second
+        words[2, p] = third
     if shared:
         words[1] = words[0]
         words[2] = words[0]
@@ -251,19 +247,6 @@ class Settings(NamedTuple):
     max_size_factor: float
 
 
-class Scratch(NamedTuple):
-    """Working arrays of one target's trials; `stride` is h * w rounded up to whole blocks, N the centres."""
-
-    pixels: np.ndarray  # float32 [6, stride]: row, column, three colours, place as `assign_vectors` wants it
-    labels: np.ndarray  # int32 [stride]
-    flood: np.ndarray  # int32
-    sums: np.ndarray  # float32 [6, N rounded up to whole vectors]: pixels, rows, columns, three colours
-    centres: np.ndarray  # float32 [N, 5]: row, column, three colours
-    alive: np.ndarray  # bool [N]
-    table: np.ndarray  # float32 [N, 8], the living centres as `assign_vectors` wants them
-    weights: np.ndarray  # int32 [h * w or N, the larger, + 1]: marks in each segment
-
-
 def settings(config: "TrialConfig", byte: bool) -> Settings:
     """What the compiled code needs of a config; `byte` images have the fixed range 0..255."""
     noise = Noise(
@@ -283,111 +266,6 @@ def settings(config: "TrialConfig", byte: bool) -> Settings:
         config.min_size_factor,
         config.max_size_factor,
     )
-
-
-@compiled()
-def _place(y, x):
-    """Row and column in the halves of one integer, as the bits of a float32."""
-    return bits_float(np.int32(y << 16 | x))
-
-
-@compiled()
-def allocate(h, w, number):
-    """Scratch for a window of h x w pixels and some centres."""
-    stride = (h * w + BLOCK - 1) // BLOCK * BLOCK
-    pixels = np.zeros((6, stride), np.float32)
-    pixels[5] = _place(0xFFFF, 0xFFFF)  # no window reaches the padding
-    for y in range(h):
-        for x in range(w):
-            pixels[0, y * w + x] = y
-            pixels[1, y * w + x] = x
-            pixels[5, y * w + x] = _place(y, x)
-    return Scratch(
-        pixels,
-        np.empty(stride, np.int32),
-        np.empty(scratch_size(h, w), np.int32),
-        np.empty((SUMS, (number + SUMMED - 1) // SUMMED * SUMMED), np.float32),
-        np.empty((number, 5), np.float32),
-        np.empty(number, np.bool_),
-        np.empty((number, CENTRE_COLUMNS), np.float32),
-        np.empty(max(h * w, number) + 1, np.int32),
-    )
-
-
-@compiled()
-def assign(s, height, width, reach_y, reach_x, weight):
-    """Give every pixel the nearest centre whose window reaches it (eq. 2, 3). Did a label change?"""
-    living = 0
-    table = s.table
-    for k in range(s.alive.shape[0]):
-        if not s.alive[k]:
-            continue
-        for c in range(5):
-            table[living, c] = s.centres[k, c]
-        cy, cx = s.centres[k, 0], s.centres[k, 1]
-        top, left = np.int64(max(cy - reach_y, F(0))), np.int64(max(cx - reach_x, F(0)))
-        bottom = np.int64(min(cy + reach_y + F(1), F(height))) - 1
-        right = np.int64(min(cx + reach_x + F(1), F(width))) - 1
-        table[living, 5] = _place(top, left)
-        table[living, 6] = _place(bottom - top, right - left)
-        table[living, 7] = bits_float(np.int32(k))
-        living += 1
-    stride = s.pixels.shape[1]
-    pixels, labels, centres = s.pixels.ctypes.data, s.labels.ctypes.data, table.ctypes.data
-    return assign_vectors(
-        pixels, np.int64(stride), labels, np.int64(stride // BLOCK), centres, np.int64(living), weight
-    )
-
-
-@compiled()
-def _sum_few(s, size):
-    """Sums of the clusters' pixels where one vector holds all clusters."""
-    stride = np.int64(s.pixels.shape[1])
-    sum_vectors(s.pixels.ctypes.data, stride, s.labels.ctypes.data, np.int64(size), s.sums.ctypes.data)
-
-
-@compiled()
-def _sum_many(s, size):
-    """The same for any number of clusters."""
-    s.sums[:] = 0
-    for p in range(size):
-        k = s.labels[p]
-        s.sums[0, k] += F(1)
-        for i in range(5):
-            s.sums[1 + i, k] += s.pixels[i, p]
-
-
-@compiled()
-def update(s, size):
-    """Move every centre to the mean of its pixels (eq. 4). Returns the largest squared move in pixels."""
-    sums, centres = s.sums, s.centres
-    # Rows and columns add up exactly: to less than 2^24.
-    if sums.shape[1] == SUMMED:
-        _sum_few(s, size)
-    else:
-        _sum_many(s, size)
-    moved = F(0)
-    for k in range(centres.shape[0]):
-        count = sums[0, k]
-        s.alive[k] = count > 0
-        if not s.alive[k]:
-            continue
-        cy, cx = sums[1, k] / count, sums[2, k] / count
-        moved = max(moved, (cy - centres[k, 0]) ** 2 + (cx - centres[k, 1]) ** 2)
-        centres[k, 0] = cy
-        centres[k, 1] = cx
-        for c in range(2, 5):
-            centres[k, c] = sums[1 + c, k] / count
-    return moved
-
-
-@compiled()
-def restart(s, start):
-    """Begin a trial: centres on the grid [N, 2], without colour; every pixel in the first cluster."""
-    s.centres[:, :2] = start
-    s.centres[:, 2:] = 0
-    s.alive[:] = True
-    s.labels[:] = 0
 
 
 @compiled()
