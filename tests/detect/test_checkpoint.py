@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and what is none is refused in one line."""
+"""Checkpoints: round trip, and files that are refused in one line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Scores of a detector whose answers are known, in memory and on files; its report."""
+"""Scores of a detector whose output is known, in memory and on files; its report."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_images_in_memory_score_as_the_files_do(files):
 
 def test_bad_files_are_left_out_and_named(files, data):
     images, masks = files
-    images["b"].write_bytes(b"no picture")
+    images["b"].write_bytes(b"no image")
     Image.new("L", (5, 5)).save(masks["c"])
     del masks["d"]
     evaluation = score_files(bright_predictor(), images, masks)
@@ -105,8 +105,8 @@ def test_bad_files_are_left_out_and_named(files, data):
 
 
 def run(data, *more: object) -> int:
-    words = ["evaluate", "--checkpoint", "best.pt", "--images", data / "images", "--masks", data / "masks"]
-    return main([str(word) for word in [*words, *more]])
+    argv = ["evaluate", "--checkpoint", "best.pt", "--images", data / "images", "--masks", data / "masks"]
+    return main([str(word) for word in [*argv, *more]])
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_command(data, bright, capsys, tmp_path):
 
 
 def test_command_reports_what_it_left_out(data, bright, capsys):
-    (data / "images" / "b.png").write_bytes(b"no picture")
+    (data / "images" / "b.png").write_bytes(b"no image")
     names = data / "list.txt"
     names.write_text("a\nb\nghost\n")
     assert run(data, "--list", names) == 0
@@ -155,7 +155,7 @@ def test_command_reports_what_it_left_out(data, bright, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "named"),
     [
         (["--threshold", "1.5"], ["--threshold", "1.5"]),
         (["--threshold", "nan"], ["--threshold", "nan"]),
@@ -165,10 +165,10 @@ def test_command_reports_what_it_left_out(data, bright, capsys):
         (["--list", "missing.txt"], ["missing.txt"]),
     ],
 )
-def test_bad_arguments_end_with_two_and_one_line(data, bright, capsys, more, words):
+def test_bad_arguments_end_with_two_and_one_line(data, bright, capsys, more, named):
     assert run(data, *more) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert all(word in line for word in words)
+    assert all(word in line for word in named)
 
 
 def test_a_file_that_is_no_checkpoint_is_named(data, capsys):

@@ -1,4 +1,4 @@
-"""Tiles, batches and gray levels: what a detector is shown, and how its answers are put together."""
+"""Tiles, batches and gray levels: input of a detector, and assembly of its output."""
 
 import numpy as np
 import pytest
@@ -73,18 +73,18 @@ def test_all_tiles_have_one_size_and_run_together(batch_pixels):
 
 
 def test_tiles_are_blended_without_a_seam():
-    # Neighbouring tiles disagree as much as they can where they meet: at 1/4 and 3/4 of the overlap alone one
+    # Neighboring tiles disagree as much as they can where they meet: at 1/4 and 3/4 of the overlap alone one
     # of them counts, and in between no step is larger than the ramp's.
-    answer = probability(Position().eval(), torch.zeros(1, 1, 8, 112), tile=64, overlap=16)[0, 0]
+    found = probability(Position().eval(), torch.zeros(1, 1, 8, 112), tile=64, overlap=16)[0, 0]
     alone = torch.sigmoid(torch.linspace(-3, 3, 64))
-    torch.testing.assert_close(answer[:52], alone[:52])
-    torch.testing.assert_close(answer[60:], alone[12:])
-    assert float(answer[52:60].diff().abs().max()) < 0.18
+    torch.testing.assert_close(found[:52], alone[:52])
+    torch.testing.assert_close(found[60:], alone[12:])
+    assert float(found[52:60].diff().abs().max()) < 0.18
 
 
 def test_without_overlap_tiles_lie_side_by_side():
-    answer = probability(Position().eval(), torch.zeros(1, 1, 3, 128), tile=64, overlap=0)[0, 0]
-    torch.testing.assert_close(answer, torch.sigmoid(torch.linspace(-3, 3, 64)).repeat(2))
+    found = probability(Position().eval(), torch.zeros(1, 1, 3, 128), tile=64, overlap=0)[0, 0]
+    torch.testing.assert_close(found, torch.sigmoid(torch.linspace(-3, 3, 64)).repeat(2))
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (64, 33), (64, -1)])
@@ -103,21 +103,21 @@ def test_real_networks_on_images_of_several_sizes(name, amp):
     images = [rng.integers(0, 256, size, np.uint8) for size in ((40, 50), (70, 33), (40, 50, 3), (1, 1))]
     together = predictor.probabilities(images)
     assert network.training  # as it was before
-    for image, answer in zip(images, together, strict=True):
-        assert answer.shape == image.shape[:2]
-        assert answer.dtype == np.float32
-        assert 0 <= answer.min() <= answer.max() <= 1
+    for image, found in zip(images, together, strict=True):
+        assert found.shape == image.shape[:2]
+        assert found.dtype == np.float32
+        assert 0 <= found.min() <= found.max() <= 1
         (alone,) = predictor.probabilities([image])
-        np.testing.assert_allclose(alone, answer, atol=0.02 if amp else 1e-5)
+        np.testing.assert_allclose(alone, found, atol=0.02 if amp else 1e-5)
     assert predictor.probabilities([]) == []
 
 
 def test_images_of_equal_size_run_together_and_keep_their_order():
     network = Local()
     images = [np.full((8, 8 + index % 2), 10 * index, np.uint8) for index in range(5)]
-    answers = Predictor(network, Normalization(0.0, 255.0)).probabilities(images)
+    every = Predictor(network, Normalization(0.0, 255.0)).probabilities(images)
     assert sorted(shape[0] for shape in network.seen) == [2, 3]
-    middles = [float(answer[4, 4]) for answer in answers]
+    middles = [float(found[4, 4]) for found in every]
     assert middles == sorted(middles)
     assert len(set(middles)) == 5
 

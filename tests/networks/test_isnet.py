@@ -1,4 +1,4 @@
-"""What only ISNet has: deformable convolution, the edge branch, and the way it weighs the mask."""
+"""Parts of ISNet alone: deformable convolution, the edge branch, and its weights for the mask."""
 
 import math
 
@@ -90,7 +90,7 @@ def test_deformable_places_are_exact_in_bfloat16() -> None:
     x = torch.zeros(1, 1, 1, 1024)
     x[..., 1001] = 1
     offsets = torch.zeros(1, 6, 1, 1024)
-    offsets[:, 3] = 1  # the middle tap reads its right neighbour
+    offsets[:, 3] = 1  # the middle tap reads its right neighbor
     weight = torch.tensor([0.0, 1.0, 0.0]).view(1, 1, 1, 3)
     found = deformable_conv2d(*(t.bfloat16() for t in (x, offsets)), None, weight.bfloat16())
     assert found.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Crops against a plain loop over pixels, and the distribution of what is drawn."""
+"""Crops against a plain loop over pixels, and the distribution of their positions."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def reference(levels: np.ndarray, mask: np.ndarray, top: int, left: int, flips: 
 
 
 def corner(packed: Packed, plan: Plan, i: int, size: int) -> tuple[int, int]:
-    """Where crop i begins, worked out in Python."""
+    """Compute the start of crop i in Python."""
     image, draws = int(plan.image[i]), plan.draws[i].tolist()
     height, width, count = (int(t[image]) for t in (packed.height, packed.width, packed.count))
     ranges = [[min(0, n - size), max(0, n - size)] for n in (height, width)]

@@ -1,4 +1,4 @@
-"""Data sets to train on: what is usable, and that streaming and residence give the same."""
+"""Training sets: unusable samples, statistics, and equal batches from memory and from files."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def write(folder: Path, name: str, image: np.ndarray, mask: np.ndarray) -> Sampl
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Seven images of several sizes, one of 16 bit and one in colour, one without a target."""
+    """Seven images of several sizes, one of 16 bit and one in color, one without a target."""
     rng = np.random.default_rng(0)
     made = []
     for i in range(7):

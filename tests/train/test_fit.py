@@ -1,4 +1,4 @@
-"""Training runs on a tiny set: what they write, how they resume, and how they fail."""
+"""Training runs on a tiny set: files, resuming and failures."""
 
 import csv
 import json
@@ -258,8 +258,8 @@ def test_unusable_inputs_are_reported(samples: list[Sample], tmp_path: Path) -> 
     config = settings(epochs=1)
     fitted = fit([*samples, gone], config, tmp_path / "a", validation=[gone, samples[0]], device="cpu")
     assert [Path(item.file).name for item in fitted.skipped] == ["gone.png", "gone.png"]
-    noted = json.loads((tmp_path / "a" / "config.json").read_text())["skipped"]
-    assert noted == [asdict(item) for item in fitted.skipped]
+    listed = json.loads((tmp_path / "a" / "config.json").read_text())["skipped"]
+    assert listed == [asdict(item) for item in fitted.skipped]
     with pytest.raises(InputError, match=r"nothing to validate on: .*gone\.png"):
         fit(samples, config, tmp_path / "b", validation=[gone], device="cpu")
 

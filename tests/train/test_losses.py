@@ -1,4 +1,4 @@
-"""Losses against plain numpy, and their behaviour at the ends of their range."""
+"""Losses against plain numpy, and their behavior at the ends of their range."""
 
 import numpy as np
 import pytest

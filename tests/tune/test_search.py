@@ -65,12 +65,12 @@ def loaded(folder, seeds=1):
     return TuneSet(names, images, truth, [[points_from_mask(mask) for mask in truth]] * seeds)
 
 
-def tune(folder, out, *words):
+def tune(folder, out, *argv):
     inputs = ["--images", folder / "images", "--masks", folder / "masks", "--device", "cpu"]
-    return main([str(word) for word in ("tune", *inputs, "--out", out, *words)])
+    return main([str(word) for word in ("tune", *inputs, "--out", out, *argv)])
 
 
-def account(out):
+def summary_of(out):
     return json.loads((out / "tune.json").read_text())
 
 
@@ -197,7 +197,7 @@ def test_a_gain_and_its_uncertainty():
 def test_dark_targets_are_found_and_label_takes_the_config(dark, tmp_path, capsys):
     out, labels = tmp_path / "tuned", tmp_path / "labels"
     assert tune(dark, out, "--budget", 8) == 0
-    found = account(out)
+    found = summary_of(out)
     assert found["changes"]["components.polarity"][0] == "bright"
     assert found["settings"]["seeds"] == 1
     assert found["tuned_kept"]
@@ -206,12 +206,12 @@ def test_dark_targets_are_found_and_label_takes_the_config(dark, tmp_path, capsy
     assert f"tuned {found['after']['iou']:.4f}" in text
     assert f"label --config {out / 'config.json'}" in text
     data = ["--images", dark / "images", "--points-from-masks", dark / "masks", "--device", "cpu"]
-    words = ["label", *data, "--config", out / "config.json", "--out", labels]
-    assert main([str(word) for word in words]) == 0
+    argv = ["label", *data, "--config", out / "config.json", "--out", labels]
+    assert main([str(word) for word in argv]) == 0
     score = ["score", "--pred", labels / "masks", "--truth", dark / "masks", "--json", tmp_path / "s.json"]
     assert main([str(word) for word in score]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["iou"] == found["after"]["iou"]
-    # An option still changes a single setting, and a run's own account is a config too.
+    # An option still changes a single setting, and a run's own summary is a config too.
     again = ["label", *data, "--config", labels / "label.json", "--threshold", 0.9, "--out", tmp_path / "b"]
     assert main([str(word) for word in again]) == 0
     settings = [json.loads((o / "label.json").read_text())["settings"] for o in (labels, tmp_path / "b")]
@@ -227,7 +227,7 @@ def test_the_files_tell_every_evaluation(frames, tmp_path):
     assert all(0 <= float(row["iou"]) <= 1 and float(row["spread"]) >= 0 for row in rows)
     assert {(row["trial.clusters"], row["trial.compactness"]) for row in rows} > {("9", "20.0")}
     assert Image.open(tmp_path / "search.png").size[0] > 1000
-    found = account(tmp_path)
+    found = summary_of(tmp_path)
     assert sum(half["images"] for half in found["halves"]) == found["images"] == COUNT
     assert (
         found["settings"]["config"]["trials"] == json.loads((tmp_path / "config.json").read_text())["trials"]
@@ -245,7 +245,7 @@ def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypa
         drawn = ndimage.binary_dilation(mask, iterations=2) if at % 2 else mask
         Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "masks" / f"{name}.png")
     assert tune(tmp_path, tmp_path / "out", "--budget", 12) == 0
-    found = account(tmp_path / "out")
+    found = summary_of(tmp_path / "out")
     assert found["after"]["iou"] > found["before"]["iou"]
     assert found["cross_validated"]["iou"] < found["before"]["iou"]
     assert not found["tuned_kept"]
@@ -256,7 +256,7 @@ def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypa
 def test_one_image_works_with_a_warning(dark, tmp_path, capsys):
     (tmp_path / "one.txt").write_text(sorted((dark / "images").iterdir())[0].stem)
     assert tune(dark, tmp_path / "out", "--budget", 3, "--list", tmp_path / "one.txt") == 0
-    found = account(tmp_path / "out")
+    found = summary_of(tmp_path / "out")
     assert (found["images"], found["cross_validated"], found["halves"]) == (1, None, [])
     out, err = capsys.readouterr()
     assert "warning: 1 image with targets" in err
@@ -282,7 +282,7 @@ def test_an_interrupt_leaves_what_was_found_and_resume_ends_the_same(dark, tmp_p
     assert json.loads((out / "config.json").read_text())["components"]["polarity"] != "bright"
     assert tune(dark, out, "--budget", 5) == 2
     before, done = done, [None] * 10
-    monkeypatch.setattr(Evaluator, "of_images", lambda *words: done.append(words[1:]) or real(*words))
+    monkeypatch.setattr(Evaluator, "of_images", lambda *given: done.append(given[1:]) or real(*given))
     assert tune(dark, out, "--budget", 5, "--resume") == 0
     judged = 6  # both halves before, tuned, and by the other half's search: evaluated anew, image by image
     assert not set(before) & set(done[10:-judged])
@@ -294,7 +294,7 @@ def test_an_interrupt_leaves_what_was_found_and_resume_ends_the_same(dark, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("argv", "says"),
     [
         (["--seeds", 0], "seeds 0"),
         (["--budget", 0], "budget 0"),
@@ -304,9 +304,9 @@ def test_an_interrupt_leaves_what_was_found_and_resume_ends_the_same(dark, tmp_p
         (["--device", "abacus"], "abacus"),
     ],
 )
-def test_bad_options_are_told_in_one_line(frames, tmp_path, capsys, words, says):
+def test_bad_options_are_reported_in_one_line(frames, tmp_path, capsys, argv, says):
     try:
-        code = tune(frames, tmp_path / "out", *words)
+        code = tune(frames, tmp_path / "out", *argv)
     except SystemExit as error:
         code = error.code
     err = capsys.readouterr().err
@@ -315,7 +315,7 @@ def test_bad_options_are_told_in_one_line(frames, tmp_path, capsys, words, says)
     assert not (tmp_path / "out").exists()
 
 
-def test_masks_without_targets_are_told(frames, tmp_path, capsys):
+def test_masks_without_targets_are_reported(frames, tmp_path, capsys):
     for path in (frames / "masks").iterdir():
         (tmp_path / "masks").mkdir(exist_ok=True)
         Image.new("L", (96, 96)).save(tmp_path / "masks" / path.name)
@@ -335,7 +335,7 @@ def test_masks_without_targets_are_told(frames, tmp_path, capsys):
         (json.dumps({**asdict(preset("paper")), "threshold": 2}), "threshold 2"),
     ],
 )
-def test_a_bad_config_is_told_in_one_line(frames, tmp_path, capsys, content, says):
+def test_a_bad_config_is_reported_in_one_line(frames, tmp_path, capsys, content, says):
     path = tmp_path / "config.json"
     if content is not None:
         path.write_text(content)
