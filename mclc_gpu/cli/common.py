@@ -12,7 +12,7 @@ from mclc_gpu.score.roc import Roc
 _PRINTED_SKIPS = 20
 
 
-def say_skipped(skipped: Sequence[Skipped], complete: Path | None = None) -> None:
+def print_skipped(skipped: Sequence[Skipped], complete: Path | None = None) -> None:
     """Print skipped inputs to stderr; only the first ones if the file `complete` lists them all."""
     printed = skipped if complete is None else skipped[:_PRINTED_SKIPS]
     for item in printed:
@@ -21,7 +21,7 @@ def say_skipped(skipped: Sequence[Skipped], complete: Path | None = None) -> Non
         print(f"and {len(skipped) - len(printed)} more, see {complete}", file=sys.stderr)
 
 
-def say_scores(
+def print_scores(
     scores: Scores, roc: Roc | None, plot: Path | None, json_file: Path | None, skipped: int
 ) -> None:
     """Print the scores of a set of masks, plot its ROC curve and write all numbers as JSON.

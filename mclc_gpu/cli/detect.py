@@ -1,6 +1,6 @@
 """Commands that run a trained detector: evaluate and predict."""
 
-from mclc_gpu.cli.common import say_scores, say_skipped
+from mclc_gpu.cli.common import print_scores, print_skipped
 from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
 from mclc_gpu.detect.evaluate import Evaluation, evaluate_images
 from mclc_gpu.detect.predict import LAYOUT, predict_images
@@ -22,11 +22,11 @@ def evaluate(options: EvaluateOptions, started: float) -> int:
     _refuse_older_report(options)
     extremes = Extremes(threshold=options.threshold)
     evaluation = evaluate_images(options, extremes)
-    say_skipped(evaluation.skipped)
+    print_skipped(evaluation.skipped)
     if not evaluation.scores.images:
         raise InputError(f"{options.images}: no image that has a mask of its size in {options.masks}")
     roc = evaluation.roc.compute()
-    say_scores(evaluation.scores, roc, options.roc, options.json, len(evaluation.skipped))
+    print_scores(evaluation.scores, roc, options.roc, options.json, len(evaluation.skipped))
     if options.out is not None:
         _report(options, evaluation, extremes)
     return len(evaluation.skipped)
@@ -62,7 +62,7 @@ def predict(options: PredictOptions, started: float) -> int:
     """Run `mclc-gpu predict`; return the number of skipped inputs."""
     summary = predict_images(options, started)
     skipped = [Skipped(**item) for item in summary["skipped"]]
-    say_skipped(skipped, LAYOUT.summary(options.out))
+    print_skipped(skipped, LAYOUT.summary(options.out))
     rate = "" if summary["images_per_s"] is None else f", {summary['images_per_s']:.1f} images/s"
     seconds = summary["seconds"]
     print(f"{summary['images']} images, {summary['detections']} detections -> {options.out}")

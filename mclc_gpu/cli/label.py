@@ -1,7 +1,7 @@
 """mclc-gpu label."""
 
 from mclc_gpu.cli.commands import LabelArguments
-from mclc_gpu.cli.common import say_skipped
+from mclc_gpu.cli.common import print_skipped
 from mclc_gpu.distributed import join
 from mclc_gpu.labels.folder import REPORT, LabelRun
 from mclc_gpu.labels.run import CHUNKS, STAGES, Chunks, label_dataset
@@ -30,7 +30,7 @@ def report_label_run(run: LabelRun, page: bool = True) -> None:
 
 def _print_summary(run: LabelRun) -> None:
     summary, skipped = run.summary, run.skipped
-    say_skipped(skipped, run.path)
+    print_skipped(skipped, run.path)
     seconds = summary["seconds"]
     stages = ", ".join(f"{stage} {seconds[stage]:.2f} s" for stage in STAGES)
     work = seconds["cluster"] + seconds["refine"]

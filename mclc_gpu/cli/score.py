@@ -1,6 +1,6 @@
 """Run ``mclc-gpu score``: score predicted masks or probability maps against true masks."""
 
-from mclc_gpu.cli.common import say_scores, say_skipped
+from mclc_gpu.cli.common import print_scores, print_skipped
 from mclc_gpu.errors import InputError
 from mclc_gpu.runs import keep_apart
 from mclc_gpu.score.config import ScoreOptions
@@ -21,10 +21,10 @@ def score(options: ScoreOptions, started: float) -> int:
 
         report = open_report(options)
     found = score_folders(options, curve=options.roc is not None, inspector=report)
-    say_skipped(found.skipped)
+    print_skipped(found.skipped)
     if not found.scores.images:
         raise InputError(f"{options.pred}: no mask that could be compared with {options.truth}")
-    say_scores(found.scores, found.roc, options.roc, options.json, len(found.skipped))
+    print_scores(found.scores, found.roc, options.roc, options.json, len(found.skipped))
     if report is not None and options.report is not None:
         report.write(options.report, found.scores.compute(), found.skipped)
     if found.missing:

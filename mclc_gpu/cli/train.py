@@ -3,7 +3,7 @@
 import sys
 
 from mclc_gpu.cli.commands import TrainArguments
-from mclc_gpu.cli.common import say_skipped
+from mclc_gpu.cli.common import print_skipped
 from mclc_gpu.cli.label import report_label_run
 from mclc_gpu.distributed import join
 from mclc_gpu.report.folder import report_run
@@ -16,7 +16,7 @@ def train(options: TrainArguments, started: float) -> int:
     ranks = join(options.device)
 
     def report(fitted: Fitted) -> None:
-        say_skipped(fitted.skipped, options.out / CONFIG)
+        print_skipped(fitted.skipped, options.out / CONFIG)
         page, scores = report_run(options.out, fitted.best, fitted.samples, fitted.validation, ranks.device)
         what = "validation" if fitted.validation else "training images and their labels (no validation set)"
         print(f"epoch {fitted.best_epoch} of {len(fitted.rows)}, {what}:")

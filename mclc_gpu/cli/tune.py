@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mclc_gpu.cli.common import say_skipped
+from mclc_gpu.cli.common import print_skipped
 from mclc_gpu.errors import Skipped
 from mclc_gpu.tune.config import TuneOptions
 from mclc_gpu.tune.run import CONFIG, FEW_IMAGES, LAYOUT, PLOT, tune_labels
@@ -17,7 +17,7 @@ def tune(options: TuneOptions, started: float) -> int:
     del started
     summary = tune_labels(options)
     skipped = [Skipped(**item) for item in summary["skipped"]]
-    say_skipped(skipped, LAYOUT.summary(options.out))
+    print_skipped(skipped, LAYOUT.summary(options.out))
     _report(options.out, summary)
     return len(skipped)
 

@@ -134,13 +134,13 @@ def test_help_of_label_settings_states_the_value_of_each_preset() -> None:
     texts = help_of("label")
     assert texts["refine"].endswith("(default preset: threshold; paper: crf)")
     for setting in ("refine", "threshold", "trials"):
-        told = dict.fromkeys(PRESETS, "")
+        stated = dict.fromkeys(PRESETS, "")
         for part in texts[setting].rpartition("(")[2].rstrip(")").split("; "):
             presets, _, value = part.rpartition(": ")
-            told |= dict.fromkeys(presets.removesuffix(" preset").split(", "), value)
+            stated |= dict.fromkeys(presets.removesuffix(" preset").split(", "), value)
         for preset, config in PRESETS.items():
             # A preset that is not named has the value of the default one.
-            assert (told[preset] or told["default"]) == f"{getattr(config, setting)}"
+            assert (stated[preset] or stated["default"]) == f"{getattr(config, setting)}"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

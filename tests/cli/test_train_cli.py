@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def words(data: Path, out: Path, *more: object, source: str = "--masks") -> list[str]:
+def argv(data: Path, out: Path, *more: object, source: str = "--masks") -> list[str]:
     images = ["--images", data / "images", source, data / "masks"]
     return [str(word) for word in ("train", *images, "--out", out, *SMALL, "--epochs", 2, *more)]
 
@@ -45,13 +45,13 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_points_are_labelled_and_trained_on_in_one_go(
+def test_points_are_labeled_and_trained_on_in_one_go(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     held = ["--val-images", data / "images", "--val-masks", data / "masks"]
     more = ["--trials", "5", "--preset", "paper", *held]
-    assert main(words(data, run, *more, source="--points-from-masks")) == 0
+    assert main(argv(data, run, *more, source="--points-from-masks")) == 0
     assert {path.name for path in run.iterdir()} == {
         "config.json", "metrics.csv", "best.pt", "last.pt", "events", "labels", "report",
     }  # fmt: skip
@@ -68,12 +68,12 @@ def test_points_are_labelled_and_trained_on_in_one_go(
     report = json.loads((run / "report" / "scores.json").read_text())
     assert report["iou"] == best.state["scores"]["iou"]
     # Again in the same folder: refused, resumed, replaced.
-    assert main(words(data, run, *more, source="--points-from-masks")) == 2
+    assert main(argv(data, run, *more, source="--points-from-masks")) == 2
     assert "holds an earlier run" in error_of(capsys)
     before = (run / "metrics.csv").read_bytes()
-    assert main(words(data, run, *more, "--resume", source="--points-from-masks")) == 0
+    assert main(argv(data, run, *more, "--resume", source="--points-from-masks")) == 0
     assert (run / "metrics.csv").read_bytes() == before
-    assert main(words(data, run, *more, "--overwrite", source="--points-from-masks")) == 0
+    assert main(argv(data, run, *more, "--overwrite", source="--points-from-masks")) == 0
     assert (run / "metrics.csv").read_bytes() == before
 
 
@@ -88,7 +88,7 @@ def test_sets_are_paired_in_order(data: Path, tmp_path: Path) -> None:
     points.write_text(f"image,x,y,category\nframe2,{x},{y},spot\n")
     lists = ["--list", tmp_path / "a.txt", "--list", tmp_path / "b.txt"]
     more = ["--images", other / "images", "--points", points, *lists]
-    assert main(words(data, tmp_path / "run", *more)) == 0
+    assert main(argv(data, tmp_path / "run", *more)) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["images"] == 3
     first, second = config["sets"]
@@ -99,7 +99,7 @@ def test_sets_are_paired_in_order(data: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     shown = tmp_path / "shown.txt"
-    process = command(words(data, tmp_path / "run", "--epochs", 5000), log=shown)
+    process = command(argv(data, tmp_path / "run", "--epochs", 5000), log=shown)
     try:
         wait_for(tmp_path / "run" / "last.pt", process)
         os.kill(process.pid, signal.SIGINT)
@@ -115,7 +115,7 @@ def test_skipped_inputs_are_counted(data: Path, tmp_path: Path, capsys: pytest.C
     write_frames(copy)
     (copy / "images" / "frame1.png").write_bytes(b"no image")
     (copy / "masks" / "frame2.png").unlink()
-    assert main(words(copy, tmp_path / "run", "--epochs", 1, "--strict")) == 1
+    assert main(argv(copy, tmp_path / "run", "--epochs", 1, "--strict")) == 1
     shown = capsys.readouterr().err
     assert "frame1.png: cannot be read" in shown or "frame1.png: not an image" in shown
     assert "frame2.png: there is no mask of this image" in shown
@@ -135,7 +135,7 @@ def test_a_collapsed_network_is_reported(
         Predictor, "probabilities", lambda _, images: [np.zeros(i.shape[:2], np.float32) for i in images]
     )
     held = ["--val-images", data / "images", "--val-masks", data / "masks"]
-    assert main(words(data, tmp_path / "run", *held, "--epochs", 1)) == 0
+    assert main(argv(data, tmp_path / "run", *held, "--epochs", 1)) == 0
     assert "marks no pixel as target" in capsys.readouterr().err
 
 
@@ -155,18 +155,18 @@ def test_a_collapsed_network_is_reported(
 def test_bad_arguments_are_named(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    assert main(words(data, tmp_path / "run", *more)) == 2
+    assert main(argv(data, tmp_path / "run", *more)) == 2
     assert message in error_of(capsys)
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_are_looked_at_before_labelling(
+def test_settings_are_checked_before_labeling(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert main(words(data, run)) == 0
+    assert main(argv(data, run)) == 0
     capsys.readouterr()
-    assert main(words(data, run, "--resume", "--lr", "0.5", source="--points-from-masks")) == 2
+    assert main(argv(data, run, "--resume", "--lr", "0.5", source="--points-from-masks")) == 2
     assert "was begun with lr 0.05, not 0.5" in error_of(capsys)
     assert not (run / "labels").exists()
 
@@ -175,7 +175,7 @@ def test_settings_are_looked_at_before_labelling(
 def test_two_processes_share_the_work(data: Path, tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mclc_gpu"]
     held = ["--val-images", data / "images", "--val-masks", data / "masks"]
-    given = words(data, tmp_path / "run", *held, "--network", "acm", source="--points-from-masks")
+    given = argv(data, tmp_path / "run", *held, "--network", "acm", source="--points-from-masks")
     started = [sys.executable, *launcher, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -188,12 +188,12 @@ def test_two_processes_share_the_work(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_never_writes_over_its_inputs_or_others_files(data: Path, tmp_path: Path) -> None:
-    assert main([*words(data, data / "images", source="--masks")]) == 2
+    assert main([*argv(data, data / "images", source="--masks")]) == 2
     for name in ("config.json", "report/scores.json"):
         out = tmp_path / name.replace("/", "_")
         (out / name).parent.mkdir(parents=True)
         (out / name).write_text("{}")
-        assert main([*words(data, out, "--overwrite", source="--masks")]) == 2
+        assert main([*argv(data, out, "--overwrite", source="--masks")]) == 2
         assert (out / name).read_text() == "{}"
 
 
@@ -201,9 +201,9 @@ def test_options_without_effect_are_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--preset", "paper", "--polarity", "dark"]
-    assert main([*words(data, tmp_path / "run", *more, source="--points-from-masks")]) == 2
+    assert main([*argv(data, tmp_path / "run", *more, source="--points-from-masks")]) == 2
     for more in ("--shards 2", "--preset paper", "--crf-gaussian 1 2", "--jitter 1"):
-        assert main([*words(data, tmp_path / "masks", *more.split())]) == 2
+        assert main([*argv(data, tmp_path / "masks", *more.split())]) == 2
         message = f"{more.split()[0]} has no effect with --masks (nothing is labeled); remove it"
         assert message in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
