@@ -142,3 +142,14 @@ def test_options_list_the_new_names(command: str, name: str, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         parser().parse_args([command, "--help"])
     assert name in capsys.readouterr().out
+
+
+def test_contributing_shows_this_code() -> None:
+    """Every line of its examples is here, in the same order within each example."""
+    own = [line.strip() for line in Path(__file__).read_text(encoding="utf-8").splitlines()]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(examples) == 4
+    for example in examples:
+        lines = [line.strip() for line in example.splitlines() if line.strip()]
+        assert [line for line in lines if line not in own and not line.startswith("from mclc_gpu")] == []

@@ -56,7 +56,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("sources") / "checkout"
     for folder in ["mclc_gpu", "tests", "docs", "constraints", *FOLDERS]:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ["pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "LICENSE"]:
+    for file in ["pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "CONTRIBUTING.md", "LICENSE"]:
         shutil.copy(ROOT / file, copy)
     return copy
 
@@ -137,5 +137,8 @@ def test_source_archive_can_be_tested(archives: tuple[Path, Path]) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*.py")}
     constraints = {"constraints/test.txt", "constraints/pydensecrf.txt"}
-    assert tests | constraints | {"Makefile", "README.md", "LICENSE", "pyproject.toml"} <= names
+    assert (
+        tests | constraints | {"Makefile", "README.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"}
+        <= names
+    )
     assert not [name for name in names if name.endswith((".pt", ".pyc"))]
