@@ -16,16 +16,16 @@ def counted(window: np.ndarray, config: TrialConfig) -> tuple[int, int]:
     """Pairs in reach over all assignments, and pixels over all updates, of one trial without noise."""
     feature = features(np.repeat(window[..., None], 3, -1), config.compactness)
     start, reach, weight = grid(*window.shape, config.clusters)
-    centres, labels = np.concatenate([start, np.zeros((len(start), 3))], 1), None
+    centers, labels = np.concatenate([start, np.zeros((len(start), 3))], 1), None
     pairs = updated = 0
     for i in range(config.max_iterations):
-        squared = distances(feature, centres, reach, weight)
+        squared = distances(feature, centers, reach, weight)
         pairs += int(np.isfinite(squared).sum())
         before, labels = labels, squared.argmin(0)
         if i + 1 == config.max_iterations or (before is not None and (before == labels).all()):
             break
         updated += window.size
-        centres = means(feature, labels, len(start))
+        centers = means(feature, labels, len(start))
     return pairs, updated
 
 

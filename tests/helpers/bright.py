@@ -1,4 +1,4 @@
-"""A detector whose answers are known: a pixel is a target where it is bright."""
+"""A detector with a known output: a pixel is a target where it is bright."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ PLAIN = Normalization(0.0, 1.0)
 
 
 class Bright(Detector):
-    """Probability 1/2 at gray level 128, 0.73 at 138, 0.27 at 118 and so on; counts its calls."""
+    """Detector with probability 1/2 at gray level 128, 0.73 at 138, 0.27 at 118; counts its calls."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -37,13 +37,13 @@ def bright_predictor(**changes: Any) -> Predictor:
 
 
 def bright_checkpoint(path: Path, device: object) -> Trained:
-    """In place of `load_checkpoint`."""
+    """Return the bright detector; stands in for `load_checkpoint`."""
     del path, device
     return Trained(Bright().eval(), "bright", 1, PLAIN, {"network": "bright", "lr": {"first": 0.05}}, {})
 
 
 def write_scene(folder: Path, name: str, levels: dict[tuple[int, int, int, int], int], size=(40, 50)) -> None:
-    """An image of gray level 20 with boxes (row, column, height, width) of other levels."""
+    """Write an image of gray level 20 with boxes (row, column, height, width) of other levels."""
     image = np.full(size, 20, np.uint8)
     for (row, column, height, width), level in levels.items():
         image[row : row + height, column : column + width] = level

@@ -1,4 +1,4 @@
-"""The clustering of the paper's eq. 1-4 in plain numpy and double precision, and what is a near tie."""
+"""Reference of the clustering (paper, eq. 1-4) in plain double-precision numpy, and of near ties."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ NEAR = 1e-4
 
 
 def features(image: np.ndarray, compactness: float, lab: bool | None = None) -> np.ndarray:
-    """Rescaled colours [H, W, C] of an image [H, W, C], in CIELAB when it has three channels."""
+    """Return rescaled colors [H, W, C] of an image [H, W, C], in CIELAB when it has three channels."""
     image = image.astype(np.float64)
     span = image.max() - image.min()
     image = (image - image.min()) / (span if span > 0 else 1)
@@ -18,7 +18,7 @@ def features(image: np.ndarray, compactness: float, lab: bool | None = None) -> 
 
 
 def grid(height: int, width: int, clusters: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Start positions [N, 2], the windows' reach in y and x, and the weight of a squared pixel."""
+    """Return start positions [N, 2], the windows' reach in y and x, and the weight of a squared pixel."""
     asked = regular_grid((1, height, width), clusters)
     positions = np.stack(np.mgrid[:height, :width], -1)[asked[1], asked[2]].reshape(-1, 2)
     has = regular_grid((1, height, width), len(positions))
@@ -26,21 +26,21 @@ def grid(height: int, width: int, clusters: int) -> tuple[np.ndarray, np.ndarray
     return positions.astype(np.float64), reach, 1 / max(s.step or 1 for s in asked[1:]) ** 2
 
 
-def distances(feature: np.ndarray, centres: np.ndarray, reach: np.ndarray, weight: float) -> np.ndarray:
-    """Squared distances [N, H, W] of pixels to centres (row, column, colours); infinite out of reach."""
+def distances(feature: np.ndarray, centers: np.ndarray, reach: np.ndarray, weight: float) -> np.ndarray:
+    """Return squared distances [N, H, W] to centers (row, column, colors), infinite out of reach."""
     place = np.stack(np.mgrid[: feature.shape[0], : feature.shape[1]], -1).astype(np.float64)
-    out = np.empty((len(centres), *feature.shape[:2]))
-    for k, centre in enumerate(centres):
-        away = place - centre[:2]
-        first, last = np.trunc(np.maximum(centre[:2] - reach, 0)), np.floor(centre[:2] + reach)
+    out = np.empty((len(centers), *feature.shape[:2]))
+    for k, center in enumerate(centers):
+        away = place - center[:2]
+        first, last = np.trunc(np.maximum(center[:2] - reach, 0)), np.floor(center[:2] + reach)
         within = ((place >= first) & (place <= last)).all(-1)
-        squared = (away**2).sum(-1) * weight + ((feature - centre[2:]) ** 2).sum(-1)
+        squared = (away**2).sum(-1) * weight + ((feature - center[2:]) ** 2).sum(-1)
         out[k] = np.where(within, squared, np.inf)
     return out
 
 
 def means(feature: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
-    """Centres [number, 2 + C] of a labelling; those of empty clusters are NaN, and reach no pixel."""
+    """Return the centers [number, 2 + C] of a labeling; NaN for empty clusters, which reach no pixel."""
     rows = np.concatenate([np.stack(np.mgrid[: labels.shape[0], : labels.shape[1]], -1), feature], -1)
     members = [rows[labels == k] for k in range(number)]
     return np.stack([m.mean(0) if len(m) else np.full(rows.shape[2], np.nan) for m in members])
@@ -49,24 +49,24 @@ def means(feature: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
 def lloyd(
     feature: np.ndarray, clusters: int, iterations: int, tolerance: float = 0, windowed: bool = True
 ) -> np.ndarray:
-    """Labels [H, W] after at most `iterations` assignments."""
+    """Return labels [H, W] after at most `iterations` assignments."""
     height, width, channels = feature.shape
     start, reach, weight = grid(height, width, clusters)
     reach = reach if windowed else np.full(2, np.inf)
-    centres = np.concatenate([start, np.zeros((len(start), channels))], 1)
+    centers = np.concatenate([start, np.zeros((len(start), channels))], 1)
     labels = np.zeros((height, width), np.int64)
     for _ in range(iterations):
-        squared = distances(feature, centres, reach, weight)
+        squared = distances(feature, centers, reach, weight)
         labels = np.where(np.isfinite(squared.min(0)), squared.argmin(0), labels)
         moved = means(feature, labels, len(start))
-        if np.nanmax(np.hypot(*(moved - centres)[:, :2].T)) < tolerance:
+        if np.nanmax(np.hypot(*(moved - centers)[:, :2].T)) < tolerance:
             break
-        centres = moved
+        centers = moved
     return labels
 
 
 def canonical(labels: np.ndarray) -> np.ndarray:
-    """Every pixel's label replaced by the flat index of the first pixel with that label."""
+    """Replace every label by the flat index of the first pixel that has it."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return first[inverse].reshape(labels.shape)
 
@@ -79,10 +79,10 @@ def near_tie(
     iterations: int,
     windowed: bool = True,
 ) -> bool:
-    """Whether two labellings, as functions of the number of assignments, first part at near ties alone.
+    """Return whether two labelings, as functions of the number of assignments, part at near ties alone.
 
     `theirs` numbers clusters in the order of the start grid. At the first assignment that gives different
-    partitions, every pixel that differs must have two centres within a relative distance of `NEAR`.
+    partitions, every pixel that differs must have two centers within a relative distance of `NEAR`.
     """
     start, reach, weight = grid(*feature.shape[:2], clusters)
     reach = reach if windowed else np.full(2, np.inf)

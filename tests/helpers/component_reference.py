@@ -1,4 +1,4 @@
-"""The vote of components in plain numpy, scikit-image and scipy: one flood and one set of masks per level."""
+"""Reference of the component vote in plain numpy, scikit-image and scipy, one flood fill per gray level."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Votes(NamedTuple):
 
 
 def gray_steps(image: np.ndarray) -> np.ndarray:
-    """Gray levels int64 [H, W] in steps."""
+    """Return gray levels, int64 [H, W], in steps."""
     gray = image.astype(np.float64)
     if image.ndim == 3:
         gray = gray @ np.array([0.299, 0.587, 0.114])
@@ -32,7 +32,7 @@ def gray_steps(image: np.ndarray) -> np.ndarray:
 
 
 def find_target(v: np.ndarray, click: tuple[int, int], near: int) -> tuple[tuple[int, int], int]:
-    """Where the target is brightest, and the background's gray level."""
+    """Return the brightest pixel of the target, and the background's gray level."""
     y, x = np.mgrid[: v.shape[0], : v.shape[1]]
     square = (y - click[0]) ** 2 + (x - click[1]) ** 2
     disk = square <= near**2
@@ -51,7 +51,7 @@ def find_target(v: np.ndarray, click: tuple[int, int], near: int) -> tuple[tuple
 def candidates(
     v: np.ndarray, seed: tuple[int, int], low: int, beyond: np.ndarray, config: ComponentConfig
 ) -> list[np.ndarray]:
-    """Masks of all levels, without repetitions; `beyond` marks the window's border inside the image."""
+    """Return the distinct masks of all levels; `beyond` marks window borders inside the image."""
     found: list[np.ndarray] = []
     for k in range(config.levels if v[seed] > low else 0):
         bright = config.levels * (v[seed] - v) <= (v[seed] - low) * k
@@ -106,7 +106,7 @@ def score(
 def reference_votes(
     image: np.ndarray, window: list[int], category: int, config: ComponentConfig, dark: bool = False
 ) -> Votes:
-    """Of one target; `window` without the image's index: top, left, height, width, click's row and column."""
+    """Return the vote of one target; `window` is top, left, height, width, click's row and column."""
     top, left, height, width, *click = window[:6]
     area = np.s_[top : top + height, left : left + width]
     steps = gray_steps(image)

@@ -33,14 +33,14 @@ def rngs(few: int) -> Iterator[np.random.Generator]:
 
 
 def damaged(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
-    """Bytes with one to three things changed; of PNG chunks the checksums are made to fit again, mostly."""
+    """Return bytes with one to three random changes; in PNG files most checksums are corrected."""
     for _ in range(rng.integers(1, 4)):
         data = _CHANGES[rng.integers(len(_CHANGES))](data, rng, other)
     return _checked(data) if data.startswith(_PNG) and rng.random() < 0.8 else data
 
 
 def _place(data: bytes, rng: np.random.Generator) -> int:
-    """Anywhere; half of the time in the first 200 bytes, where headers are."""
+    """Draw a place, half of the time in the first 200 bytes, where headers are."""
     end = len(data) if rng.random() < 0.5 else min(len(data), 200)
     return int(rng.integers(end + 1))
 
@@ -87,7 +87,7 @@ _CHANGES: list[Callable[[bytes, np.random.Generator, bytes], bytes]] = [
 
 
 def _checked(data: bytes) -> bytes:
-    """A PNG file whose chunks have the checksums of what they hold, as far as it consists of chunks."""
+    """Return a PNG file with correct checksums, as far as it consists of chunks."""
     made, at = data[:8], 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -98,7 +98,7 @@ def _checked(data: bytes) -> bytes:
 
 
 def changed(value: Any, rng: np.random.Generator) -> Any:
-    """A copy of nested dicts and lists in which one to three values, keys or items are others."""
+    """Return a copy of nested dicts and lists with one to three values, keys or items changed."""
     root = [copy.deepcopy(value)]
     for _ in range(rng.integers(1, 4)):
         places = list(_places(root))
@@ -122,12 +122,12 @@ def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
 
 
 class Hung(Exception):
-    """A case took too long."""
+    """Raised when a case takes too long."""
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise `Hung`, in whatever runs here for too long."""
+    """Raise `Hung` in code that runs here for too long."""
 
     def ring(*_: object) -> None:
         raise Hung
@@ -142,7 +142,7 @@ def limited() -> Iterator[None]:
 
 
 def only_input_errors(work: Callable[[], object]) -> bool:
-    """Do something that may raise InputError, of one line, and nothing else; whether it did not."""
+    """Run work that may raise nothing but an InputError of one line; return whether it raised none."""
     said = ""
     try:
         with limited():

@@ -1,4 +1,4 @@
-"""Label files as annotation tools write them, of one image `a`, for the tests of labels."""
+"""Label files as annotation tools write them, of one image `a`."""
 
 import json
 
@@ -16,7 +16,7 @@ CLICKS = Point(3, 7, None, seeds=((4, 8), (4, 7)))
 
 
 def make_images(folder):
-    """Images a, b and c in a folder, by stem."""
+    """Write images a, b and c to a folder; return them by stem."""
     for stem in ("a", "b", "c"):
         Image.new("L", (WIDTH, HEIGHT)).save(folder / f"{stem}.png")
     return find_files(folder)
@@ -30,7 +30,7 @@ def saved(path, content):
 
 
 def picture(path, marks, dtype=np.uint8):
-    """Save a picture that is `marks` ((x, y): value) on zeros."""
+    """Write an image that holds `marks` ((x, y): value) on zeros."""
     pixels = np.zeros((HEIGHT, WIDTH), dtype)
     for (x, y), value in marks.items():
         pixels[y, x] = value
@@ -54,7 +54,7 @@ def labelme(*shapes):
 
 
 def shape(kind, *corners, group=None):
-    """A LabelMe shape through pixel centres, for rectangles the borders of pixels."""
+    """Return a LabelMe shape through pixel centers, or along pixel borders for rectangles."""
     half = 0 if kind == "rectangle" else 0.5
     points = [[x + half, y + half] for x, y in corners]
     return {"label": "t", "points": points, "shape_type": kind, "group_id": group}

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which start at once: forked from one that has imported everything."""
+"""Commands in processes of their own, forked quickly from one that has imported everything."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def command(
     log: Path | None = None,
     stop: Path | None = None,
 ) -> ForkServerProcess:
-    """A process that runs a command in chunks of one image, and a detector named "tiny" to train.
+    """Start a process that runs a command in chunks of one image and knows the detector "tiny".
 
     Its output goes to the file `log`. It stops, until SIGCONT, once it has written the file `stop`.
     """
@@ -59,16 +59,16 @@ def _run(argv: list[str], environment: dict[str, str], log: Path | None, stop: P
 
 
 def kill(process: ForkServerProcess) -> bool:
-    """Kill -9; whether the process was still at work."""
-    at_work = process.is_alive()
-    if at_work and process.pid is not None:
+    """Send SIGKILL; return whether the process was still running."""
+    running = process.is_alive()
+    if running and process.pid is not None:
         os.kill(process.pid, signal.SIGKILL)
     process.join()
-    return at_work
+    return running
 
 
 def ended(process: ForkServerProcess, seconds: float = 60) -> int | None:
-    """The exit code of a process that ends by itself; None, and its end, when it does not."""
+    """Wait for a process and return its exit code; kill it and return None if it does not end."""
     process.join(seconds)
     code = process.exitcode
     kill(process)
@@ -76,7 +76,7 @@ def ended(process: ForkServerProcess, seconds: float = 60) -> int | None:
 
 
 def wait_until_stopped(process: ForkServerProcess, seconds: float = 60) -> None:
-    """Wait until all of a process stands still."""
+    """Wait until a process is stopped."""
     end = time.monotonic() + seconds
     state = Path(f"/proc/{process.pid}/stat")
     while state.read_text().rpartition(")")[2].split()[0] != "T":
@@ -86,7 +86,7 @@ def wait_until_stopped(process: ForkServerProcess, seconds: float = 60) -> None:
 
 
 def wait_for(path: Path, process: ForkServerProcess, seconds: float = 60) -> None:
-    """Wait until a process has made a file."""
+    """Wait until a process has written a file."""
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.is_alive(), "it ended before it wrote that file"

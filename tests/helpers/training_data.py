@@ -28,7 +28,7 @@ class Tiny(Detector):
 
 
 class Plain(Detector):
-    """A detector without batch norm and dropout: what one image answers does not depend on the others."""
+    """A detector without batch norm and dropout: its output for an image does not depend on the others."""
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__(in_channels)
@@ -41,7 +41,7 @@ class Plain(Detector):
 
 
 def write_frames(folder: Path, count: int = 6, side: int = 40, seed: int = 0) -> list[Sample]:
-    """Write images/ and masks/ of `count` frames, of several sizes, and name them as samples."""
+    """Write images/ and masks/ of `count` frames, of several sizes, and return them as samples."""
     rng = np.random.default_rng(seed)
     samples = []
     for i in range(count):
