@@ -1,20 +1,81 @@
 """Settings of the kernels, free of torch and numpy so that the command line can read them quickly."""
 
 import math
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
 from numbers import Integral
+from typing import Any
+
+from mclc_gpu.registry import Registry, resolve
 
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R BT.601
 STEPS = 2048  # 255 * STEPS fits 19 bits, and the sum over the largest window fits 31
 WHITE = 255 * STEPS
 
-KINDS = ("none", "salt", "pepper", "gaussian")
+ENDS = ("low", "high")  # of a range of values
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A kind of noise: how it changes one value, one channel of one pixel, on each backend.
+
+    A device function takes ``(value, word, intensity, bound, low, high)`` and returns the noisy value:
+
+    - value : float32, without noise, in low..high.
+    - word : 32 random bits of this channel, pixel, trial and target (numba: uint64; Triton: uint32).
+    - intensity : float32 in 0..1, the strength as the kind understands it.
+    - bound : integer, round(intensity 2^24). ``word >> 8`` is uniform in 0 .. 2^24 - 1 and so below the bound
+      with probability `intensity`.
+    - low, high : float32, the range of values; the noisy value must stay in it.
+
+    On the CPU it is a plain Python function on scalars that numba can compile, on Triton a ``triton.jit``
+    function on blocks. Both must take the same arithmetic steps, so that both backends draw the same values.
+
+    Parameters
+    ----------
+    cpu, triton : function, or the dotted path of one
+        A path is imported when the backend is first used.
+    replaced_by : {"low", "high"}, optional
+        For a kind that replaces a value by this end of the range just where ``word >> 8 < bound``: the trials
+        on the CPU then choose between features computed once for each pixel instead of calling `cpu`.
+
+    See Also
+    --------
+    mclc_gpu.kernels.noise : Registry of the kinds, the random numbers, and how to add a kind.
+    """
+
+    cpu: Callable[..., Any] | str
+    triton: Callable[..., Any] | str
+    replaced_by: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.replaced_by not in (None, *ENDS):
+            raise ValueError(f"replaced_by must be one of {ENDS} or None, got {self.replaced_by!r}")
+
+    def function(self, backend: str) -> Callable[..., Any]:
+        """Return the device function of a backend, "cpu" or "triton"."""
+        found = self.cpu if backend == "cpu" else self.triton
+        return resolve(found) if isinstance(found, str) else found
+
+
+def _built_in(name: str, replaced_by: str | None = None) -> Noise:
+    return Noise(f"mclc_gpu.kernels.noise_cpu.{name}", f"mclc_gpu.kernels.noise_triton.{name}", replaced_by)
+
+
+NOISES: Registry[Noise] = Registry(
+    "noise",
+    {
+        "none": _built_in("none"),
+        "salt": _built_in("salt", "high"),
+        "pepper": _built_in("pepper", "low"),
+        "gaussian": _built_in("gaussian"),
+    },
+)
 
 
 def check_noise(kind: str, intensity: float) -> None:
-    """Raises ValueError for an unknown kind or an intensity out of range."""
-    if kind not in KINDS:
-        raise ValueError(f"noise must be one of {KINDS}, got {kind!r}")
+    """Raise InputError for an unknown kind, ValueError for an intensity out of range."""
+    NOISES.find(kind)
     if not 0.0 <= intensity <= 1.0:
         raise ValueError(f"noise intensity must be in 0..1, got {intensity}")
 
@@ -55,7 +116,7 @@ class TrialConfig:
     )
     max_iterations: int = 10
     tolerance: float = 0.0
-    noise: str = field(default="salt", metadata={"help": "noise of the trials", "choices": KINDS})
+    noise: str = field(default="salt", metadata={"help": "noise of the trials", "choices": NOISES})
     intensity: float = field(
         default=0.05,
         metadata={"help": "share of values replaced, or sigma of Gaussian noise", "metavar": "I"},

@@ -10,8 +10,9 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,17 +55,36 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        # Numba reads the folder when a function is decorated; other packages' functions keep the user's.
-        with _lock:
-            before = numba.config.CACHE_DIR
-            numba.config.CACHE_DIR = _FOLDER or before
-            try:
-                cached = _FOLDER is not None
-                return numba.njit(nogil=True, cache=cached, error_model="numpy", **options)(function)
-            finally:
-                numba.config.CACHE_DIR = before
+        with _cache_in_folder():
+            cached = _FOLDER is not None
+            return numba.njit(nogil=True, cache=cached, error_model="numpy", **options)(function)
 
     return decorate
+
+
+def c_function(signature: Any, cached: bool = True) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: compile a function at once for C's calling convention; the result has its `address`.
+
+    `cached` is for functions that are made of those of this folder alone.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        with _cache_in_folder():
+            return numba.cfunc(signature, cache=cached and _FOLDER is not None, error_model="numpy")(function)
+
+    return decorate
+
+
+@contextmanager
+def _cache_in_folder() -> Iterator[None]:
+    """Let numba, which reads the folder when a function is decorated, use ours; others keep the user's."""
+    with _lock:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = _FOLDER or before
+        try:
+            yield
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 @cache

@@ -5,23 +5,45 @@ number made from the run's seed and the image's name. Word c of the block belong
 numbers are the upper 24 bits of a word; normal numbers are the inverse normal distribution of those, computed
 with IEEE additions, multiplications and square roots alone.
 
+`NOISES` holds the kinds by name: "none"; "salt" and "pepper" replace a value by the upper or lower end of the
+range with probability `intensity`; "gaussian" adds a normal number of standard deviation
+intensity (high - low) and clips. A new kind is a device function for each backend and a line that registers
+them::
+
+    import triton
+    import triton.language as tl
+    from mclc_gpu.kernels.noise import NOISES, Noise
+
+
+    def dim(value, word, intensity, bound, low, high):
+        return low + (value - low) * (1 - intensity) if (word >> 8) < bound else value
+
+
+    @triton.jit
+    def dim_triton(value, word, intensity, bound, low, high):
+        return tl.where((word >> 8).to(tl.int32) < bound, low + (value - low) * (1 - intensity), value)
+
+
+    NOISES["dim"] = Noise(dim, dim_triton)
+
 References
 ----------
 Salmon et al., SC 2011, doi:10.1145/2063384.2063405 (Philox); Giles, GPU Computing Gems, 2011 (inverse error
 function).
 """
 
-import numpy as np
 import torch
 
 from mclc_gpu.kernels.backend import resolve
-from mclc_gpu.kernels.config import KINDS, check_noise
+from mclc_gpu.kernels.config import NOISES, Noise, check_noise
+
+__all__ = ["NOISES", "Noise", "add_noise", "threshold"]
 
 UNIFORM_BITS = 24
 
 
 def threshold(intensity: float) -> int:
-    """The share of replaced pixels as a bound on 24-bit uniform integers."""
+    """Return a probability as a bound on 24-bit uniform integers."""
     return round(intensity * (1 << UNIFORM_BITS))
 
 
@@ -38,7 +60,7 @@ def add_noise(
     high: float = 255.0,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """The noisy windows of one trial (paper, eq. 7).
+    """Return the noisy windows of one trial (paper, eq. 7).
 
     Parameters
     ----------
@@ -50,13 +72,14 @@ def add_noise(
         Index of the window's target within its image, 0 .. 2^31 - 1.
     trial : int
         Trial number, 0 .. 2^31 - 1.
-    kind : {"none", "salt", "pepper", "gaussian"}
-        Salt replaces values by `high`, pepper by `low`; Gaussian noise is added and the sum clipped to
-        low..high.
+    kind : str
+        Name in `NOISES`: "none", "salt", "pepper", "gaussian" or a registered one.
     intensity : float in 0..1
         Salt and pepper: share of values replaced. Gaussian: standard deviation as a share of high - low.
     shared : bool
         Draw once per pixel for all channels instead of once per channel.
+    low, high : float
+        Range of values.
     backend : {"triton", "cpu"}, optional
         Default: by the tensors' device.
 
@@ -68,6 +91,17 @@ def add_noise(
     ------
     ValueError
         Wrong shape or dtype, unknown kind, intensity, trial or target out of range.
+    RuntimeError
+        The requested backend cannot run here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mclc_gpu.kernels.noise import add_noise
+    >>> index = torch.zeros(1, dtype=torch.int64)
+    >>> salted = add_noise(torch.zeros(1, 1, 64, 64), index, index, trial=0, intensity=0.25)
+    >>> sorted(salted.unique().tolist()), round(float((salted > 0).float().mean()), 2)
+    ([0.0, 255.0], 0.25)
     """
     check_noise(kind, intensity)
     if windows.ndim != 4 or windows.shape[1] not in (1, 3) or windows.dtype != torch.float32:
@@ -87,15 +121,15 @@ def add_noise(
         return out
     if bool(((targets < 0) | (targets >= 2**31)).any()):
         raise ValueError(f"targets must be in 0..2^31 - 1, got {targets.min()}..{targets.max()}")
-    # The deviation is rounded as `run_trials` rounds it.
-    sigma = float(np.float32(intensity) * (np.float32(high) - np.float32(low)))
-    settings = (KINDS.index(kind), threshold(intensity), sigma, shared, low, high)
-    if resolve(backend, windows, keys, targets) == "triton":
+    settings = (intensity, threshold(intensity), shared, low, high)
+    backend = resolve(backend, windows, keys, targets)
+    disturb = NOISES[kind].function(backend)
+    if backend == "triton":
         from mclc_gpu.kernels import noise_triton
 
-        noise_triton.launch(windows, keys, targets, trial, out, *settings)
+        noise_triton.launch(windows, keys, targets, trial, out, disturb, *settings)
     else:
         from mclc_gpu.kernels import noise_cpu
 
-        noise_cpu.add(windows.numpy(), keys.numpy(), targets.numpy(), trial, out.numpy(), *settings)
+        noise_cpu.launch(windows, keys, targets, trial, out, disturb, *settings)
     return out

@@ -1,18 +1,17 @@
 """Counter-based noise in Triton; the arithmetic mirrors noise_cpu step by step."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-NONE = tl.constexpr(0)
-SALT = tl.constexpr(1)
-PEPPER = tl.constexpr(2)
-GAUSSIAN = tl.constexpr(3)
 _BLOCK = 512
 
 
 @triton.jit
 def natural_log(x):
+    """Return ln x of a positive float32, as noise_cpu does."""
     bits = x.to(tl.int32, bitcast=True)
     e = (((bits >> 23) & 255) - 127).to(tl.float32)
     m = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
@@ -37,6 +36,7 @@ def natural_log(x):
 
 @triton.jit
 def standard_normal(word):
+    """Return the standard normal number of a 32-bit word, as noise_cpu does."""
     x = ((word >> 8).to(tl.float32) - 8388607.5) * 1.1920928955078125e-07
     w = -natural_log((1.0 - x) * (1.0 + x))
     s = w - 2.5
@@ -61,19 +61,32 @@ def standard_normal(word):
 
 
 @triton.jit
-def disturb(value, word, bound, sigma, low, high, KIND: tl.constexpr):
-    if KIND == SALT:
-        value = tl.where((word >> 8).to(tl.int32) < bound, high, value)
-    elif KIND == PEPPER:
-        value = tl.where((word >> 8).to(tl.int32) < bound, low, value)
-    elif KIND == GAUSSIAN:
-        value = tl.minimum(tl.maximum(value + sigma * standard_normal(word), low), high)
+def none(value, word, intensity, bound, low, high):
+    """Leave the value as it is."""
     return value
 
 
 @triton.jit
+def salt(value, word, intensity, bound, low, high):
+    """Replace the value by the highest with probability `intensity`."""
+    return tl.where((word >> 8).to(tl.int32) < bound, high, value)
+
+
+@triton.jit
+def pepper(value, word, intensity, bound, low, high):
+    """Replace the value by the lowest with probability `intensity`."""
+    return tl.where((word >> 8).to(tl.int32) < bound, low, value)
+
+
+@triton.jit
+def gaussian(value, word, intensity, bound, low, high):
+    """Add a normal number of standard deviation intensity (high - low), and clip."""
+    return tl.minimum(tl.maximum(value + intensity * (high - low) * standard_normal(word), low), high)
+
+
+@triton.jit
 def draw(key, pixel, trial, target):
-    """Words 0..2 of the Philox block of each pixel; key int64, pixel a block, trial and target scalars."""
+    """Return words 0..2 of the Philox block of each pixel; key is int64, trial and target scalars."""
     zero = pixel * 0
     w0, w1, w2, _ = tl.philox(key, pixel, zero + trial, zero + target, zero)
     return w0, w1, w2
@@ -81,8 +94,8 @@ def draw(key, pixel, trial, target):
 
 @triton.jit
 def noise_kernel(
-    p_windows, p_keys, p_targets, p_out, trial, plane, bound, sigma, low, high,
-    CHANNELS: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
+    p_windows, p_keys, p_targets, p_out, trial, plane, intensity, bound, low, high,
+    CHANNELS: tl.constexpr, DISTURB: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i_window = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -93,22 +106,23 @@ def noise_kernel(
         w2 = w0
     base = i_window * CHANNELS * plane + pixel
     value = tl.load(p_windows + base, inside, 0.0)
-    tl.store(p_out + base, disturb(value, w0, bound, sigma, low, high, KIND), inside)
+    tl.store(p_out + base, DISTURB(value, w0, intensity, bound, low, high), inside)
     if CHANNELS == 3:
         value = tl.load(p_windows + base + plane, inside, 0.0)
-        tl.store(p_out + base + plane, disturb(value, w1, bound, sigma, low, high, KIND), inside)
+        tl.store(p_out + base + plane, DISTURB(value, w1, intensity, bound, low, high), inside)
         value = tl.load(p_windows + base + 2 * plane, inside, 0.0)
-        tl.store(p_out + base + 2 * plane, disturb(value, w2, bound, sigma, low, high, KIND), inside)
+        tl.store(p_out + base + 2 * plane, DISTURB(value, w2, intensity, bound, low, high), inside)
 
 
 def launch(
     windows: torch.Tensor, keys: torch.Tensor, targets: torch.Tensor, trial: int, out: torch.Tensor,
-    kind: int, bound: int, sigma: float, shared: bool, low: float, high: float,
+    disturb: Any, intensity: float, bound: int, shared: bool, low: float, high: float,
 ) -> None:  # fmt: skip
+    """Fill `out`; see `mclc_gpu.kernels.noise.add_noise`."""
     plane = windows.shape[2] * windows.shape[3]
     grid = (triton.cdiv(plane, _BLOCK), windows.shape[0])
     noise_kernel[grid](
-        windows, keys, targets, out, trial, plane, bound, sigma, low, high,
-        CHANNELS=windows.shape[1], KIND=kind, SHARED=shared, BLOCK=_BLOCK, num_warps=4,
+        windows, keys, targets, out, trial, plane, intensity, bound, low, high,
+        CHANNELS=windows.shape[1], DISTURB=disturb, SHARED=shared, BLOCK=_BLOCK, num_warps=4,
         enable_fp_fusion=False,
     )  # fmt: skip

@@ -9,27 +9,29 @@ import numpy as np
 
 from mclc_gpu.kernels.clusters_cpu import allocate, assign, restart, update
 from mclc_gpu.kernels.color_cpu import lab_of_linear, linear_light
-from mclc_gpu.kernels.config import KINDS, TrialConfig
+from mclc_gpu.kernels.config import NOISES, TrialConfig
 from mclc_gpu.kernels.connectivity_cpu import relabel
 from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.noise import threshold
-from mclc_gpu.kernels.noise_cpu import GAUSSIAN, PEPPER, SALT, disturb, philox
+from mclc_gpu.kernels.noise_cpu import disturb_channel, draw, noise_pass
 
 F = np.float32
 U = np.uint64
+NONE, LOW, HIGH = range(3)
 _SUBSETS = 8
 _WORDS = 8  # pixels in a vector of the generator
 
 
-class Noise(NamedTuple):
-    """What every trial shares: `bound` is salt's and pepper's threshold, `scale` 1 / compactness."""
+class NoiseSettings(NamedTuple):
+    """What the noise and the features of every trial share; see `mclc_gpu.kernels.config.Noise`."""
 
-    kind: int
-    bound: int
+    address: int  # of the kind's pass over a channel
+    end: int  # the end of the range that replaces values: NONE, LOW or HIGH
+    bound: np.uint32
     intensity: np.float32
     shared: bool
     own_range: bool
-    scale: np.float32
+    scale: np.float32  # 1 / compactness
 
 
 class Palette(NamedTuple):
@@ -85,12 +87,6 @@ def _blend(values, words, bound, replacement, out):
 
 
 @compiled()
-def _gaussian(values, words, sigma, low, high, out):
-    for p in range(out.shape[0]):
-        out[p] = disturb(values[p], U(words[p]), GAUSSIAN, U(0), sigma, low, high)
-
-
-@compiled()
 def _colours(light, scale, f0, f1, f2):
     r, g, b = light
     for p in range(r.shape[0]):
@@ -119,19 +115,19 @@ def palette(image, height, width, channels, top, left, h, w, noise):
         least, greatest, _ = _range(window[c], words[c], np.uint32(0), least, greatest)
     low = least if noise.own_range else F(0)
     high = greatest if noise.own_range else F(255)
-    replaces = noise.kind == SALT or noise.kind == PEPPER
+    replaces = noise.end != NONE
     colours = np.empty((_SUBSETS if replaces else 0, 3, pixels), np.float32)
     ends = np.empty(3 * pixels if replaces else 0, np.int64)
     number = 0
     if replaces:
-        end = greatest if noise.kind == PEPPER else least
+        end = greatest if noise.end == LOW else least
         for c in range(3):
             for p in range(pixels):
                 ends[number] = c * words.shape[1] + p
                 number += window[c, p] == end
-        darkest = low if noise.kind == PEPPER else least
-        span = _span(darkest, greatest if noise.kind == PEPPER else high)
-        bright = linear_light(((low if noise.kind == PEPPER else high) - darkest) / span)
+        darkest = low if noise.end == LOW else least
+        span = _span(darkest, greatest if noise.end == LOW else high)
+        bright = linear_light(((low if noise.end == LOW else high) - darkest) / span)
         for c in range(3):
             _linear(window[c], darkest, span, linear[c])
         for subset in range(_SUBSETS):
@@ -146,21 +142,8 @@ def palette(image, height, width, channels, top, left, h, w, noise):
 
 
 @compiled()
-def _draw(words, trial, target, key, shared):
-    low, high = key & U(0xFFFFFFFF), key >> U(32)
-    for p in range(np.uintp(words.shape[1])):
-        first, second, third, _ = philox(U(p), U(trial), U(target), low, high)
-        words[0, p] = first
-        words[1, p] = second
-        words[2, p] = third
-    if shared:
-        words[1] = words[0]
-        words[2] = words[0]
-
-
-@compiled()
 def _pick(p, bound, features):
-    """Features of a salted or peppered trial from the palette. Does the trial have the palette's range?"""
+    """Features of a trial with replaced values, from the palette. Does it have the palette's range?"""
     w0, w1, w2 = p.words
     subsets = p.subsets
     every = np.uint8(0)
@@ -198,15 +181,19 @@ def _pick(p, bound, features):
 def _make(p, bound, noise, features):
     """Features of any trial, from its own range."""
     least, greatest = F(np.inf), F(-np.inf)
-    if noise.kind == GAUSSIAN:
+    pixels = p.subsets.shape[0]
+    if noise.end == NONE:
         for c in range(3):
-            _gaussian(p.window[c], p.words[c], noise.intensity * (p.high - p.low), p.low, p.high, p.light[c])
+            noisy = p.light[c]
+            disturb_channel(
+                noise.address, p.window[c], p.words[c], noise.intensity, noise.bound, p.low, p.high, noisy
+            )
             least, greatest, _ = _range(p.light[c], p.words[c], np.uint32(0), least, greatest)
         span = _span(least, greatest)
         for c in range(3):
             _linear(p.light[c], least, span, p.light[c])
     else:
-        replacement = p.low if noise.kind == PEPPER else p.high
+        replacement = p.low if noise.end == LOW else p.high
         for c in range(3):
             least, greatest, replaced = _range(p.window[c], p.words[c], bound, least, greatest)
             if replaced:
@@ -216,7 +203,6 @@ def _make(p, bound, noise, features):
         for c in range(3):
             _linear(p.window[c], least, span, p.light[c])
             _blend(p.light[c], p.words[c], bound, bright, p.light[c])
-    pixels = p.subsets.shape[0]
     _colours(p.light, noise.scale, features[0, :pixels], features[1, :pixels], features[2, :pixels])
 
 
@@ -224,10 +210,9 @@ def _make(p, bound, noise, features):
 def trial_features(p, key, trial, target, noise, features):
     """Features float32 [3, pixels or more] of one noisy trial: CIELAB of the window, rescaled to its range,
     divided by the compactness."""
-    _draw(p.words, trial, target, key, noise.shared)
-    bound = np.uint32(noise.bound)
-    if not (p.colours.shape[0] and _pick(p, bound, features)):
-        _make(p, bound, noise, features)
+    draw(p.words, trial, target, key, noise.shared)
+    if not (p.colours.shape[0] and _pick(p, noise.bound, features)):
+        _make(p, noise.bound, noise, features)
 
 
 _FAR = F(np.inf)
@@ -238,7 +223,7 @@ _LEAST = 8  # trials in a block: each block makes its window's palette, which ta
 class Settings(NamedTuple):
     """What every trial of a run shares."""
 
-    noise: Noise
+    noise: NoiseSettings
     iterations: int
     tolerance: np.float32
     connectivity: int
@@ -249,9 +234,11 @@ class Settings(NamedTuple):
 
 def settings(config: "TrialConfig", byte: bool) -> Settings:
     """What the compiled code needs of a config; `byte` images have the fixed range 0..255."""
-    noise = Noise(
-        KINDS.index(config.noise),
-        threshold(config.intensity) if config.noise in ("salt", "pepper") else 0,
+    kind = NOISES[config.noise]
+    noise = NoiseSettings(
+        noise_pass(kind.function("cpu")).address,
+        {None: NONE, "low": LOW, "high": HIGH}[kind.replaced_by],
+        np.uint32(threshold(config.intensity)),
         F(config.intensity),
         config.shared_noise,
         not byte,

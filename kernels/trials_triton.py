@@ -6,10 +6,10 @@ import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
 from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light, zero_of
-from mclc_gpu.kernels.config import KINDS, TrialConfig
+from mclc_gpu.kernels.config import NOISES, TrialConfig
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import threshold
-from mclc_gpu.kernels.noise_triton import disturb, draw
+from mclc_gpu.kernels.noise_triton import draw
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 
 # Columns of a centre: row, column, three colours.
@@ -144,8 +144,8 @@ def value_range(r, g, b, inside):
 
 @triton.jit
 def trial_features(
-    p_data, g, size, trial, low, high, sigma, bound, scale,
-    PIXELS: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr,
+    p_data, g, size, trial, low, high, intensity, bound, scale,
+    PIXELS: tl.constexpr, DISTURB: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Features [PIXELS] x 3 of one noisy trial (eq. 1, 7); see the CPU backend's `_features`."""
     pixel, y, x = window_pixels(g, PIXELS)
@@ -154,9 +154,9 @@ def trial_features(
     if SHARED:
         w1 = w0
         w2 = w0
-    red = disturb(load_channel(p_data, g, y, x, inside, 0), w0, bound, sigma, low, high, KIND)
-    green = disturb(load_channel(p_data, g, y, x, inside, 1), w1, bound, sigma, low, high, KIND)
-    blue = disturb(load_channel(p_data, g, y, x, inside, 2), w2, bound, sigma, low, high, KIND)
+    red = DISTURB(load_channel(p_data, g, y, x, inside, 0), w0, intensity, bound, low, high)
+    green = DISTURB(load_channel(p_data, g, y, x, inside, 1), w1, intensity, bound, low, high)
+    blue = DISTURB(load_channel(p_data, g, y, x, inside, 2), w2, intensity, bound, low, high)
     darkest, brightest = value_range(red, green, blue, inside)
     span = tl.where(brightest > darkest, brightest - darkest, 1.0)
     lightness, green_red, blue_yellow = lab_of_linear(
@@ -264,8 +264,8 @@ def count_segments(
 @triton.jit
 def trials_kernel(
     p_data, p_geometry, p_grid, p_items, p_marks, p_state, p_queue, p_centres, p_counts, p_masks, items,
-    state_size, queue_size, first_trial, mask_pitch, sigma, bound, scale, iterations, tolerance,
-    PIXELS: tl.constexpr, LANES: tl.constexpr, CENTRES: tl.constexpr, KIND: tl.constexpr,
+    state_size, queue_size, first_trial, mask_pitch, intensity, bound, scale, iterations, tolerance,
+    PIXELS: tl.constexpr, LANES: tl.constexpr, CENTRES: tl.constexpr, DISTURB: tl.constexpr,
     SHARED: tl.constexpr, OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr,
     MASKS: tl.constexpr,
 ):  # fmt: skip
@@ -283,14 +283,12 @@ def trials_kernel(
         size = height * width
         low = 0.0
         high = 255.0
-        spread = sigma * 255.0
         if OWN_RANGE:
             pixel, y, x = window_pixels(g, PIXELS)
             red = load_channel(p_data, g, y, x, pixel < size, 0)
             green = load_channel(p_data, g, y, x, pixel < size, 1)
             blue = load_channel(p_data, g, y, x, pixel < size, 2)
             low, high = value_range(red, green, blue, pixel < size)
-            spread = sigma * (high - low)
         p_kept = p_masks + (first - first_trial).to(tl.int64) * mask_pitch
         if MASKS:
             p_kept += tl.load(g + _PIXEL_OFFSET)
@@ -303,7 +301,7 @@ def trials_kernel(
                 tl.store(p_idle, tl.zeros([PIXELS], tl.int16), pixel < size)
         for i in range(trials):
             f0, f1, f2 = trial_features(
-                p_data, g, size, first + i, low, high, spread, bound, scale, PIXELS, KIND, SHARED
+                p_data, g, size, first + i, low, high, intensity, bound, scale, PIXELS, DISTURB, SHARED
             )
             label = cluster(p_grid, p_centres, g, size, f0, f1, f2, iterations, tolerance, CENTRES, WINDOWED)
             pixel, y, x = window_pixels(g, PIXELS)
@@ -412,7 +410,7 @@ def run(
             counts, masks, len(items), state_size, queue_size, first_trial, counts.numel(),
             config.intensity, threshold(config.intensity), 1.0 / config.compactness, config.max_iterations,
             config.tolerance,
-            PIXELS=block, LANES=lanes, CENTRES=centres, KIND=KINDS.index(config.noise),
+            PIXELS=block, LANES=lanes, CENTRES=centres, DISTURB=NOISES[config.noise].function("triton"),
             SHARED=config.shared_noise, OWN_RANGE=images.data.dtype != torch.uint8,
             WINDOWED=config.method == "slic",
             CONNECTIVITY=("enforce", "component", "cluster").index(config.connectivity),

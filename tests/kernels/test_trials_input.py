@@ -14,7 +14,7 @@ from mclc_gpu.kernels.trials import run_trials
     [
         ({"method": "SLIC"}, "method must be one of"),
         ({"connectivity": "none"}, "connectivity must be one of"),
-        ({"noise": "speckle"}, "noise must be one of"),
+        ({"noise": "speckle"}, "noise 'speckle': use one of none, salt"),
         ({"intensity": 1.5}, "intensity must be in"),
         ({"clusters": 0}, "clusters must be in"),
         ({"clusters": 4097}, "clusters must be in"),
