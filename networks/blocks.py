@@ -37,8 +37,9 @@ class Detector(nn.Module, ABC):
     divisor : int
         Height and width of the input of `segment` are multiples of it.
     smallest_size : int, pixels
-        Least height and width of the input of `segment`, a multiple of `divisor`. The deepest feature map
-        should have more than one pixel, since batch norm cannot train on one value per channel.
+        Least height and width of the input of `segment`, a multiple of `divisor`. With batch norm the deepest
+        feature map needs more than one pixel, since batch norm cannot train on one value per channel: 2 for a
+        network that keeps the size, 32 for one that divides it by 16.
     smallest_batch : int
         Least number of images in training mode: 2 for networks with batch norm after global pooling, where
         each image leaves one value per channel.
