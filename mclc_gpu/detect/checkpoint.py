@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from mclc_gpu.data.files import atomic_path
+from mclc_gpu.detect.config import CHANNELS
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector
 from mclc_gpu.networks.zoo import build
 
 _KIND = "mclc-gpu detector"
 _VERSION = 1
-CHANNELS = (1, 3)  # of the input of networks that are trained
 _NORMALIZATION = "normalisation"  # its name in the files, spelled as in the first version
 _FIELDS = {
     "network": str,

@@ -11,6 +11,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.score.config import CONVENTIONS
 
 TILE, OVERLAP = 1024, 64  # pixels
+CHANNELS = (1, 3)  # of the input of networks that are trained
 
 
 @dataclass(frozen=True, kw_only=True)

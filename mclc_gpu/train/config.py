@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mclc_gpu.detect.config import CHANNELS
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import LabelSettings
 from mclc_gpu.networks.zoo import NETWORKS
@@ -34,8 +35,6 @@ OPTIMIZERS: Registry[Callable[..., Any]] = Registry(
 LEARNING_RATES = {"adagrad": 0.05}
 LEARNING_RATE = 5e-4
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-CHANNELS = (1, 3)  # of a network's input
-DEVICE_HELP = "auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ class TrainOptions:
     labels: LabelSettings = field(
         default_factory=LabelSettings, metadata={"title": "labels, as for mclc-gpu label"}
     )
-    device: str = field(default="auto", metadata={"help": DEVICE_HELP, "metavar": "DEVICE"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run", "either": "earlier"})
     overwrite: bool = field(
         default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
