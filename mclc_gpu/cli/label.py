@@ -4,7 +4,8 @@ from mclc_gpu.cli.commands import LabelArguments
 from mclc_gpu.cli.common import print_skipped
 from mclc_gpu.distributed import join
 from mclc_gpu.labels.folder import REPORT, LabelRun
-from mclc_gpu.labels.run import CHUNKS, STAGES, Chunks, label_dataset
+from mclc_gpu.labels.run import STAGES, label_dataset
+from mclc_gpu.labels.stream import CHUNKS, Chunks
 from mclc_gpu.report.page import report_labels
 from mclc_gpu.report.sheets import write_overview
 

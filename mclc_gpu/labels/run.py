@@ -4,13 +4,11 @@ On a GPU three stages overlap: threads read and decode the next chunk of images,
 and threads encode and write the previous one. On the CPU the stages take turns, since each uses all cores.
 """
 
-import os
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +18,11 @@ import numpy as np
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import fingerprint_of
-from mclc_gpu.data.images import find_files, read_image, stem_of
+from mclc_gpu.data.images import find_files, stem_of
 from mclc_gpu.data.points import read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks
-from mclc_gpu.errors import InputError, Skipped, attempt
+from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name, pick_device, synchronize
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.folder import (
@@ -52,6 +50,7 @@ from mclc_gpu.labels.pipeline import (
     refine_targets,
     warm_up,
 )
+from mclc_gpu.labels.stream import CHUNKS, WORKERS, Chunks, Loaded, Reader, Stages
 from mclc_gpu.runs import (
     Journal,
     JournalEntries,
@@ -63,160 +62,6 @@ from mclc_gpu.runs import (
     open_run,
     provenance,
 )
-
-WORKERS = min(os.cpu_count() or 1, 32)  # threads that read, and as many that write
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """One image that was read; None with the problem where it could not be."""
-
-    stem: str
-    image: np.ndarray | None
-    problem: str = ""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the pixels in memory."""
-        return 0 if self.image is None else self.image.nbytes
-
-
-class Stages:
-    """Seconds of each stage.
-
-    Work of threads counts by the share of the stage's threads that were busy: each stage has the wall-clock
-    time that it would take alone. Stages overlap, so that together they may exceed the total.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.seconds = dict.fromkeys(names, 0.0)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Time the work of this thread."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - start
-
-    def add(self, stage: str, busy: float) -> None:
-        """Count busy seconds of one thread among `WORKERS`."""
-        self.seconds[stage] += busy / WORKERS
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Bounds of the images that are labeled together. The labels do not depend on them.
-
-    Attributes
-    ----------
-    images, bytes : int
-        Number of images, and their decoded size, at which a chunk is complete.
-    overlap : bool, optional
-        Write a chunk and read the next one while another is labeled. Default: on CUDA devices, which label
-        while this machine's cores read and write.
-    """
-
-    images: int = 256
-    bytes: int = 64 << 20
-    overlap: bool | None = None
-
-
-CHUNKS = Chunks()
-
-
-class Reader:
-    """Threads that read images in chunks of bounded size; a context manager.
-
-    Parameters
-    ----------
-    files : iterable of (str, Path)
-        Stem and path of each image, in order.
-    stages : Stages
-        Takes the seconds of "read".
-    prefetch : bool
-        Read the next chunk while one is used.
-    limits : Chunks, optional
-    """
-
-    def __init__(
-        self,
-        files: Iterable[tuple[str, Path]],
-        stages: Stages,
-        prefetch: bool,
-        limits: Chunks = CHUNKS,
-    ) -> None:
-        self.files, self.stages, self.prefetch, self.limits = iter(files), stages, prefetch, limits
-        self.pool = ThreadPoolExecutor(WORKERS, "read")
-        self.waiting: deque[Future[tuple[Loaded, float]]] = deque()
-        self.mean = 0.0  # bytes of a recent image
-        self.requested, self.taken = 0, 0  # images
-        self.held = 0  # bytes of images that were read and not yielded
-        self.changed = threading.Condition()
-        self.closed = False
-
-    def chunks(self) -> Iterator[list[Loaded]]:
-        """Yield the images in order, in chunks of bounded size."""
-        chunk: list[Loaded] = []
-        size = 0
-        while True:
-            self._fill(0 if self.prefetch else len(chunk))
-            if not self.waiting:
-                break
-            loaded, busy = self.waiting.popleft().result()
-            with self.changed:
-                self.held -= loaded.bytes
-                self.taken += 1
-                self.changed.notify_all()
-            self.stages.add("read", busy)
-            self.mean += (loaded.bytes - self.mean) / min(len(chunk) + 1, self.limits.images)
-            chunk.append(loaded)
-            size += loaded.bytes
-            if size >= self.limits.bytes or len(chunk) >= self.limits.images:
-                yield chunk
-                chunk, size = [], 0
-        if chunk:
-            yield chunk
-
-    def _fill(self, read: int) -> None:
-        """Request a chunk of images, by the size of recent ones, less those that were `read` already."""
-        limits = self.limits
-        chunk = min(limits.images, int(limits.bytes / self.mean)) if self.mean else WORKERS
-        while len(self.waiting) < max(chunk - read, 1):
-            following = next(self.files, None)
-            if following is None:
-                return
-            self.waiting.append(self.pool.submit(self._read, self.requested, *following))
-            self.requested += 1
-
-    def _read(self, number: int, stem: str, path: Path) -> tuple[Loaded, float]:
-        """Read one image once there is room: it may be larger than those before."""
-        with self.changed:
-            self.changed.wait_for(
-                lambda: (
-                    self.held < self.limits.bytes or number == self.taken or self.closed
-                )  # the next one in any case
-            )
-        loaded, busy = _read(stem, path)
-        with self.changed:
-            self.held += loaded.bytes
-        return loaded, busy
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
-        self.pool.shutdown(cancel_futures=True)
-
-
-def _read(stem: str, path: Path) -> tuple[Loaded, float]:
-    start = time.perf_counter()
-    image = attempt(path, lambda: read_image(path))
-    loaded = Loaded(stem, None, image.why) if isinstance(image, Skipped) else Loaded(stem, image)
-    return loaded, time.perf_counter() - start
-
 
 STAGES = ("read", "cluster", "refine", "write")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from mclc_gpu.cli.commands import COMMANDS, Command
-from mclc_gpu.labels.run import Chunks
+from mclc_gpu.labels.stream import Chunks
 
 
 def label_in_chunks(**limits: object) -> Command:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mclc_gpu.errors import InputError
-from mclc_gpu.labels import run as labelstream
-from mclc_gpu.labels.run import WORKERS, Chunks, Reader, Stages
+from mclc_gpu.labels import stream
+from mclc_gpu.labels.stream import WORKERS, Chunks, Reader, Stages
 
 LIMIT, LARGE = 4000, 1000
 LIMITS = Chunks(bytes=LIMIT)
@@ -32,7 +32,7 @@ def memory(monkeypatch):
             return np.zeros(size, np.uint8)
 
     memory = Memory()
-    monkeypatch.setattr(labelstream, "read_image", memory.read)
+    monkeypatch.setattr(stream, "read_image", memory.read)
     return memory
 
 
