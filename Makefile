@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv; only Python >= 3.11 and, for `reference`, a C++ compiler are asked for.
+# Every target sets up what it needs in .venv; only Python >= 3.11 and, for `reference`, a C++ compiler are required.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +34,7 @@ bench: $(INSTALLED)
 reference: $(REFERENCE)
 
 clean:
-	rm -rf $(VENV) build dist demo-out bench-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) build dist demo-out bench-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints/test.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mclc-gpu needs Python >= 3.11: make PYTHON=python3.x")'

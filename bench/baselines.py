@@ -73,11 +73,11 @@ def baselines() -> dict[str, Baseline]:
     OpenCV (the build with contrib, ``opencv-contrib-python-headless``)
         CIELAB in 8 bits, float32 distances in windows of +-1 interval, seeds moved to the lowest gradient;
         the image is not rescaled to its range; pieces smaller than a quarter of a mean segment join a
-        neighbour. All cores, except in the connectivity.
+        neighbor. All cores, except in the connectivity.
     fast-slic (``fast-slic``; not for more than 65,534 segments)
         CIELAB in 8 bits, color and Manhattan distances summed in 16-bit integers; the image is not rescaled
         to its range; each iteration assigns and averages every third row, by turns, and all rows are assigned
-        once in the end; pieces smaller than a quarter of a mean segment join a neighbour. All cores.
+        once in the end; pieces smaller than a quarter of a mean segment join a neighbor. All cores.
     fast-slic, all rows
         The same with every row in every iteration.
     """

@@ -101,7 +101,7 @@ class Setting:
 
     @property
     def as_published(self) -> bool:
-        """Whether the annotation is the paper's: one click, and the true category or none."""
+        """True if the annotation is the paper's: one click, and the true category or none."""
         return self.supervision == "point" and self.category != "estimated"
 
 

@@ -67,7 +67,7 @@ class Steps(NamedTuple):
 
 @compiled()
 def _replay(
-    data: Any, images: Any, windows: Any, keys: Any, grids: Any, centres: Any, settings: Any, trials: Any
+    data: Any, images: Any, windows: Any, keys: Any, grids: Any, centers: Any, settings: Any, trials: Any
 ) -> Any:
     pixels = pairs = updated = 0
     for t in range(windows.shape[0]):
@@ -81,7 +81,7 @@ def _replay(
         weight = np.float32(1.0 / (interval * interval))
         for trial in range(trials):
             trial_features(p, np.uint64(keys[t]), trial, target, settings.noise, s.pixels[2:5])
-            restart(s, centres[first : first + number])
+            restart(s, centers[first : first + number])
             pixels += h * w
             for i in range(settings.iterations):
                 living = int(s.alive.sum())
@@ -102,12 +102,12 @@ def trial_steps(
     images: PackedImages, windows: Windows, keys: torch.Tensor, config: TrialConfig, trials: int
 ) -> Steps:
     """Count the steps of the first trials of every target; see `mclc_gpu.kernels.trials.run_trials`."""
-    centres, grids = trial_grids(windows, config.clusters)
+    centers, grids = trial_grids(windows, config.clusters)
     byte = images.data.dtype == torch.uint8
     return Steps(
         *_replay(
             images.data.cpu().numpy(), images.table.cpu().numpy(), windows.table.numpy(), keys.numpy(),
-            grids.numpy(), centres.numpy(), settings(config, byte), trials,
+            grids.numpy(), centers.numpy(), settings(config, byte), trials,
         )
     )  # fmt: skip
 
@@ -307,11 +307,11 @@ def _trial_rows(targets: Targets, device: torch.device, peaks: tuple[float, floa
 def _crf_row(targets: Targets, device: torch.device, peaks: tuple[float, float]) -> Row:
     config = CrfConfig()
     windows = targets.windows.shapes
-    colours = window_colors(targets.images, targets.windows)
+    colors = window_colors(targets.images, targets.windows)
     generator = torch.Generator().manual_seed(0)
-    potential = torch.rand(len(colours), generator=generator).to(device)
-    seconds = seconds_of(lambda: dense_crf(potential, colours, windows, config), device)
-    least = crf_work(windows, 2 + colours.shape[1], config, device)
+    potential = torch.rand(len(colors), generator=generator).to(device)
+    seconds = seconds_of(lambda: dense_crf(potential, colors, windows, config), device)
+    least = crf_work(windows, 2 + colors.shape[1], config, device)
     return _row("crf", f"{len(windows)} windows", least, peaks, seconds)
 
 

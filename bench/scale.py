@@ -78,7 +78,7 @@ def command(data: Path, out: Path, options: Sequence[str], processes: int) -> li
     ]  # fmt: skip
 
 
-def watch(name: str, arguments: Sequence[str], out: Path, stop_at: int | None = None) -> list[Reading]:
+def follow(name: str, arguments: Sequence[str], out: Path, stop_at: int | None = None) -> list[Reading]:
     """Run a label command to its end, or kill it once `stop_at` images are journaled.
 
     Raises
@@ -182,14 +182,14 @@ def _runs(options: argparse.Namespace) -> Iterator[list[Reading]]:
     """Yield the readings of the undisturbed run, then of each part of the killed one."""
     data, own = options.out / "data", ["--shards", str(options.shards)] if options.shards else []
     out = options.out / "undisturbed"
-    yield watch("undisturbed", command(data, out, [*own, "--overwrite"], 1), out)
+    yield follow("undisturbed", command(data, out, [*own, "--overwrite"], 1), out)
     out = options.out / "killed"
     for number in range(options.kills + 1):
         more = ["--overwrite"] if number == 0 else ["--resume"]
         last = number == options.kills
         stop_at = None if last else options.count * (number + 1) // (options.kills + 1)
         name = f"resumed after kill {number}" if number else "killed"
-        yield watch(name, command(data, out, [*own, *more], options.processes), out, stop_at)
+        yield follow(name, command(data, out, [*own, *more], options.processes), out, stop_at)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
+from devices import BACKENDS, device_of
 from torch import nn
 from training_data import write_frames
 
@@ -19,6 +22,7 @@ from mclc_gpu.data.formats import Entry, PointFormat
 from mclc_gpu.data.images import find_files, read_mask
 from mclc_gpu.data.points import FORMATS
 from mclc_gpu.data.simulate import points_from_mask
+from mclc_gpu.kernels.noise import NOISES, Noise, add_noise
 from mclc_gpu.labels.config import MAKERS, PRESETS, LabelConfig, MakerEntry
 from mclc_gpu.labels.makers import WindowMaker
 from mclc_gpu.networks.blocks import Detector, Logits
@@ -49,6 +53,15 @@ class Halfway(WindowMaker):
         return gray >= (np.median(gray) + gray.reshape(-1)[marks[0]]) / 2
 
 
+def dim(value, word, intensity, bound, low, high):
+    return low + (value - low) * (1 - intensity) if (word >> 8) < bound else value
+
+
+@triton.jit
+def dim_triton(value, word, intensity, bound, low, high):
+    return tl.where((word >> 8).to(tl.int32) < bound, low + (value - low) * (1 - intensity), value)
+
+
 def parse_spots(file):
     for number, line in enumerate(file.text().splitlines(), 1):
         image, x, y = line.split("|")
@@ -60,6 +73,7 @@ def _registered() -> Iterator[None]:
     NETWORKS["small"] = SmallDetector
     MAKERS["halfway"] = MakerEntry(Halfway, graded=False, seeded=False)
     PRESETS["halfway"] = LabelConfig(maker="halfway", trials=1, refine="threshold")
+    NOISES["dim"] = Noise(dim, dim_triton)
     FORMATS["spots"] = PointFormat(parse_spots, suffixes=(".spots",))
     SCORES["dice"] = Score("Dice", lambda c: ratio(2 * c.intersection, c.predicted + c.true))
     yield
@@ -67,6 +81,7 @@ def _registered() -> Iterator[None]:
         (NETWORKS, "small"),
         (MAKERS, "halfway"),
         (PRESETS, "halfway"),
+        (NOISES, "dim"),
         (FORMATS, "spots"),
         (SCORES, "dice"),
     ):
@@ -105,6 +120,23 @@ def test_a_label_maker_and_a_format_make_labels(data: Path, labels: Path) -> Non
         assert (mask & truth).sum() >= 0.8 * (mask | truth).sum()
 
 
+def test_a_noise_is_drawn_alike_on_both_backends_and_in_trials(data: Path) -> None:
+    windows = torch.from_numpy(np.random.default_rng(0).integers(1, 255, (2, 3, 6, 7)).astype(np.float32))
+    found = []
+    for backend in BACKENDS:
+        place = device_of(backend)
+        index = torch.tensor([3, 4], device=place)
+        noisy = add_noise(windows.to(place), index, index, 7, kind="dim", intensity=0.5, backend=backend)
+        found.append(noisy.cpu())
+    assert torch.equal(*found)
+    assert 0.3 < float((found[0] != windows).float().mean()) < 0.7
+    given = ["--images", data / "images", "--points-from-masks", data / "masks", "--device", "cpu"]
+    given += ["--preset", "paper", "--trials", 3, "--noise", "dim", "--out", data / "noisy"]
+    assert main(["label", *map(str, given)]) == 0
+    settings = json.loads((data / "noisy" / "label.json").read_text())["settings"]
+    assert settings["trial"]["noise"] == "dim"
+
+
 def test_a_metric_is_in_every_score(data: Path, labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--pred", labels / "masks", "--truth", data / "masks", "--json", data / "scores.json"]
     assert main(["score", *map(str, given)]) == 0
@@ -136,7 +168,7 @@ def test_a_training_run_makes_its_labels_by_a_new_maker(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [("label", "halfway"), ("train", "halfway"), ("train", "small")]
+    ("command", "name"), [("label", "halfway"), ("label", "dim"), ("train", "halfway"), ("train", "small")]
 )
 def test_options_list_the_new_names(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -149,7 +181,7 @@ def test_contributing_shows_this_code() -> None:
     own = [line.strip() for line in Path(__file__).read_text(encoding="utf-8").splitlines()]
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         lines = [line.strip() for line in example.splitlines() if line.strip()]
         assert [line for line in lines if line not in own and not line.startswith("from mclc_gpu")] == []

@@ -1,4 +1,4 @@
-"""The label tables: their rows, numbers recomputed another way, the printed values, and bad input."""
+"""The label tables: their rows, numbers recomputed independently, the printed values, and bad input."""
 
 import csv
 import math
@@ -310,9 +310,9 @@ def test_bad_input(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert label_tables.main(_arguments(data, tmp_path / "out", *more)) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

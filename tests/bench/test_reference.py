@@ -1,4 +1,4 @@
-"""The CPU reference: windows whose answer is obvious, its keys, its union of windows, and real images."""
+"""The CPU reference: windows with an obvious result, its keys, its union of windows, and real images."""
 
 import importlib.util
 import os

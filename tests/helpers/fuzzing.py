@@ -143,11 +143,11 @@ def limited() -> Iterator[None]:
 
 def only_input_errors(work: Callable[[], object]) -> bool:
     """Run work that may raise nothing but an InputError of one line; return whether it raised none."""
-    said = ""
+    message = ""
     try:
         with limited():
             work()
     except InputError as error:
-        said = str(error)
-    assert "\n" not in said, said
-    return not said
+        message = str(error)
+    assert "\n" not in message, message
+    return not message
