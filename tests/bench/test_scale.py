@@ -34,7 +34,7 @@ def test_both_runs_are_compared(tmp_path, capsys):
     assert main(["--count", "9", "--kills", "0", "--shards", "4", "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "scale.json").read_text())
     assert summary["equal"] is True
-    assert summary["files"] == 3 + 3  # archives, tables, picture
+    assert summary["files"] == 3 + 3  # archives, tables, image
     assert summary["peak_mib"] > 0
     assert "equal                True" in capsys.readouterr().out
     assert (tmp_path / "scale.png").stat().st_size > 10_000

@@ -9,8 +9,8 @@ from label_files import (
     label_studio,
     labelme,
     make_images,
+    mask_file,
     only,
-    picture,
     reasons,
     saved,
     shape,
@@ -136,4 +136,4 @@ def test_objects_that_say_nothing(tmp_path, images):
 
 def test_pictures_hold_no_boxes(tmp_path, images):
     with pytest.raises(InputError, match="an image holds no boxes"):
-        read_points(picture(tmp_path / "a.png", {(3, 7): 1}), images, "box")
+        read_points(mask_file(tmp_path / "a.png", {(3, 7): 1}), images, "box")

@@ -12,7 +12,7 @@ from label_files import (
     label_studio,
     labelme,
     make_images,
-    picture,
+    mask_file,
     saved,
     shape,
     voc,
@@ -98,7 +98,7 @@ def test_json_with_other_values(tmp_path, images, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_pictures_of_points(tmp_path, images):
-    whole = picture(tmp_path / "a.png", {(3, 4): 9, (7, 8): 10, (20, 9): 255}).read_bytes()
+    whole = mask_file(tmp_path / "a.png", {(3, 4): 9, (7, 8): 10, (20, 9): 255}).read_bytes()
     read = 0
     for rng in rngs(100):
         path = saved(tmp_path / "a.png", damaged(whole, rng, whole))

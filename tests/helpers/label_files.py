@@ -29,7 +29,7 @@ def saved(path, content):
     return path
 
 
-def picture(path, marks, dtype=np.uint8):
+def mask_file(path, marks, dtype=np.uint8):
     """Write an image that holds `marks` ((x, y): value) on zeros."""
     pixels = np.zeros((HEIGHT, WIDTH), dtype)
     for (x, y), value in marks.items():

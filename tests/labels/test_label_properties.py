@@ -19,7 +19,7 @@ CATEGORY = st.sampled_from([None, "point", "spot", "extended"])
 
 @st.composite
 def images(draw):
-    """Any size from 1x1, gray or colour, of any numbers: flat, of two levels, noise, or noise with blobs."""
+    """Any size from 1x1, gray or color, of any numbers: flat, of two levels, noise, or noise with blobs."""
     shape = draw(st.integers(1, 80)), draw(st.integers(1, 80))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     kind = draw(st.sampled_from(["flat", "levels", "noise", "blobs", "blobs", "blobs"]))
@@ -100,8 +100,8 @@ def arrays_of(found):
     ]
 
 
-def labelled(config, seed, names, frames, points):
-    """Labels, or None where one of the targets cannot be labelled."""
+def labeled(config, seed, names, frames, points):
+    """Labels, or None where one of the targets cannot be labeled."""
     try:
         return label_images(frames, points, config, device="cpu", seed=seed, names=names)
     except InputError:
@@ -130,7 +130,7 @@ def check_target(target, image, config):
 @given(scenes(), configs(), st.integers(-(2**70), 2**70))
 def test_labels_of_any_scene(scene, config, seed):
     names, frames, points = scene
-    alone = [labelled(config, seed, [n], [f], [p]) for n, f, p in zip(*scene, strict=True)]
+    alone = [labeled(config, seed, [n], [f], [p]) for n, f, p in zip(*scene, strict=True)]
     usable = [n for n, found in enumerate(alone) if found is not None]
     for n in usable:
         assert len(alone[n]) == len(points[n])
@@ -142,11 +142,11 @@ def test_labels_of_any_scene(scene, config, seed):
     # Neither the others of a call, nor their order, nor a second call makes a difference.
     for order in (usable, usable[::-1]):
         parts = ([part[n] for n in order] for part in (names, frames, points))
-        together = labelled(config, seed, *parts)
+        together = labeled(config, seed, *parts)
         assert together is not None
         assert arrays_of(together) == [one for n in order for one in arrays_of(alone[n])]
     if len(usable) < len(frames):
-        assert labelled(config, seed, names, frames, points) is None
+        assert labeled(config, seed, names, frames, points) is None
 
 
 @FEW
@@ -155,7 +155,7 @@ def test_a_target_does_not_depend_on_those_after_it(frame, data):
     """Of the noise of a target nothing but its own number is used."""
     points = [data.draw(targets(frame.shape[:2])) for _ in range(3)]
     config = changed(PRESETS["paper"], trials=2, trial={"clusters": 1})
-    few, many = (labelled(config, 5, ["x"], [frame], [points[:count]]) for count in (1, 3))
+    few, many = (labeled(config, 5, ["x"], [frame], [points[:count]]) for count in (1, 3))
     if few is not None and many is not None:
         assert arrays_of(few) == arrays_of(many[:1])
 

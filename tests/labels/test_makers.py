@@ -34,7 +34,7 @@ def disc():
     return image.astype(np.uint8), truth
 
 
-def labelled(image, point, config):
+def labeled(image, point, config):
     (target,) = label_images([image], [[point]], config)
     whole = np.zeros(image.shape[:2], bool)
     whole[target.window.area] = target.mask
@@ -53,7 +53,7 @@ def labelled(image, point, config):
 )
 def test_every_preset_labels_every_mark(disc, name, point):
     image, truth = disc
-    mask, target = labelled(image, point, preset(name, **({"trials": 12} if name == "paper" else {})))
+    mask, target = labeled(image, point, preset(name, **({"trials": 12} if name == "paper" else {})))
     assert np.isfinite(target.tpm).all()
     assert 0 <= target.tpm.min() <= target.tpm.max() <= 1
     if name != "point":
@@ -70,13 +70,13 @@ def test_every_preset_labels_every_mark(disc, name, point):
 def test_grabcut_scales_other_types(disc, dtype):
     image, truth = disc
     scaled = (image.astype(np.float64) * 200 + 5000).astype(dtype)
-    masks = [labelled(version, Point(25, 22, "spot"), PRESETS["grabcut"])[0] for version in (image, scaled)]
+    masks = [labeled(version, Point(25, 22, "spot"), PRESETS["grabcut"])[0] for version in (image, scaled)]
     assert iou(masks[1], truth) > 0.85
 
 
 def test_lca_is_one_clustering_without_noise(disc):
     image, _ = disc
-    _, target = labelled(image, Point(25, 22, "spot"), PRESETS["lca"])
+    _, target = labeled(image, Point(25, 22, "spot"), PRESETS["lca"])
     row = (0, *(getattr(target.window, name) for name in Window.__slots__), 0)
     import torch
 
@@ -92,7 +92,7 @@ def test_mask_and_tpm_stay_inside_the_box(disc):
     image, truth = disc
     box = (24, 18, 27, 26)
     for config in (QUICK, LabelConfig(trials=12, refine="threshold"), PRESETS["grabcut"]):
-        mask, target = labelled(image, Point(25.5, 22, box=box), config)
+        mask, target = labeled(image, Point(25.5, 22, box=box), config)
         outside = np.ones(image.shape, bool)
         outside[18:27, 24:28] = False
         assert not mask[outside].any()
@@ -110,8 +110,8 @@ def test_several_clicks_join_what_one_click_leaves_out():
     )
     image[16:22, 12:18] = 200
     image[16:22, 22:28] = 200
-    one, _ = labelled(image, Point(14, 18, "spot"), PRESETS["lca"])
-    both, _ = labelled(image, Point(14, 18, "spot", seeds=((25, 19),)), PRESETS["lca"])
+    one, _ = labeled(image, Point(14, 18, "spot"), PRESETS["lca"])
+    both, _ = labeled(image, Point(14, 18, "spot", seeds=((25, 19),)), PRESETS["lca"])
     assert one[18, 14]
     assert not one[19, 25]
     assert both[18, 14]
@@ -122,7 +122,7 @@ def test_estimated_category_of_a_box_is_by_its_area(disc):
     image, _ = disc
     for side, category in ((3, "point"), (9, "spot"), (10, "extended")):
         point = Point(25, 22, box=(20, 18, 20 + side - 1, 18 + side - 1))
-        _, target = labelled(image, point, QUICK)
+        _, target = labeled(image, point, QUICK)
         assert target.point.category == category
         assert target.estimated
 
@@ -155,7 +155,7 @@ def test_windows_of_boxes():
     assert published_window((100, 100), corner, 0, 0) == Window(0, 0, 20, 5, 0, 0)
 
 
-def test_what_cannot_be_labelled_is_said(disc):
+def test_what_cannot_be_labeled_is_said(disc):
     image = np.pad(disc[0], 100)
     apart, large = Point(100, 100, "spot", seeds=((30, 100),)), Point(75, 60, box=(40, 40, 110, 80))
     points = [[apart, large, Point(9, 9)]]
@@ -175,7 +175,7 @@ def test_narrow_images_give_finite_maps(shape, name):
     image = np.random.default_rng(3).integers(0, 256, shape).astype(np.uint8)
     image[shape[0] // 2, shape[1] // 2] = 255
     changes = {"trial": {"clusters": 3}} | ({"trials": 5} if name == "paper" else {})
-    mask, target = labelled(image, Point(shape[1] // 2, shape[0] // 2, "point"), preset(name, **changes))
+    mask, target = labeled(image, Point(shape[1] // 2, shape[0] // 2, "point"), preset(name, **changes))
     assert np.isfinite(target.tpm).all()
     assert target.tpm.max() == 1
     assert mask.dtype == bool
@@ -208,7 +208,7 @@ def test_marks_outside_are_refused(disc, point, message):
         ({"maker": "components", "trials": -1}, "trials -1: maker 'components' makes no trials"),
         ({"maker": "components", "trials": 0, "stop_change": 0.2}, "stop_change 0.2: maker 'components'"),
         ({"trial": {"clusters": 0}}, "clusters"),
-        ({"trial": {"colour": 0}}, "colour"),
+        ({"trial": {"color": 0}}, "color"),
         ({"crf": {"iterations": -1}}, "iterations"),
         ({"crf": {"bilateral_srgb": 0.0}}, "bilateral_srgb"),
     ],
@@ -238,13 +238,13 @@ def test_grabcut_of_a_constant_window_is_the_mark():
 def test_default_preset_needs_the_click_alone(disc):
     image, truth = disc
     for x, y in ((25, 22), (27, 20), (23, 24)):
-        mask, target = labelled(image, Point(x, y), PRESETS["default"])
+        mask, target = labeled(image, Point(x, y), PRESETS["default"])
         assert np.array_equal(mask, truth)
         assert target.estimated
         assert target.point.category == "spot"
         assert target.trials == 0
         assert 0.5 < target.confidence <= 1
-    assert np.isnan(labelled(image, Point(25, 22), QUICK)[1].confidence)
+    assert np.isnan(labeled(image, Point(25, 22), QUICK)[1].confidence)
 
 
 def test_default_preset_uses_a_given_category():
@@ -255,21 +255,21 @@ def test_default_preset_uses_a_given_category():
         50 + np.random.default_rng(0).integers(0, 3, radius.shape) + 60 * (radius <= 7) + 90 * (radius <= 1.5)
     )
     image = image.astype(np.uint8)
-    core, _ = labelled(image, Point(30, 30, "point"), PRESETS["default"])
-    body, _ = labelled(image, Point(30, 30, "extended"), PRESETS["default"])
+    core, _ = labeled(image, Point(30, 30, "point"), PRESETS["default"])
+    body, _ = labeled(image, Point(30, 30, "extended"), PRESETS["default"])
     assert np.array_equal(core, radius <= 1.5)
     assert np.array_equal(body, radius <= 7)
     ignored = preset("default", category="estimate")
-    assert np.array_equal(*(labelled(image, Point(30, 30, c), ignored)[0] for c in ("point", "extended")))
+    assert np.array_equal(*(labeled(image, Point(30, 30, c), ignored)[0] for c in ("point", "extended")))
 
 
 def test_default_preset_on_dark_targets_and_flat_windows(disc):
     image, truth = disc
     dark = 255 - image
     auto = preset("default", components={"polarity": "auto"})
-    assert np.array_equal(labelled(dark, Point(25, 22), auto)[0], truth)
-    assert np.array_equal(labelled(image, Point(25, 22), auto)[0], truth)
-    mask, target = labelled(np.full((30, 30), 9, np.uint8), Point(10, 12), PRESETS["default"])
+    assert np.array_equal(labeled(dark, Point(25, 22), auto)[0], truth)
+    assert np.array_equal(labeled(image, Point(25, 22), auto)[0], truth)
+    mask, target = labeled(np.full((30, 30), 9, np.uint8), Point(10, 12), PRESETS["default"])
     assert mask.sum() == 9
     assert mask[11:14, 9:12].all()
     assert target.confidence == 0
@@ -282,14 +282,14 @@ def test_default_preset_averages_several_marks():
     image[20:24, 10:14] = 200
     image[20:24, 24:28] = 200
     seeds = ((25.0, 22.0), (26.0, 21.0))
-    _, target = labelled(image, Point(11, 21, "spot", seeds=seeds), PRESETS["default"])
+    _, target = labeled(image, Point(11, 21, "spot", seeds=seeds), PRESETS["default"])
     tpm = np.zeros(image.shape)
     tpm[target.window.area] = target.tpm
     one = np.zeros(image.shape)
-    _, alone = labelled(image, Point(11, 21, "spot"), PRESETS["default"])
+    _, alone = labeled(image, Point(11, 21, "spot"), PRESETS["default"])
     one[alone.window.area] = alone.tpm
     other = np.zeros(image.shape)
-    _, alone = labelled(image, Point(25, 22, "spot"), PRESETS["default"])
+    _, alone = labeled(image, Point(25, 22, "spot"), PRESETS["default"])
     other[alone.window.area] = alone.tpm
     np.testing.assert_allclose(tpm, (one + 2 * other) / 3, atol=1e-3)
 

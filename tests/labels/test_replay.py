@@ -135,7 +135,7 @@ def test_stages_are_those_of_the_stop_rule(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize(
     "trial",
     [
@@ -146,11 +146,11 @@ def test_stages_are_those_of_the_stop_rule(data, tmp_path, monkeypatch):
         TrialConfig(method="kmeans", intensity=0.3, shared_noise=True),
     ],
 )
-def test_the_noisy_window_is_what_a_trial_clusters(dtype, colour, trial):
+def test_the_noisy_window_is_what_a_trial_clusters(dtype, color, trial):
     random = np.random.default_rng(4)
     y, x = np.mgrid[:40, :44]
     image = 60 + 120 * np.exp(-((y - 20) ** 2 + (x - 22) ** 2) / 12) + random.normal(0, 4, (40, 44))
-    if colour:
+    if color:
         image = np.stack([image, image * 0.8, image * 0.6 + 20], axis=2)
     image = (image * (1 if dtype == np.uint8 else 200)).astype(dtype)
     config = LabelConfig(trial=trial)
@@ -170,7 +170,7 @@ def test_the_noisy_window_is_what_a_trial_clusters(dtype, colour, trial):
         assert not torch.equal(without, expected)
 
 
-def test_overlapping_windows_are_compared_with_their_neighbours(data, tmp_path):
+def test_overlapping_windows_are_compared_with_their_neighbors(data, tmp_path):
     points = tmp_path / "points.csv"
     rows = [f"synthetic_0000{i},{x},{y},spot" for i in (1, 2) for x, y in ((30, 40), (36, 40), (36, 46))]
     points.write_text("\n".join(["image,x,y,category", *rows]) + "\n")
@@ -179,7 +179,7 @@ def test_overlapping_windows_are_compared_with_their_neighbours(data, tmp_path):
     assert process.changed == 0
     alone = process.stages[-1].tpm
     shared = read_tpm(tpm_path(run.folder, "synthetic_00002"))[process.window.area]
-    assert (shared > alone + 0.01).any()  # the neighbours do reach into this window
+    assert (shared > alone + 0.01).any()  # the neighbors do reach into this window
 
 
 def test_points_that_were_skipped_are_not_counted(data, tmp_path):
@@ -270,14 +270,14 @@ def test_targets_are_found_by_name(data, labels):
         find_targets(odd, "none")
 
 
-def test_the_picture_tells_each_target(data, labels, monkeypatch):
+def test_the_image_tells_each_target(data, labels, monkeypatch):
     run, processes = processes_of(data, labels)
     pixels = np.asarray(trace_sheet(processes[:2], run.config))
     assert pixels.shape[0] - np.asarray(trace_sheet(processes[:1], run.config)).shape[0] == 180
     panels = pixels[66 : 66 + 150]
 
-    def columns(colour):
-        return set((np.nonzero((panels == colour).all(axis=2))[1] - 18) // 156)
+    def columns(color):
+        return set((np.nonzero((panels == color).all(axis=2))[1] - 18) // 156)
 
     assert columns(CLICK) == {0}
     assert columns(MASK) >= {2, 7}

@@ -1,4 +1,4 @@
-"""Labelling by several processes: the files of one, whatever was interrupted in between."""
+"""Labeling by several processes: the files of one, whatever was interrupted in between."""
 
 import json
 import os
@@ -61,8 +61,8 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_write_the_files_of_one(data: Path, alone: Path, tmp_path: Path) -> None:
-    told = finish(command(data, tmp_path / "two", processes=2))
-    assert told.count("29 images") == 1
+    printed = finish(command(data, tmp_path / "two", processes=2))
+    assert printed.count("29 images") == 1
     assert content(tmp_path / "two") == content(alone)
     one, two = (json.loads((out / "label.json").read_text()) for out in (alone, tmp_path / "two"))
     assert (one["processes"], two["processes"]) == (1, 2)

@@ -13,8 +13,8 @@ from label_files import (
     coco,
     labelme,
     make_images,
+    mask_file,
     only,
-    picture,
     reasons,
     saved,
     shape,
@@ -123,23 +123,23 @@ def test_parts_of_a_target_must_agree_on_its_category(tmp_path, images):
 
 def test_clicks_numbered_by_pixel_value(tmp_path, images):
     marks = {(3, 7): 2, (4, 8): 2, (4, 7): 2, (9, 9): 255}
-    points = only(picture(tmp_path / "a.png", marks), images, "multi-point")
+    points = only(mask_file(tmp_path / "a.png", marks), images, "multi-point")
     assert points == {"a": [Point(3, 7, seeds=((4, 7), (4, 8))), Point(9, 9)]}
-    assert only(picture(tmp_path / "a.png", {(3, 7): 255}), images, "multi-point") == {"a": [Point(3, 7)]}
-    assert only(picture(tmp_path / "a.png", {}), images, "multi-point") == {"a": []}
-    deep = only(picture(tmp_path / "a.png", {(3, 7): 900, (5, 7): 900}, np.uint16), images, "multi-point")
+    assert only(mask_file(tmp_path / "a.png", {(3, 7): 255}), images, "multi-point") == {"a": [Point(3, 7)]}
+    assert only(mask_file(tmp_path / "a.png", {}), images, "multi-point") == {"a": []}
+    deep = only(mask_file(tmp_path / "a.png", {(3, 7): 900, (5, 7): 900}, np.uint16), images, "multi-point")
     assert deep == {"a": [Point(3, 7, seeds=((5, 7),))]}
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1, np.uint8), (255, np.uint8), (65535, np.uint16)])
 def test_clicks_in_a_mask_of_two_values_are_not_told_apart(tmp_path, images, value, dtype):
-    path = picture(tmp_path / "a.png", {(3, 7): value, (9, 9): value}, dtype)
+    path = mask_file(tmp_path / "a.png", {(3, 7): value, (9, 9): value}, dtype)
     with pytest.raises(InputError, match=r"its 2 pixels have one value.*from 2 on"):
         read_points(path, images, "multi-point")
 
 
 def test_areas_are_no_clicks(tmp_path, images):
-    path = picture(tmp_path / "a.png", {(x, y): x for x in (3, 4) for y in (7, 8)})
+    path = mask_file(tmp_path / "a.png", {(x, y): x for x in (3, 4) for y in (7, 8)})
     with pytest.raises(InputError, match="areas, not points"):
         read_points(path, images, "multi-point")
 
@@ -177,16 +177,16 @@ def test_a_line_to_the_border_of_the_image_is_inside(tmp_path, images):
     assert all(0 <= x < WIDTH and 0 <= y < HEIGHT for x, y in places)
 
 
-def test_strokes_of_a_picture(tmp_path, images):
+def test_strokes_of_an_image(tmp_path, images):
     thick = {(x, y): 255 for x in (10, 11) for y in (20, 21)} | {(12, 22): 1}
     points = only(
-        picture(tmp_path / "a.png", {(3, 2): 255, (4, 2): 255, (5, 3): 9, (6, 3): 9} | thick),
+        mask_file(tmp_path / "a.png", {(3, 2): 255, (4, 2): 255, (5, 3): 9, (6, 3): 9} | thick),
         images,
         "scribble",
     )
     assert points["a"][0] == STROKE
     assert {(points["a"][1].x, points["a"][1].y), *points["a"][1].seeds} == set(thick)
-    assert only(picture(tmp_path / "b.png", {}), images, "scribble") == {"b": []}
+    assert only(mask_file(tmp_path / "b.png", {}), images, "scribble") == {"b": []}
 
 
 @pytest.mark.parametrize(
@@ -264,8 +264,8 @@ def test_a_scribble_is_its_set_of_pixels(pixels, random):
     places = {(stroke.x, stroke.y), *stroke.seeds}
     assert places == {(x, y) for y, x in pixels}
     assert len(stroke.seeds) == len(places) - 1
-    centre = np.mean(list(places), axis=0)
-    distances = {place: np.hypot(*(np.array(place) - centre)) for place in places}
+    center = np.mean(list(places), axis=0)
+    distances = {place: np.hypot(*(np.array(place) - center)) for place in places}
     assert distances[stroke.x, stroke.y] == pytest.approx(min(distances.values()))
     again = pixels * 2
     random.shuffle(again)

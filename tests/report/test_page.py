@@ -103,7 +103,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.cards: list[str] = []
-        self.pictures: list[Image.Image] = []
+        self.figures: list[Image.Image] = []
         self.text = ""
         source = path.read_text(encoding="utf-8")
         self.feed(source)
@@ -119,7 +119,7 @@ class Page(HTMLParser):
             head, _, data = dict(attrs)["src"].partition(",")
             assert head == "data:image/png;base64"
             assert dict(attrs)["alt"]
-            self.pictures.append(Image.open(io.BytesIO(base64.b64decode(data))))
+            self.figures.append(Image.open(io.BytesIO(base64.b64decode(data))))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -195,7 +195,7 @@ def test_reliability_counts_pixels_above_0():
     assert pixels.sum() == 11
 
 
-def test_a_picture_shows_all_of_a_target_and_stays_in_the_image():
+def test_a_figure_shows_all_of_a_target_and_stays_in_the_image():
     mask = image_of([(0, 3, 0, 3), (90, 96, 40, 96)]) > 0
     corner, long = check_image("a", mask, mask).targets
     assert corner.view == (0, 0, 25, 25)
@@ -222,8 +222,8 @@ def test_the_page(run):
     assert f"{HOSTILE}:8" in page.cards
     assert "<b>it is not there</b>" in page.text
     assert page.tags.count("img") == 11  # the hostile name made none
-    assert len(page.pictures) == len(page.cards) == 11
-    assert {picture.size for picture in page.pictures} == {(462, 150)}
+    assert len(page.figures) == len(page.cards) == 11
+    assert {figure.size for figure in page.figures} == {(462, 150)}
     for words in ("Review these first", "nIoU", "low confidence: 0.40", "1,000", "cpu (2 threads)", "seed"):
         assert words in page.text
     order = ("Review these first", "Least confident", "pixels are true", "it is not there")
@@ -234,7 +234,7 @@ def test_the_page(run):
     assert (run / "report.html").read_bytes() == before
 
 
-def test_the_ends_of_the_iou_have_pictures(run):
+def test_the_ends_of_the_iou_have_figures(run):
     truth = find_files(run.parent / "truth")
     report = LabelReport({HOSTILE: run / "masks" / f"{HOSTILE}.png"}, truth, {})
     mask, true = (np.array(Image.open(folder[HOSTILE])) > 0 for folder in (report.masks, truth))
@@ -249,12 +249,12 @@ def test_the_page_without_truth(run):
     page = Page(run / "report.html")
     assert "nIoU" not in page.text
     assert "Lowest IoU" not in page.text
-    assert len(page.pictures) == 11
+    assert len(page.figures) == 11
     assert "Least confident of the others" in page.text
 
 
 def test_the_page_is_bounded(run):
-    """However many targets, there are 40 pictures and a table of fixed length."""
+    """However many targets, there are 40 figures and a table of fixed length."""
     images, truth = find_files(run.parent / "images"), find_files(run.parent / "truth")
     labels = LabelRun.open(run)
     masks = {stem: run / "masks" / f"{stem}.png" for stem in labels.rows}
@@ -271,7 +271,7 @@ def test_the_page_is_bounded(run):
     page = Page(run / "report.html")
     assert report.check.targets == 4400
     assert "4,400 targets" in page.text
-    assert len(page.pictures) <= 40
+    assert len(page.figures) <= 40
     assert page.tags.count("tr") < 250
 
 
@@ -282,7 +282,7 @@ def test_runs_without_a_table_of_targets(run):
     assert check.flags["low confidence"] == 0
     assert check.flags["two clicks on one mask"] == 2
     assert "low confidencenot known" in page.text
-    assert {picture.size for picture in page.pictures} == {(306, 150)}  # without images: TPM and outlines
+    assert {figure.size for figure in page.figures} == {(306, 150)}  # without images: TPM and outlines
 
 
 @pytest.mark.parametrize("text", ["image,target\na,1\n", "image,estimated,confidence\na,0,0.5\n", "\0"])
@@ -293,7 +293,7 @@ def test_a_damaged_table_of_targets_is_named(run, text):
 
 
 def test_unreadable_files_are_told(run, tmp_path):
-    (run / "tpm" / f"{HOSTILE}.png").write_bytes(b"no picture")
+    (run / "tpm" / f"{HOSTILE}.png").write_bytes(b"no image")
     check = report_labels(LabelRun.open(run, {}, find_files(tmp_path / "truth")))
     assert check.targets == 11
     assert not check.reliability.any()

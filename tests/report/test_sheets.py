@@ -37,9 +37,9 @@ def below_legend(sheet: Image.Image) -> np.ndarray:
     return np.asarray(sheet)[60:]
 
 
-def places(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """(row, column) of the pixels of exactly this colour."""
-    return np.argwhere((pixels == colour).all(axis=2))
+def places(pixels: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """(row, column) of the pixels of exactly this color."""
+    return np.argwhere((pixels == color).all(axis=2))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (7, 5), (22, 21), (64, 64), (65, 13), (200, 300)])
@@ -56,8 +56,8 @@ def test_brightness_is_stretched_whatever_the_range() -> None:
     image = target()["image"]
     eight = contact_sheet([make_tile()])
     sixteen = contact_sheet([make_tile(image=(image * 20.0 + 3000).astype(np.uint16))])
-    colour = contact_sheet([make_tile(image=np.stack([image] * 3, axis=2))])
-    assert eight.tobytes() == sixteen.tobytes() == colour.tobytes()
+    color = contact_sheet([make_tile(image=np.stack([image] * 3, axis=2))])
+    assert eight.tobytes() == sixteen.tobytes() == color.tobytes()
 
 
 def test_a_flat_window_is_gray() -> None:
