@@ -17,7 +17,7 @@ from mclc_gpu.kernels.crf import dense_crf, window_colors
 from mclc_gpu.kernels.jit_cpu import compiled, float_bits
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
-from mclc_gpu.kernels.trials import run_trials, trial_grids
+from mclc_gpu.kernels.trials import run_trials, start_grids
 from mclc_gpu.kernels.trials_cpu import palette, settings, trial_features
 from mclc_gpu.labels.config import PRESETS
 from mclc_gpu.labels.pipeline import place_targets
@@ -102,12 +102,12 @@ def trial_steps(
     images: PackedImages, windows: Windows, keys: torch.Tensor, config: TrialConfig, trials: int
 ) -> Steps:
     """Count the steps of the first trials of every target; see `mclc_gpu.kernels.trials.run_trials`."""
-    centers, grids = trial_grids(windows, config.clusters)
+    grids = start_grids(windows, config.clusters)
     byte = images.data.dtype == torch.uint8
     return Steps(
         *_replay(
             images.data.cpu().numpy(), images.table.cpu().numpy(), windows.table.numpy(), keys.numpy(),
-            grids.numpy(), centers.numpy(), settings(config, byte), trials,
+            grids.table.numpy(), grids.centers.numpy(), settings(config, byte), trials,
         )
     )  # fmt: skip
 

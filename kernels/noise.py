@@ -7,24 +7,7 @@ with IEEE additions, multiplications and square roots alone.
 
 `NOISES` holds the kinds by name: "none"; "salt" and "pepper" replace a value by the upper or lower end of the
 range with probability `intensity`; "gaussian" adds a normal number of standard deviation
-intensity (high - low) and clips. A new kind is a device function for each backend and a line that registers
-them::
-
-    import triton
-    import triton.language as tl
-    from mclc_gpu.kernels.noise import NOISES, Noise
-
-
-    def dim(value, word, intensity, bound, low, high):
-        return low + (value - low) * (1 - intensity) if (word >> 8) < bound else value
-
-
-    @triton.jit
-    def dim_triton(value, word, intensity, bound, low, high):
-        return tl.where((word >> 8).to(tl.int32) < bound, low + (value - low) * (1 - intensity), value)
-
-
-    NOISES["dim"] = Noise(dim, dim_triton)
+intensity (high - low) and clips. `Noise` says what a kind consists of; CONTRIBUTING.md shows how to add one.
 
 References
 ----------

@@ -1,7 +1,8 @@
-"""Images, windows and marks of a batch, packed into tensors that every kernel reads."""
+"""Images, windows, marks and start grids of a batch, packed into tensors that every kernel reads."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -265,6 +266,26 @@ class Marks:
             raise ValueError(f"a target has {int(numbers.max())} marks beside its click, at most {MAX_MARKS}")
         if bool(((self.pixels < 0) | (self.pixels >= windows.sizes.repeat_interleave(numbers))).any()):
             raise ValueError("a mark lies outside its window")
+
+
+class StartGrids(NamedTuple):
+    """Start centers of the clusters of all windows, on the CPU; windows of one shape share them.
+
+    Attributes
+    ----------
+    centers : Tensor [centers, 2], float32
+        Row and column, for all shapes of windows one after another.
+    table : Tensor [windows, 5], int64
+        First center, number of centers, reach in y and in x (pixels), step (pixels).
+    """
+
+    centers: torch.Tensor
+    table: torch.Tensor
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Centers of each window, int64 [windows]."""
+        return self.table[:, 1]
 
 
 def starts_of(sizes: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ import torch
 
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import TrialConfig
-from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
+from mclc_gpu.kernels.packed import Marks, PackedImages, StartGrids, Windows
 from mclc_gpu.kernels.slic import grid_centres, window_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrialCounts:
-    """How often each window pixel was clustered with the click and with each further mark.
+    """Number of trials that clustered each window pixel with the click, and with each further mark.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class TrialCounts:
     offsets : Tensor [targets + 1], int64, on the CPU
     trials : int
     masks : Tensor [trials, pixels of all windows], uint8, or None
-        Each trial's mask, or with further marks its counts, if asked for.
+        Each trial's mask, or with further marks its counts, if requested.
     """
 
     counts: torch.Tensor
@@ -31,30 +31,18 @@ class TrialCounts:
     masks: torch.Tensor | None
 
 
-def trial_grids(windows: Windows, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the clusters of all windows start, on the CPU.
-
-    Parameters
-    ----------
-    windows : Windows
-    clusters : int
-
-    Returns
-    -------
-    centres : Tensor [centres, 2], float32
-        Row and column, for all shapes of windows one after another.
-    grids : Tensor [targets, 5], int64
-        First centre, number of centres, reach in y and in x (pixels), step (pixels).
-    """
+def start_grids(windows: Windows, clusters: int) -> StartGrids:
+    """Place the start centers of about `clusters` clusters in every window."""
     shapes, index = torch.unique(windows.shapes, dim=0, return_inverse=True)
-    centres, rows, first = [], [], 0
+    centers, rows, first = [], [], 0
     for height, width in shapes.tolist():
         ys, xs, step_y, step_x = grid_centres(height, width, clusters)
-        centres.append(np.stack([ys, xs], axis=1))
+        centers.append(np.stack([ys, xs], axis=1))
         reach_y, reach_x = (2 * step for step in window_steps(height, width, len(ys)))
         rows.append((first, len(ys), reach_y, reach_x, max(step_y, step_x)))
         first += len(ys)
-    return torch.from_numpy(np.concatenate(centres)).float(), torch.tensor(rows, dtype=torch.int64)[index]
+    table = torch.tensor(rows, dtype=torch.int64)[index]
+    return StartGrids(torch.from_numpy(np.concatenate(centers)).float(), table)
 
 
 def run_trials(
@@ -75,7 +63,8 @@ def run_trials(
     many times as it holds marks.
 
     The counts of a target depend on the images, its window, its key and the config alone: not on the other
-    targets, their order, the batch, the backend (but for near ties in the last bit) or the number of devices.
+    targets, their order, the batch, the backend (except for near ties in the last bit) or the number of
+    devices.
 
     Parameters
     ----------
@@ -101,7 +90,24 @@ def run_trials(
     ValueError
         A window outside its image or larger than 64 pixels, wrong shapes or dtypes, trials below 1.
     RuntimeError
-        The backend asked for cannot run here.
+        The requested backend cannot run here.
+
+    References
+    ----------
+    Li et al., ICCV 2023, arXiv:2304.04442 (Monte Carlo linear clustering).
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from mclc_gpu.kernels.config import TrialConfig
+    >>> from mclc_gpu.kernels.packed import PackedImages, Windows
+    >>> from mclc_gpu.kernels.trials import run_trials
+    >>> image = np.full((12, 12), 40, np.uint8)
+    >>> image[5:7, 5:7] = 200
+    >>> windows = Windows.pack([(0, 0, 0, 12, 12, 5, 5, 0)])
+    >>> result = run_trials(PackedImages.pack([image]), windows, torch.tensor([0]), TrialConfig(), trials=20)
+    >>> int(result.counts.reshape(12, 12)[5, 5])
+    20
     """
     if trials < 1 or first_trial < 0 or first_trial + trials > 2**31:
         raise ValueError(
@@ -116,39 +122,20 @@ def run_trials(
         raise ValueError(f"keys must be int64 [{len(windows)}], got {keys.dtype} {list(keys.shape)}")
     marks = Marks.pack([()] * len(windows)) if marks is None else marks
     marks.check(windows)
-    offsets = windows.offsets
-    total = int(offsets[-1])
+    total = int(windows.offsets[-1])
     counts = torch.zeros(total, dtype=torch.int32, device=device)
     masks = torch.zeros((trials if keep_masks else 0, total), dtype=torch.uint8, device=device)
     if len(windows):
-        centres, grids = trial_grids(windows, config.clusters)
+        targets = images, windows, keys, start_grids(windows, config.clusters), marks
         if backend == "triton":
-            from mclc_gpu.kernels import trials_triton as triton_backend
+            from mclc_gpu.kernels import trials_triton
 
-            triton_backend.run(
-                images, windows, keys, grids, centres, marks, config, first_trial, trials,
-                counts, masks,
-            )  # fmt: skip
+            trials_triton.run(*targets, config, first_trial, trials, counts, masks)
         else:
-            from mclc_gpu.kernels import trials_cpu as cpu_backend
+            from mclc_gpu.kernels import trials_cpu
 
-            cpu_backend.run(
-                images.data.numpy(),
-                images.table.numpy(),
-                windows.table.numpy(),
-                keys.numpy(),
-                grids.numpy(),
-                centres.numpy(),
-                offsets.numpy(),
-                marks.offsets.numpy(),
-                marks.pixels.numpy(),
-                counts.numpy(),
-                masks.numpy(),
-                cpu_backend.settings(config, images.data.dtype == torch.uint8),
-                first_trial,
-                trials,
-            )
-    return TrialCounts(counts, offsets, trials, masks if keep_masks else None)
+            trials_cpu.run(*targets, config, first_trial, trials, counts, masks)
+    return TrialCounts(counts, windows.offsets, trials, masks if keep_masks else None)
 
 
 _ROUND = 16  # trials between two looks at the stop rule; the result does not depend on it
@@ -165,7 +152,7 @@ def run_until_stable(
     marks: Marks | None = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Trials of every target until one more trial changes its TPM by less than `change`.
+    """Run trials of every target until one more trial changes its TPM by less than `change`.
 
     With S_k the counts after k trials, over the number of the target's marks, and TPM_k = S_k / k, a target
     stops at the first k >= 2 for which ||TPM_k - TPM_(k-1)|| < change (L2 norm over the window), at the
@@ -197,19 +184,19 @@ def run_until_stable(
         raise ValueError(
             f"max_trials must be at least 1 and change at least 0, got {max_trials} and {change}"
         )
-    sizes, offsets = windows.sizes, windows.offsets
     device = images.data.device
-    counts = torch.zeros(int(offsets[-1]), dtype=torch.int32, device=device)
-    owner = torch.repeat_interleave(torch.arange(len(windows)), sizes)
+    counts = torch.zeros(int(windows.offsets[-1]), dtype=torch.int32, device=device)
+    owner = torch.repeat_interleave(torch.arange(len(windows)), windows.sizes)
     trials = torch.zeros(len(windows), dtype=torch.int64)
-    votes = 1 + (torch.zeros_like(trials) if marks is None else marks.numbers)  # of each trial
+    most = 1 + (torch.zeros_like(trials) if marks is None else marks.numbers)  # of a pixel in one trial
     active = torch.arange(len(windows))
     done = 0
     while len(active) and done < max_trials:
         number = min(_ROUND, max_trials - done)
-        result = run_trials(
+        own = windows[active]
+        masks = run_trials(
             images,
-            windows[active],
+            own,
             keys[active],
             config,
             number,
@@ -217,22 +204,37 @@ def run_until_stable(
             first_trial=done,
             keep_masks=True,
             backend=backend,
-        )
-        assert result.masks is not None
+        ).masks
+        assert masks is not None
         pixels = torch.nonzero(torch.isin(owner, active))[:, 0].to(device)
-        segment = torch.repeat_interleave(torch.arange(len(active)), sizes[active]).to(device)
-        before = counts[pixels].long()
-        after = before + torch.cumsum(result.masks.long(), 0)
-        k = torch.arange(done + 1, done + number + 1, device=device)[:, None]
-        # TPM_k - TPM_(k-1) = ((k - 1) m_k - S_(k-1)) / (k (k - 1)), m_k the mask of trial k.
-        difference = (k - 1) * result.masks.long() - (after - result.masks)
-        squares = torch.zeros(number, len(active), dtype=torch.int64, device=device)
-        squares.index_add_(1, segment, difference * difference)
-        limit = change * (k * (k - 1) * votes[active].to(device)).double()
-        stable = (squares.double().sqrt() < limit) & (k >= 2)
+        after = counts[pixels].long() + torch.cumsum(masks.long(), 0)
+        segment = torch.repeat_interleave(torch.arange(len(own)), own.sizes).to(device)
+        stable = _stable(masks.long(), after, segment, most[active].to(device), done, change)
         last = torch.where(stable.any(0), stable.int().argmax(0), number - 1)
         counts[pixels] = after.gather(0, last[segment][None])[0].int()
         trials[active] = done + 1 + last.cpu()
         active = active[~stable.any(0).cpu()]
         done += number
-    return counts, offsets, trials
+    return counts, windows.offsets, trials
+
+
+def _stable(
+    masks: torch.Tensor,
+    sums: torch.Tensor,
+    segment: torch.Tensor,
+    most: torch.Tensor,
+    done: int,
+    change: float,
+) -> torch.Tensor:
+    """Tell after which trials a target is stable, bool [trials, targets].
+
+    `masks` and `sums` S_k: int64 [trials, pixels], of the trials that follow the first `done`; `segment`: the
+    target of each pixel; `most`: greatest count of one trial, [targets].
+    """
+    k = torch.arange(done + 1, done + len(masks) + 1, device=masks.device)[:, None]
+    # TPM_k - TPM_(k-1) = ((k - 1) m_k - S_(k-1)) / (k (k - 1)), m_k the mask of trial k.
+    difference = (k - 1) * masks - (sums - masks)
+    squares = torch.zeros(len(masks), len(most), dtype=torch.int64, device=masks.device)
+    squares.index_add_(1, segment, difference * difference)
+    limit = change * (k * (k - 1) * most).double()
+    return (squares.double().sqrt() < limit) & (k >= 2)

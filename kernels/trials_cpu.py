@@ -1,4 +1,9 @@
-"""Monte Carlo trials on the CPU, compiled with numba."""
+"""Monte Carlo trials on the CPU, compiled with numba.
+
+Where the noise replaces values by an end of the range, a pixel has one of eight colors, by the channels that
+are replaced: they are computed once for a window, its palette, and a trial picks from them. This holds for
+nearly all trials, which have one range of values; others, and other noise, compute their colors anew.
+"""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -6,27 +11,32 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+import torch
 
 from mclc_gpu.kernels.clusters_cpu import allocate, assign, restart, update
 from mclc_gpu.kernels.color_cpu import lab_of_linear, linear_light
-from mclc_gpu.kernels.config import NOISES, TrialConfig
+from mclc_gpu.kernels.config import CONNECTIVITY, NOISES, TrialConfig
 from mclc_gpu.kernels.connectivity_cpu import relabel
 from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.noise import threshold
 from mclc_gpu.kernels.noise_cpu import disturb_channel, draw, noise_pass
+from mclc_gpu.kernels.packed import Marks, PackedImages, StartGrids, Windows
 
 F = np.float32
 U = np.uint64
-NONE, LOW, HIGH = range(3)
-_SUBSETS = 8
-_WORDS = 8  # pixels in a vector of the generator
+NONE, LOW, HIGH = range(3)  # the end of the range that replaces values
+ENFORCE, COMPONENT, CLUSTER = range(len(CONNECTIVITY))
+_SUBSETS = 8  # of the three channels
+_WORDS = 8  # words in a vector of the generator
+_FAR = F(np.inf)
+_LEAST = 8  # trials in a block: each block makes its window's palette, which takes as long as five trials
 
 
 class NoiseSettings(NamedTuple):
-    """What the noise and the features of every trial share; see `mclc_gpu.kernels.config.Noise`."""
+    """Noise and features of every trial; see `mclc_gpu.kernels.config.Noise`."""
 
     address: int  # of the kind's pass over a channel
-    end: int  # the end of the range that replaces values: NONE, LOW or HIGH
+    end: int  # NONE, LOW or HIGH
     bound: np.uint32
     intensity: np.float32
     shared: bool
@@ -34,19 +44,54 @@ class NoiseSettings(NamedTuple):
     scale: np.float32  # 1 / compactness
 
 
+class Settings(NamedTuple):
+    """Settings that all trials of a run share; see `TrialConfig`."""
+
+    noise: NoiseSettings
+    iterations: int
+    tolerance: np.float32
+    connectivity: int
+    windowed: bool
+    min_size_factor: float
+    max_size_factor: float
+
+
 class Palette(NamedTuple):
-    """One window, what its trials have in common, and working arrays; n pixels, in whole vectors."""
+    """One window, what its trials have in common, and their working arrays."""
 
     window: np.ndarray  # float32 [3, pixels], without noise
-    words: np.ndarray  # uint32 [3, n], random words of the trial
+    words: np.ndarray  # uint32 [3, pixels in whole vectors], random words of the trial
     light: np.ndarray  # float32 [3, pixels], linear light of the trial
-    colours: np.ndarray  # float32 [8, 3, pixels], features by subset of replaced channels
+    colors: np.ndarray  # float32 [8, 3, pixels], features by subset of replaced channels; else [0, 3, pixels]
     subsets: np.ndarray  # uint8 [pixels], of the trial
     replaced: np.ndarray  # int32 [pixels + 1], pixels whose subset is not empty
-    ends: np.ndarray  # int64 [3 * pixels], where the window holds the end of its range that noise may remove
+    ends: np.ndarray  # int64 [3 * pixels], words of the values at the end of the range that noise may remove
     number: int  # of these
     low: np.float32  # range of values; noise stays within
     high: np.float32
+
+
+def settings(config: TrialConfig, byte: bool) -> Settings:
+    """Return what the compiled code needs of a config; `byte` images have the fixed range 0..255."""
+    kind = NOISES[config.noise]
+    noise = NoiseSettings(
+        noise_pass(kind.function("cpu")).address,
+        {None: NONE, "low": LOW, "high": HIGH}[kind.replaced_by],
+        np.uint32(threshold(config.intensity)),
+        F(config.intensity),
+        config.shared_noise,
+        not byte,
+        F(1.0 / config.compactness),
+    )
+    return Settings(
+        noise,
+        config.max_iterations,
+        F(config.tolerance),
+        CONNECTIVITY.index(config.connectivity),
+        config.method == "slic",
+        config.min_size_factor,
+        config.max_size_factor,
+    )
 
 
 @compiled()
@@ -62,7 +107,7 @@ def _gather(image, height, width, channels, top, left, h, w, window):
 
 @compiled(fastmath={"nnan"})
 def _range(values, words, bound, low, high):
-    """Least and greatest of low, high and the values whose word is not below the bound; is any word below?"""
+    """Widen low..high by the values whose word is not below the bound. Returns too if any word is below."""
     smallest = np.uint32(0xFFFFFFFF)
     for p in range(values.shape[0]):
         word = words[p] >> np.uint32(8)
@@ -87,7 +132,7 @@ def _blend(values, words, bound, replacement, out):
 
 
 @compiled()
-def _colours(light, scale, f0, f1, f2):
+def _colors(light, scale, f0, f1, f2):
     r, g, b = light
     for p in range(r.shape[0]):
         lightness, green_red, blue_yellow = lab_of_linear(r[p], g[p], b[p])
@@ -103,7 +148,7 @@ def _span(least, greatest):
 
 @compiled()
 def palette(image, height, width, channels, top, left, h, w, noise):
-    """What the trials of one window of a planar image have in common."""
+    """Return the palette of one window of a planar image."""
     pixels = h * w
     window = np.empty((3, pixels), np.float32)
     _gather(image, height, width, channels, top, left, h, w, window)
@@ -116,10 +161,11 @@ def palette(image, height, width, channels, top, left, h, w, noise):
     low = least if noise.own_range else F(0)
     high = greatest if noise.own_range else F(255)
     replaces = noise.end != NONE
-    colours = np.empty((_SUBSETS if replaces else 0, 3, pixels), np.float32)
+    colors = np.empty((_SUBSETS if replaces else 0, 3, pixels), np.float32)
     ends = np.empty(3 * pixels if replaces else 0, np.int64)
     number = 0
     if replaces:
+        # The palette's range: from the replacing end to the window's other end, of which a value must stay.
         end = greatest if noise.end == LOW else least
         for c in range(3):
             for p in range(pixels):
@@ -127,23 +173,23 @@ def palette(image, height, width, channels, top, left, h, w, noise):
                 number += window[c, p] == end
         darkest = low if noise.end == LOW else least
         span = _span(darkest, greatest if noise.end == LOW else high)
-        bright = linear_light(((low if noise.end == LOW else high) - darkest) / span)
+        replacement = linear_light(((low if noise.end == LOW else high) - darkest) / span)
         for c in range(3):
             _linear(window[c], darkest, span, linear[c])
         for subset in range(_SUBSETS):
             for c in range(3):
                 if subset >> c & 1:
-                    light[c] = bright
+                    light[c] = replacement
                 else:
                     light[c] = linear[c]
-            _colours(light, noise.scale, colours[subset, 0], colours[subset, 1], colours[subset, 2])
+            _colors(light, noise.scale, colors[subset, 0], colors[subset, 1], colors[subset, 2])
     subsets, replaced = np.empty(pixels, np.uint8), np.empty(pixels + 1, np.int32)
-    return Palette(window, words, light, colours, subsets, replaced, ends, number, low, high)
+    return Palette(window, words, light, colors, subsets, replaced, ends, number, low, high)
 
 
 @compiled()
 def _pick(p, bound, features):
-    """Features of a trial with replaced values, from the palette. Does it have the palette's range?"""
+    """Pick the features of a trial from the palette. Returns False if it has another range."""
     w0, w1, w2 = p.words
     subsets = p.subsets
     every = np.uint8(0)
@@ -169,95 +215,57 @@ def _pick(p, bound, features):
         replaced[number] = i
         number += subsets[i] != 0
     for c in range(3):
-        features[c, : subsets.shape[0]] = p.colours[0, c]
+        features[c, : subsets.shape[0]] = p.colors[0, c]
     for j in range(number):
         i = replaced[j]
         for c in range(3):
-            features[c, i] = p.colours[subsets[i], c, i]
+            features[c, i] = p.colors[subsets[i], c, i]
     return True
 
 
 @compiled()
-def _make(p, bound, noise, features):
-    """Features of any trial, from its own range."""
+def _make(p, noise, features):
+    """Make the features of any trial, from its own range."""
     least, greatest = F(np.inf), F(-np.inf)
-    pixels = p.subsets.shape[0]
     if noise.end == NONE:
         for c in range(3):
             noisy = p.light[c]
             disturb_channel(
                 noise.address, p.window[c], p.words[c], noise.intensity, noise.bound, p.low, p.high, noisy
             )
-            least, greatest, _ = _range(p.light[c], p.words[c], np.uint32(0), least, greatest)
+            least, greatest, _ = _range(noisy, p.words[c], np.uint32(0), least, greatest)
         span = _span(least, greatest)
         for c in range(3):
             _linear(p.light[c], least, span, p.light[c])
     else:
         replacement = p.low if noise.end == LOW else p.high
         for c in range(3):
-            least, greatest, replaced = _range(p.window[c], p.words[c], bound, least, greatest)
+            least, greatest, replaced = _range(p.window[c], p.words[c], noise.bound, least, greatest)
             if replaced:
                 least, greatest = min(least, replacement), max(greatest, replacement)
         span = _span(least, greatest)
-        bright = linear_light((replacement - least) / span)
+        linear = linear_light((replacement - least) / span)
         for c in range(3):
             _linear(p.window[c], least, span, p.light[c])
-            _blend(p.light[c], p.words[c], bound, bright, p.light[c])
-    _colours(p.light, noise.scale, features[0, :pixels], features[1, :pixels], features[2, :pixels])
+            _blend(p.light[c], p.words[c], noise.bound, linear, p.light[c])
+    pixels = p.subsets.shape[0]
+    _colors(p.light, noise.scale, features[0, :pixels], features[1, :pixels], features[2, :pixels])
 
 
 @compiled()
 def trial_features(p, key, trial, target, noise, features):
-    """Features float32 [3, pixels or more] of one noisy trial: CIELAB of the window, rescaled to its range,
-    divided by the compactness."""
+    """Fill features, float32 [3, pixels or more], of one noisy trial of the window with palette `p`.
+
+    They are CIELAB of the window, rescaled to its range, divided by the compactness (eq. 1, 7).
+    """
     draw(p.words, trial, target, key, noise.shared)
-    if not (p.colours.shape[0] and _pick(p, noise.bound, features)):
-        _make(p, noise.bound, noise, features)
-
-
-_FAR = F(np.inf)
-ENFORCE, COMPONENT, CLUSTER = range(3)
-_LEAST = 8  # trials in a block: each block makes its window's palette, which takes as long as five trials
-
-
-class Settings(NamedTuple):
-    """What every trial of a run shares."""
-
-    noise: NoiseSettings
-    iterations: int
-    tolerance: np.float32
-    connectivity: int
-    windowed: bool
-    min_size_factor: float
-    max_size_factor: float
-
-
-def settings(config: "TrialConfig", byte: bool) -> Settings:
-    """What the compiled code needs of a config; `byte` images have the fixed range 0..255."""
-    kind = NOISES[config.noise]
-    noise = NoiseSettings(
-        noise_pass(kind.function("cpu")).address,
-        {None: NONE, "low": LOW, "high": HIGH}[kind.replaced_by],
-        np.uint32(threshold(config.intensity)),
-        F(config.intensity),
-        config.shared_noise,
-        not byte,
-        F(1.0 / config.compactness),
-    )
-    return Settings(
-        noise,
-        config.max_iterations,
-        F(config.tolerance),
-        ("enforce", "component", "cluster").index(config.connectivity),
-        config.method == "slic",
-        config.min_size_factor,
-        config.max_size_factor,
-    )
+    if not (p.colors.shape[0] and _pick(p, noise.bound, features)):
+        _make(p, noise, features)
 
 
 @compiled()
 def _cluster(s, h, w, start, reach_y, reach_x, weight, iterations, tolerance):
-    """All iterations of one trial. Labels that did not change are a fixed point: stopping there is exact."""
+    """Run all iterations of one trial. Labels that did not change are a fixed point: stopping is exact."""
     restart(s, start)
     for i in range(iterations):
         changed = assign(s, h, w, reach_y, reach_x, weight)
@@ -275,7 +283,7 @@ def _count(labels, wanted, counts):
 
 @compiled()
 def _count_marked(labels, click, marks, weights, counts):
-    """Add to every pixel the marks (the click too) in its segment."""
+    """Add to every pixel's count the number of marks, the click included, in its segment."""
     if marks.shape[0] == 0:
         _count(labels, labels[click], counts)
         return
@@ -289,33 +297,36 @@ def _count_marked(labels, click, marks, weights, counts):
 
 
 class Batch(NamedTuple):
-    """All that the items of a run read and write; see `mclc_gpu.kernels.trials` for the tables."""
+    """Arrays that the items of a run read and write; see `mclc_gpu.kernels.packed` for the tables.
+
+    An item is a block of trials of one target.
+    """
 
     data: np.ndarray
     images: np.ndarray
     windows: np.ndarray
     keys: np.ndarray
     grids: np.ndarray
-    centres: np.ndarray
+    centers: np.ndarray
     offsets: np.ndarray
     mark_offsets: np.ndarray
     marks: np.ndarray
     items: np.ndarray  # int64 [items, 3]: target, first trial, last trial (exclusive)
-    partial_offsets: np.ndarray  # int64 [items + 1]: where an item's counts begin
+    partial_offsets: np.ndarray  # int64 [items + 1]: start of each item's counts
     partial: np.ndarray  # int32, every item's counts
     masks: np.ndarray
 
 
 @compiled()
 def _item(batch, i, first_trial, settings):
-    """All trials of one item: counts into `batch.partial`, masks into `batch.masks` if that has rows."""
+    """Run all trials of an item: counts into `batch.partial`, masks into `batch.masks` if that has rows."""
     t, first, last = batch.items[i]
     image, top, left, h, w, click_y, click_x, target = batch.windows[t]
     offset, height, width, channels = batch.images[image]
-    centre, number, reach_y, reach_x, interval = batch.grids[t]
+    center, number, reach_y, reach_x, interval = batch.grids[t]
     p = palette(batch.data[offset:], height, width, channels, top, left, h, w, settings.noise)
     counts = batch.partial[batch.partial_offsets[i] : batch.partial_offsets[i + 1]]
-    start = batch.centres[centre : centre + number]
+    start = batch.centers[center : center + number]
     s = allocate(h, w, number)
     far_y = F(reach_y) if settings.windowed else _FAR
     far_x = F(reach_x) if settings.windowed else _FAR
@@ -338,7 +349,7 @@ def _item(batch, i, first_trial, settings):
 
 @compiled()
 def _collect(partial, partial_offsets, targets, offsets, counts):
-    """Add the blocks' counts up by target."""
+    """Add the items' counts up by target."""
     for i in range(targets.shape[0]):
         start = offsets[targets[i]]
         for p in range(partial_offsets[i + 1] - partial_offsets[i]):
@@ -346,36 +357,34 @@ def _collect(partial, partial_offsets, targets, offsets, counts):
 
 
 def run(
-    data: np.ndarray,
-    images: np.ndarray,
-    windows: np.ndarray,
-    keys: np.ndarray,
-    grids: np.ndarray,
-    centres: np.ndarray,
-    offsets: np.ndarray,
-    mark_offsets: np.ndarray,
-    marks: np.ndarray,
-    counts: np.ndarray,
-    masks: np.ndarray,
-    settings: Settings,
+    images: PackedImages,
+    windows: Windows,
+    keys: torch.Tensor,
+    grids: StartGrids,
+    marks: Marks,
+    config: TrialConfig,
     first_trial: int,
     trials: int,
+    counts: torch.Tensor,
+    masks: torch.Tensor,
 ) -> None:
-    """Fill counts int32 [pixels of all windows] (and masks uint8 [trials, same] unless it has no rows)."""
-    threads = numba.get_num_threads()
-    blocks = max(1, min(trials // _LEAST, 8 * threads // len(windows)))
+    """Fill counts int32 [pixels of all windows], and masks uint8 [trials, same] unless it has no rows."""
+    threads, targets = numba.get_num_threads(), len(windows)
+    offsets, sizes = windows.offsets.numpy(), windows.sizes.numpy()
+    blocks = max(1, min(trials // _LEAST, 8 * threads // targets))
     bounds = first_trial + np.arange(blocks + 1) * trials // blocks
-    sizes = np.diff(offsets)
     # The largest windows first: the threads then end together.
     order = np.repeat(np.argsort(-sizes, kind="stable"), blocks)
-    items = np.stack([order, np.tile(bounds[:-1], len(windows)), np.tile(bounds[1:], len(windows))], axis=1)
+    items = np.stack([order, np.tile(bounds[:-1], targets), np.tile(bounds[1:], targets)], axis=1)
     partial_offsets = np.concatenate([[0], np.cumsum(sizes[order])])
     partial = np.zeros(partial_offsets[-1], np.int32)
     batch = Batch(
-        data, images, windows, keys, grids, centres, offsets, mark_offsets, marks, items, partial_offsets,
-        partial, masks,
+        images.data.numpy(), images.table.numpy(), windows.table.numpy(), keys.numpy(), grids.table.numpy(),
+        grids.centers.numpy(), offsets, marks.offsets.numpy(), marks.pixels.numpy(), items, partial_offsets,
+        partial, masks.numpy(),
     )  # fmt: skip
+    shared = settings(config, images.data.dtype == torch.uint8)
     # Threads rather than a parallel loop of numba's, which takes longer to compile than all the rest.
     with ThreadPoolExecutor(threads) as pool:
-        deque(pool.map(lambda i: _item(batch, i, first_trial, settings), range(len(items))), maxlen=0)
-    _collect(partial, partial_offsets, items[:, 0].copy(), offsets, counts)
+        deque(pool.map(lambda i: _item(batch, i, first_trial, shared), range(len(items))), maxlen=0)
+    _collect(partial, partial_offsets, order, offsets, counts.numpy())

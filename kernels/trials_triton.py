@@ -6,29 +6,29 @@ import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
 from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light, zero_of
-from mclc_gpu.kernels.config import NOISES, TrialConfig
+from mclc_gpu.kernels.config import CONNECTIVITY, NOISES, TrialConfig
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import threshold
 from mclc_gpu.kernels.noise_triton import draw
-from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
+from mclc_gpu.kernels.packed import Marks, PackedImages, StartGrids, Windows
 
-# Columns of a centre: row, column, three colours.
-CENTRE = tl.constexpr(5)
+# Columns of a center: row, column, three colors.
+CENTER = tl.constexpr(5)
 
 
 @triton.jit
-def assign(p_centres, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight):
-    """The nearest centre whose window reaches a pixel (eq. 2, 3); lowest index on exact ties."""
+def assign(p_centers, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight):
+    """Return the nearest center whose window reaches a pixel (eq. 2, 3); lowest index on exact ties."""
     best = tl.full(y.shape, float("inf"), tl.float32)
     for k in range(number):
-        p_centre = p_centres + k * CENTRE
-        dy = tl.load(p_centre) - y
-        dx = tl.load(p_centre + 1) - x
-        d0 = f0 - tl.load(p_centre + 2)
-        d1 = f1 - tl.load(p_centre + 3)
-        d2 = f2 - tl.load(p_centre + 4)
-        colour = tl.fma(d2, d2, tl.fma(d1, d1, d0 * d0))
-        distance = tl.fma(tl.fma(dy, dy, dx * dx), weight, colour)
+        p_center = p_centers + k * CENTER
+        dy = tl.load(p_center) - y
+        dx = tl.load(p_center + 1) - x
+        d0 = f0 - tl.load(p_center + 2)
+        d1 = f1 - tl.load(p_center + 3)
+        d2 = f2 - tl.load(p_center + 4)
+        color = tl.fma(d2, d2, tl.fma(d1, d1, d0 * d0))
+        distance = tl.fma(tl.fma(dy, dy, dx * dx), weight, color)
         # -reach <= d < reach + 1 is scikit-image's truncated window, for pixels at integers.
         nearer = (
             (distance < best) & (dy >= -reach_y) & (dy < reach_y + 1) & (dx >= -reach_x) & (dx < reach_x + 1)
@@ -45,19 +45,19 @@ def _add(n, y, x, c0, c1, c2, other_n, other_y, other_x, other_c0, other_c1, oth
 
 @triton.jit
 def quotient(total, count, inverse):
-    """total / count rounded once, from the rounded inverse of a whole number below 2^24 (Markstein)."""
+    """Return total / count rounded once, by the rounded inverse of a whole number below 2^24 (Markstein)."""
     nearly = total * inverse
     return tl.fma(tl.fma(-nearly, count, total), inverse, nearly)
 
 
 @triton.jit
-def update(p_centres, number, y, x, f0, f1, f2, label):
-    """Move every centre to the mean of its pixels (eq. 4); an empty cluster moves out of every pixel's reach.
+def update(p_centers, number, y, x, f0, f1, f2, label):
+    """Move every center to the mean of its pixels (eq. 4); an empty cluster moves out of every pixel's reach.
 
     Pixels outside the window hold label -1. Returns the largest squared move in pixels.
     """
     moved = 0.0
-    # Each thread of a warp collects the sums of one centre, and divides: divisions are dear.
+    # Each thread of a warp collects the sums of one center, and divides: divisions are slow.
     for first in range(0, number, 32):
         own = first + tl.arange(0, 32)
         count = tl.zeros([32], tl.float32)
@@ -81,32 +81,30 @@ def update(p_centres, number, y, x, f0, f1, f2, label):
             c0 = tl.where(own == k, sums[3], c0)
             c1 = tl.where(own == k, sums[4], c1)
             c2 = tl.where(own == k, sums[5], c2)
-        p_centre = p_centres + own * CENTRE
+        p_center = p_centers + own * CENTER
         some = tl.maximum(count, 1.0)
         inverse = tl.div_rn(some * 0.0 + 1.0, some)
         cy = quotient(cy, some, inverse)
         cx = quotient(cx, some, inverse)
-        dy = cy - tl.load(p_centre, own < number, 0.0)
-        dx = cx - tl.load(p_centre + 1, own < number, 0.0)
+        dy = cy - tl.load(p_center, own < number, 0.0)
+        dx = cx - tl.load(p_center + 1, own < number, 0.0)
         moved = tl.maximum(moved, tl.max(tl.where(count > 0.0, dy * dy + dx * dx, 0.0), 0))
         tl.debug_barrier()
-        tl.store(p_centre, tl.where(count > 0.0, cy, float("inf")), own < number)
-        tl.store(p_centre + 1, cx, own < number)
-        tl.store(p_centre + 2, quotient(c0, some, inverse), own < number)
-        tl.store(p_centre + 3, quotient(c1, some, inverse), own < number)
-        tl.store(p_centre + 4, quotient(c2, some, inverse), own < number)
+        tl.store(p_center, tl.where(count > 0.0, cy, float("inf")), own < number)
+        tl.store(p_center + 1, cx, own < number)
+        tl.store(p_center + 2, quotient(c0, some, inverse), own < number)
+        tl.store(p_center + 3, quotient(c1, some, inverse), own < number)
+        tl.store(p_center + 4, quotient(c2, some, inverse), own < number)
     return moved
 
 
-ENFORCE = tl.constexpr(0)
-COMPONENT = tl.constexpr(1)
-CLUSTER = tl.constexpr(2)
-# Columns of the item table: target, first trial, trials.
-_ITEM = tl.constexpr(3)
+ENFORCE, COMPONENT, CLUSTER = (tl.constexpr(i) for i in range(len(CONNECTIVITY)))
+# Columns of the item table: target, first trial, number of trials.
+_ITEM_TARGET, _ITEM_FIRST, _ITEM_TRIALS, _ITEM = (tl.constexpr(column) for column in range(4))
 # Columns of the geometry table, in the order of `_geometry`.
 (
-    _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTRE,
-    _CENTRES, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_MARK, _MARKS, _GEOMETRY,
+    _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTER,
+    _CENTERS, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_MARK, _MARKS, _GEOMETRY,
 ) = (tl.constexpr(column) for column in range(19))  # fmt: skip
 _PIXELS_PER_THREAD = tl.constexpr(16)
 _PROGRAMS_PER_PROCESSOR = 16
@@ -114,7 +112,7 @@ _PROGRAMS_PER_PROCESSOR = 16
 
 @triton.jit
 def window_pixels(g, PIXELS: tl.constexpr):
-    """Index, row and column of each window pixel: int32, float32, float32."""
+    """Return index, row and column of each window pixel: int32, float32, float32."""
     threads: tl.constexpr = max(32, PIXELS // _PIXELS_PER_THREAD)
     thread = tl.arange(0, threads) + zero_of(g + _WIDTH)
     pixel = thread[None, :] + (tl.arange(0, PIXELS // threads) * threads)[:, None]
@@ -127,7 +125,7 @@ def window_pixels(g, PIXELS: tl.constexpr):
 
 @triton.jit
 def load_channel(p_data, g, y, x, inside, channel):
-    """One channel of the window's pixels as float32; that of a gray image three times over."""
+    """Load a channel of the window's pixels as float32; the three of a gray image are its only one."""
     pitch = tl.load(g + _PITCH).to(tl.int32)
     p_channel = p_data + tl.load(g + _DATA) + channel * tl.load(g + _CHANNEL_PITCH)
     # Outside the window the first pixel is read, for a masked load takes more registers.
@@ -136,7 +134,7 @@ def load_channel(p_data, g, y, x, inside, channel):
 
 @triton.jit
 def value_range(r, g, b, inside):
-    """Least and greatest value of a window."""
+    """Return the least and the greatest value of a window."""
     least = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, g), b), float("inf")), 0)
     greatest = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, g), b), float("-inf")), 0)
     return least, greatest
@@ -147,7 +145,10 @@ def trial_features(
     p_data, g, size, trial, low, high, intensity, bound, scale,
     PIXELS: tl.constexpr, DISTURB: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Features [PIXELS] x 3 of one noisy trial (eq. 1, 7); see the CPU backend's `_features`."""
+    """Return the features, 3 x [PIXELS], of one noisy trial (eq. 1, 7).
+
+    They are CIELAB of the window, rescaled to its range, divided by the compactness.
+    """
     pixel, y, x = window_pixels(g, PIXELS)
     inside = pixel < size
     w0, w1, w2 = draw(tl.load(g + _KEY), pixel, trial, tl.load(g + _TARGET).to(tl.int32))
@@ -170,7 +171,7 @@ def trial_features(
 @triton.jit
 def cluster(
     p_grid,
-    p_centres,
+    p_centers,
     g,
     size,
     f0,
@@ -178,25 +179,25 @@ def cluster(
     f2,
     iterations,
     tolerance,
-    CENTRES: tl.constexpr,
+    CENTERS: tl.constexpr,
     WINDOWED: tl.constexpr,
 ):
-    """Labels [PIXELS] of one trial, -1 outside the window. Stopping at a fixed point is exact."""
-    number = tl.load(g + _CENTRES).to(tl.int32)
+    """Return the labels [PIXELS] of one trial, -1 outside the window. Stopping at a fixed point is exact."""
+    number = tl.load(g + _CENTERS).to(tl.int32)
     reach_y = tl.load(g + _REACH_Y).to(tl.float32) if WINDOWED else float("inf")
     reach_x = tl.load(g + _REACH_X).to(tl.float32) if WINDOWED else float("inf")
     interval = tl.load(g + _INTERVAL).to(tl.float32)
     weight = tl.div_rn(interval * 0.0 + 1.0, interval * interval)
-    p_grid += tl.load(g + _FIRST_CENTRE) * 2
-    k = tl.arange(0, CENTRES) + zero_of(g + _WIDTH)
-    tl.debug_barrier()  # other warps may still be reading the centres of the trial before
-    for column in tl.static_range(CENTRE):
+    p_grid += tl.load(g + _FIRST_CENTER) * 2
+    k = tl.arange(0, CENTERS) + zero_of(g + _WIDTH)
+    tl.debug_barrier()  # other warps may still be reading the centers of the trial before
+    for column in tl.static_range(CENTER):
         start = (
             tl.load(p_grid + k * 2 + column, k < number, 0.0)
             if column < 2
-            else tl.zeros([CENTRES], tl.float32)
+            else tl.zeros([CENTERS], tl.float32)
         )
-        tl.store(p_centres + k * CENTRE + column, start, k < number)
+        tl.store(p_centers + k * CENTER + column, start, k < number)
     tl.debug_barrier()
     pixel, y, x = window_pixels(g, f0.shape[0])
     inside = pixel < size
@@ -205,7 +206,7 @@ def cluster(
     while i < iterations:
         before = label
         label = tl.where(
-            inside, assign(p_centres, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight), -1
+            inside, assign(p_centers, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight), -1
         )
         changed = tl.max((label != before).to(tl.int32), 0)
         i += 1
@@ -213,7 +214,7 @@ def cluster(
             i = iterations
         else:
             tl.debug_barrier()
-            if update(p_centres, number, y, x, f0, f1, f2, label) < tolerance * tolerance:
+            if update(p_centers, number, y, x, f0, f1, f2, label) < tolerance * tolerance:
                 i = iterations
             tl.debug_barrier()
     return label
@@ -221,7 +222,7 @@ def cluster(
 
 @triton.jit
 def state_places(g, y, x, LANES: tl.constexpr):
-    """Where lane 0 holds each pixel in its padded state (see connectivity_triton)."""
+    """Return where lane 0 holds each pixel in its padded state (see connectivity_triton)."""
     stride = tl.load(g + _WIDTH).to(tl.int32) + 1
     return ((y.to(tl.int32) + 1) * stride + x.to(tl.int32)) * LANES
 
@@ -231,7 +232,10 @@ def count_segments(
     p_state, p_queue, p_kept, p_marks, g, size, trials, mask_pitch,
     PIXELS: tl.constexpr, LANES: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
-    """Enforce connectivity in the lanes' labels; count for each pixel the marks in its segment."""
+    """Enforce connectivity in the lanes' labels; count for each pixel the marks in its segment.
+
+    A lane holds the labels of one trial.
+    """
     height = tl.load(g + _HEIGHT).to(tl.int32)
     width = tl.load(g + _WIDTH).to(tl.int32)
     min_size = tl.load(g + _MIN_SIZE).to(tl.int32)
@@ -263,21 +267,21 @@ def count_segments(
 
 @triton.jit
 def trials_kernel(
-    p_data, p_geometry, p_grid, p_items, p_marks, p_state, p_queue, p_centres, p_counts, p_masks, items,
+    p_data, p_geometry, p_grid, p_items, p_marks, p_state, p_queue, p_centers, p_counts, p_masks, items,
     state_size, queue_size, first_trial, mask_pitch, intensity, bound, scale, iterations, tolerance,
-    PIXELS: tl.constexpr, LANES: tl.constexpr, CENTRES: tl.constexpr, DISTURB: tl.constexpr,
+    PIXELS: tl.constexpr, LANES: tl.constexpr, CENTERS: tl.constexpr, DISTURB: tl.constexpr,
     SHARED: tl.constexpr, OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr,
     MASKS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     p_state += program.to(tl.int64) * state_size
     p_queue += program.to(tl.int64) * queue_size
-    p_centres += program * CENTRES * CENTRE
+    p_centers += program * CENTERS * CENTER
     for item in range(program, items, tl.num_programs(0)):
         # Numbers of the target are loaded where they are used: held throughout, they would cost registers.
-        g = p_geometry + tl.load(p_items + item * _ITEM) * _GEOMETRY
-        first = tl.load(p_items + item * _ITEM + 1).to(tl.int32)
-        trials = tl.load(p_items + item * _ITEM + 2).to(tl.int32)
+        g = p_geometry + tl.load(p_items + item * _ITEM + _ITEM_TARGET) * _GEOMETRY
+        first = tl.load(p_items + item * _ITEM + _ITEM_FIRST).to(tl.int32)
+        trials = tl.load(p_items + item * _ITEM + _ITEM_TRIALS).to(tl.int32)
         height = tl.load(g + _HEIGHT).to(tl.int32)
         width = tl.load(g + _WIDTH).to(tl.int32)
         size = height * width
@@ -303,7 +307,7 @@ def trials_kernel(
             f0, f1, f2 = trial_features(
                 p_data, g, size, first + i, low, high, intensity, bound, scale, PIXELS, DISTURB, SHARED
             )
-            label = cluster(p_grid, p_centres, g, size, f0, f1, f2, iterations, tolerance, CENTRES, WINDOWED)
+            label = cluster(p_grid, p_centers, g, size, f0, f1, f2, iterations, tolerance, CENTERS, WINDOWED)
             pixel, y, x = window_pixels(g, PIXELS)
             if CONNECTIVITY == CLUSTER:
                 click = tl.load(g + _CLICK).to(tl.int32)
@@ -326,38 +330,40 @@ def trials_kernel(
 
 
 def _geometry(
-    images: "PackedImages",
+    images: PackedImages,
     windows: Windows,
     keys: torch.Tensor,
-    grids: torch.Tensor,
+    grids: StartGrids,
     marks: Marks,
-    config: "TrialConfig",
+    config: TrialConfig,
 ) -> torch.Tensor:
-    """The geometry table [targets, 18], int64, on the CPU."""
+    """Return the geometry table [targets, 18], int64, on the CPU."""
     offset, image_height, image_width, channels = images.table.cpu()[windows.image].unbind(1)
-    channel_pitch = torch.where(channels == 3, image_height * image_width, 0)
-    pixels = windows.sizes
     if config.connectivity == "enforce":
-        mean = pixels.double() / grids[:, 1]
-        sizes = [(config.min_size_factor * mean).long(), (config.max_size_factor * mean).long()]
+        mean = windows.sizes.double() / grids.numbers
+        limits = (config.min_size_factor * mean).long(), (config.max_size_factor * mean).long()
     else:
-        sizes = [torch.zeros_like(pixels), pixels]
+        limits = torch.zeros_like(windows.sizes), windows.sizes
     columns = (
         offset + windows.top * image_width + windows.left,
         image_width,
-        channel_pitch,
+        torch.where(channels == 3, image_height * image_width, 0),
         windows.height,
         windows.width,
         windows.click_row * windows.width + windows.click_column,
         windows.target,
         keys,
+        windows.offsets[:-1],
+        *grids.table.unbind(1),
+        *limits,
+        marks.offsets[:-1],
+        marks.numbers,
     )
-    listed = marks.offsets[:-1], marks.numbers
-    return torch.stack([*columns, windows.offsets[:-1], *grids.unbind(1), *sizes, *listed], 1)
+    return torch.stack(columns, 1)
 
 
 def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
-    """(PIXELS, LANES, warps) for windows of up to `pixels` pixels.
+    """Return (PIXELS, LANES, warps) for windows of up to `pixels` pixels.
 
     Sixteen pixels a thread keep a trial in registers; the more threads share a trial, the fewer lanes are
     worth their scratch memory.
@@ -367,52 +373,55 @@ def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
     return block, min(16 if warps == 1 else 8, triton.next_power_of_2(trials)), warps
 
 
+def _items(targets: torch.Tensor, first_trial: int, trials: int, lanes: int) -> torch.Tensor:
+    """Cut the trials of some targets into items of up to `lanes` trials: int64 [items, 3]."""
+    parts = triton.cdiv(trials, lanes)
+    bounds = torch.arange(parts + 1) * trials // parts
+    number = len(targets)
+    firsts, lengths = (first_trial + bounds[:-1]).repeat(number), bounds.diff().repeat(number)
+    return torch.stack([targets.repeat_interleave(parts), firsts, lengths], 1)
+
+
 def run(
-    images: "PackedImages",
+    images: PackedImages,
     windows: Windows,
     keys: torch.Tensor,
-    grids: torch.Tensor,
-    grid: torch.Tensor,
+    grids: StartGrids,
     marks: Marks,
-    config: "TrialConfig",
+    config: TrialConfig,
     first_trial: int,
     trials: int,
     counts: torch.Tensor,
     masks: torch.Tensor,
 ) -> None:
-    """Fill counts and masks: one launch for each power of two of window pixels."""
+    """Fill counts int32 [pixels of all windows], and masks uint8 [trials, same] unless it has no rows.
+
+    There is one launch for each power of two of window pixels.
+    """
     device = images.data.device
-    geometry = _geometry(images, windows, keys, grids, marks, config)
-    geometry_device, grid_device = geometry.to(device), grid.to(device)
-    mark_pixels = marks.pixels.to(device, torch.int32)
+    geometry = _geometry(images, windows, keys, grids, marks, config).to(device)
+    start_centers, mark_pixels = grids.centers.to(device), marks.pixels.to(device, torch.int32)
     padded = (windows.height + 2) * (windows.width + 1)
-    pixels = windows.sizes
-    blocks = 2 ** torch.ceil(torch.log2(pixels.clamp(min=32).double())).long()
+    blocks = 2 ** torch.ceil(torch.log2(windows.sizes.clamp(min=32).double())).long()
     for block in blocks.unique().flip(0).tolist():
         chosen = torch.nonzero(blocks == block)[:, 0]
         _, lanes, warps = block_shape(block, trials)
-        parts = triton.cdiv(trials, lanes)
-        bounds = torch.arange(parts + 1) * trials // parts
-        items = torch.stack(
-            [chosen.repeat_interleave(parts), (first_trial + bounds[:-1]).repeat(len(chosen)),
-             bounds.diff().repeat(len(chosen))], 1,
-        )  # fmt: skip
-        centres = triton.next_power_of_2(int(grids[chosen, 1].max()))
+        items = _items(chosen, first_trial, trials, lanes)
+        centers = triton.next_power_of_2(int(grids.numbers[chosen].max()))
         programs = min(len(items), processors(device) * max(1, _PROGRAMS_PER_PROCESSOR // warps))
         enforced = config.connectivity != "cluster"
         state_size = int(padded[chosen].max()) * lanes if enforced else 0
-        queue_size = int(pixels[chosen].max()) * lanes if enforced else 0
+        queue_size = int(windows.sizes[chosen].max()) * lanes if enforced else 0
         trials_kernel[(programs,)](
-            images.data, geometry_device, grid_device, items.to(device), mark_pixels,
+            images.data, geometry, start_centers, items.to(device), mark_pixels,
             torch.empty(programs * state_size, dtype=torch.int16, device=device),
             torch.empty(programs * queue_size, dtype=torch.int16, device=device),
-            torch.empty(programs * centres * CENTRE.value, dtype=torch.float32, device=device),
+            torch.empty(programs * centers * CENTER.value, dtype=torch.float32, device=device),
             counts, masks, len(items), state_size, queue_size, first_trial, counts.numel(),
             config.intensity, threshold(config.intensity), 1.0 / config.compactness, config.max_iterations,
             config.tolerance,
-            PIXELS=block, LANES=lanes, CENTRES=centres, DISTURB=NOISES[config.noise].function("triton"),
+            PIXELS=block, LANES=lanes, CENTERS=centers, DISTURB=NOISES[config.noise].function("triton"),
             SHARED=config.shared_noise, OWN_RANGE=images.data.dtype != torch.uint8,
-            WINDOWED=config.method == "slic",
-            CONNECTIVITY=("enforce", "component", "cluster").index(config.connectivity),
+            WINDOWED=config.method == "slic", CONNECTIVITY=CONNECTIVITY.index(config.connectivity),
             MASKS=masks.shape[0] > 0, num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
