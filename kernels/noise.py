@@ -84,7 +84,7 @@ def add_noise(
     >>> index = torch.zeros(1, dtype=torch.int64)
     >>> salted = add_noise(torch.zeros(1, 1, 64, 64), index, index, trial=0, intensity=0.25)
     >>> sorted(salted.unique().tolist()), round(float((salted > 0).float().mean()), 2)
-    ([0.0, 255.0], 0.25)
+    ([0.0, 255.0], 0.26)
     """
     check_noise(kind, intensity)
     if windows.ndim != 4 or windows.shape[1] not in (1, 3) or windows.dtype != torch.float32:
