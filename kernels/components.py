@@ -1,9 +1,9 @@
-"""Labels from the click alone: the connected components around a target's brightest pixel, scored and voted.
+"""Labels from the click alone: a vote of the connected components around a target's brightest pixel.
 
 Every gray level below the brightest pixel near the click gives a candidate: the component of all pixels at
-least that bright which holds that pixel. The candidates are nested. Each is scored by what a person's outline
-of a target looks like (contrast, steep edge, compact shape, click near the middle), and the softmax of the
-scores are the weights of a vote: the probability of a pixel is the weight of the candidates that hold it.
+least that bright which holds that pixel. The candidates are nested. Each is scored by its likeness to an
+outline that a person draws (contrast, steep edge, compact shape, click near the middle). The softmax of the
+scores gives the weights of a vote: the probability of a pixel is the weight of the candidates that hold it.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from mclc_gpu.kernels.packed import PackedImages, Windows
 _ANY_AREA = (1, MAX_WINDOW**2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ComponentVotes:
-    """What the vote of components found, on the images' device but for the offsets.
+    """Result of the vote of components, on the images' device except for the offsets.
 
     Attributes
     ----------
@@ -32,11 +32,12 @@ class ComponentVotes:
     area : Tensor [targets], int32
         Pixels of that mask.
     score : Tensor [targets], float32
-        Of the best candidate; minus infinity where flat. No measure of confidence: it grows with contrast.
+        Score of the best candidate; minus infinity where flat. It grows with contrast: no confidence.
     dark : Tensor [targets], bool
-        Whether the target was taken as darker than its surroundings.
+        True where the target was taken as darker than its surroundings.
     flat : Tensor [targets], bool
-        Nothing stands out at the click: the 3 x 3 pixels around it (in the window) have probability 1.
+        True where nothing stands out at the click; the 3 x 3 pixels around it, as far as they lie in the
+        window, then have probability 1.
     """
 
     tpm: torch.Tensor
@@ -51,7 +52,7 @@ class ComponentVotes:
 def component_windows(
     images: PackedImages, clicks: torch.Tensor, radius: int = ComponentConfig.radius
 ) -> Windows:
-    """The windows of `radius` pixels around some clicks, clipped to their images.
+    """Return the windows of `radius` pixels around some clicks, clipped to their images.
 
     Parameters
     ----------
@@ -98,10 +99,10 @@ def vote_components(
     *,
     backend: str | None = None,
 ) -> ComponentVotes:
-    """Probability maps of targets, from one click on each.
+    """Return probability maps of targets, from one click on each.
 
     uint8 gray levels are taken as they are, other images are stretched: their least value becomes 0, their
-    greatest 255. Colours count by their luma. Within a window, background is the 5th percentile of the gray
+    greatest 255. Colors count by their luma. Within a window, background is the 5th percentile of the gray
     levels or the least near the click, whichever is darker. The target's brightest pixel is the one near the
     click that stands out most, g / (1 + d^2 / 32) with d the distance from the click in pixels, and then the
     local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
@@ -115,7 +116,7 @@ def vote_components(
     less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
 
     A target's map depends on its image, window, category and the config alone, not on the other targets,
-    their order, the batch or the backend (but for the last bit).
+    their order, the batch or the backend (except for the last bit).
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def vote_components(
     windows : Windows
         One for each target, see `component_windows`.
     categories : Tensor [targets], int64
-        0 point (1..9 pixels), 1 spot (10..81), 2 extended (82 and more), -1 unknown.
+        0 point, 1 spot, 2 extended, -1 unknown; `CATEGORY_AREAS` has their limits in pixels.
     config : ComponentConfig
     backend : {"triton", "cpu"}, optional
         Default: by the device of `images`.
@@ -133,53 +134,49 @@ def vote_components(
     ValueError
         A window outside its image or larger than 64 pixels, a category outside -1..2, wrong shapes or dtypes.
     RuntimeError
-        The backend asked for cannot run here.
+        The requested backend cannot run here.
 
     References
     ----------
     Matas et al., BMVC 2002, doi:10.5244/C.16.36 (nested components of all levels).
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from mclc_gpu.kernels.components import component_windows, vote_components
+    >>> from mclc_gpu.kernels.config import ComponentConfig
+    >>> from mclc_gpu.kernels.packed import PackedImages
+    >>> image = np.random.default_rng(0).integers(38, 43, (40, 40)).astype(np.uint8)
+    >>> image[18:21, 19:23] = 200
+    >>> images = PackedImages.pack([image])
+    >>> windows = component_windows(images, torch.tensor([[0, 19, 20]]))
+    >>> votes = vote_components(images, windows, torch.tensor([-1]), ComponentConfig())
+    >>> votes.area.tolist(), int((votes.tpm >= 0.5).sum())
+    ([12], 12)
     """
     chosen = resolve(backend, images.data)
     categories = categories.cpu()
     windows.check(images)
-    check_categories(categories, len(windows))
-    offsets = windows.offsets
-    areas = limits_of(categories)
+    _check_categories(categories, len(windows))
+    areas = torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories]  # -1: any
     inversions = {"bright": [False], "dark": [True], "auto": [False, True]}[config.polarity]
-    device, total, targets = images.data.device, int(offsets[-1]), len(windows)
+    device, total, targets = images.data.device, int(windows.offsets[-1]), len(windows)
     tpm = torch.empty((len(inversions), total), dtype=torch.float32, device=device)
     area = torch.empty((len(inversions), targets), dtype=torch.int32, device=device)
     numbers = torch.empty((len(inversions), targets, 2), dtype=torch.float64, device=device)
     if targets:
         if chosen == "triton":
-            from mclc_gpu.kernels import components_triton as triton_backend
+            from mclc_gpu.kernels import components_triton
 
-            triton_backend.run(images, windows, areas, config, inversions, tpm, area, numbers)
+            components_triton.run(images, windows, areas, config, inversions, tpm, area, numbers)
         else:
-            from mclc_gpu.kernels import components_cpu as cpu_backend
+            from mclc_gpu.kernels import components_cpu
 
-            cpu_backend.run(
-                images.data.numpy(),
-                images.table.numpy(),
-                windows.table.numpy(),
-                offsets.numpy(),
-                areas.numpy(),
-                config,
-                inversions,
-                tpm.numpy(),
-                area.numpy(),
-                numbers.numpy(),
-            )
-    return _choose(tpm, area, numbers, offsets, config)
+            components_cpu.run(images, windows, areas, config, inversions, tpm, area, numbers)
+    return _choose(tpm, area, numbers, windows.offsets, config)
 
 
-def limits_of(categories: torch.Tensor) -> torch.Tensor:
-    """Least and greatest area in pixels, int64 [targets, 2], by category (-1: any), on the CPU."""
-    return torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories.cpu()]
-
-
-def check_categories(categories: torch.Tensor, targets: int) -> None:
-    """ValueError for categories of a wrong form, or outside -1..2."""
+def _check_categories(categories: torch.Tensor, targets: int) -> None:
     if categories.shape != (targets,) or categories.dtype != torch.int64:
         raise ValueError(
             f"categories must be int64 [{targets}], got {categories.dtype} {list(categories.shape)}"
@@ -199,7 +196,7 @@ def _choose(
     offsets: torch.Tensor,
     config: ComponentConfig,
 ) -> ComponentVotes:
-    """The polarity of each target, from [polarities, ...] of everything."""
+    """Choose the polarity of each target; `tpm`, `area` and `numbers` have a row for each that was tried."""
     score, confidence = numbers.unbind(2)
     dark = torch.full_like(score[0], config.polarity == "dark", dtype=torch.bool)
     if config.polarity == "auto":

@@ -1,8 +1,8 @@
-"""The vote of components in numba: one (target, polarity) per item, in scratch of its own.
+"""Vote of components in numba: one (target, polarity) per item, in scratch of its own.
 
-A window's gray levels and join levels are kept with `PAD` pixels of nothing around them, so that neighbours
-and boxes never ask whether they lie inside. The join level of a pixel is the first level whose candidate
-holds it, and so all candidates in one byte per pixel.
+A window's gray levels and join levels are kept with `PAD` pixels of nothing around them, so that neighbors
+and boxes need no checks for lying inside. The join level of a pixel is the first level whose candidate holds
+it: one byte per pixel describes all candidates.
 """
 
 from collections import deque
@@ -11,19 +11,23 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+import torch
 
 from mclc_gpu.kernels.color_cpu import image_scales, luma, ranked
 from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
 from mclc_gpu.kernels.jit_cpu import compiled
+from mclc_gpu.kernels.packed import PackedImages, Windows
 
 U = np.uintp  # Signed indices would be checked for wrap-around.
 PAD = 6  # the ring's outer reach
 _UNSEEN = np.uint8(255)
-# What is known of a candidate; sums, of gray levels too, are of integers and so exact.
+# Columns of the table of candidates; sums, of gray levels too, are of integers and so exact.
 AREA, ROWS, COLUMNS, PEAK, BORDER, INNER, INNER_SUM, OUTER, OUTER_SUM, RING = range(10)
 
 
 class Settings(NamedTuple):
+    """Settings of the compiled functions; see `ComponentConfig`."""
+
     near: int
     levels: int
     max_area: int
@@ -31,14 +35,13 @@ class Settings(NamedTuple):
     weights: tuple[float, ...]
 
 
-def settings_of(config: "ComponentConfig") -> Settings:
-    """What the compiled functions need of a config."""
+def _settings(config: ComponentConfig) -> Settings:
     weights = config.score_weights()
     return Settings(config.near, config.levels, config.max_area, config.category_weight, weights)
 
 
 class Batch(NamedTuple):
-    """What the items of a run share beside gray levels; tables as in `mclc_gpu.kernels.components`."""
+    """Arrays that the items of a run share, besides gray levels; `packed` describes the tables."""
 
     images: np.ndarray
     windows: np.ndarray
@@ -50,8 +53,8 @@ class Batch(NamedTuple):
 
 
 @compiled()
-def read_window(data, images, scales, windows, t, inverted):
-    """The window's gray levels, with padding that holds anything.
+def _read_window(data, images, scales, windows, t, inverted):
+    """Return the window's gray levels in steps, int32, with padding that holds anything.
 
     `scales` [images, 2] holds the value of black, and the gray steps for each unit above it.
     """
@@ -69,8 +72,8 @@ def read_window(data, images, scales, windows, t, inverted):
 
 
 @compiled()
-def background(values, h, w, buffer):
-    """The 5th percentile of the window, and how far the median lies above it."""
+def _background(values, h, w, buffer):
+    """Return the 5th percentile of the window, and how far the median lies above it."""
     for y in range(h):
         start = U((y + PAD) * (w + 2 * PAD) + PAD)
         for x in range(U(w)):
@@ -80,8 +83,8 @@ def background(values, h, w, buffer):
 
 
 @compiled()
-def target_seed(values, h, w, click_y, click_x, near, low):
-    """Where the target is brightest, and how dark the background is, given what the whole window says."""
+def _brightest_pixel(values, h, w, click_y, click_x, near, low):
+    """Return the target's brightest pixel, and the background: `low` or the least near the click."""
     stride = w + 2 * PAD
     top, bottom = max(click_y - near, 0), min(click_y + near + 1, h)
     left, right = max(click_x - near, 0), min(click_x + near + 1, w)
@@ -89,7 +92,7 @@ def target_seed(values, h, w, click_y, click_x, near, low):
         for x in range(left, right):
             if (y - click_y) ** 2 + (x - click_x) ** 2 <= near * near:
                 low = min(low, values[(y + PAD) * stride + x + PAD])
-    best, seed = np.float32(-1), 0
+    best, brightest = np.float32(-1), 0
     for y in range(top, bottom):
         for x in range(left, right):
             square = (y - click_y) ** 2 + (x - click_x) ** 2
@@ -98,36 +101,36 @@ def target_seed(values, h, w, click_y, click_x, near, low):
                 # Both integers are exact in float32, and a division is the same everywhere.
                 nearby = np.float32(values[p] - low) / np.float32(32 + square)
                 if nearby > best:
-                    best, seed = nearby, p
+                    best, brightest = nearby, p
     for _ in range(8):
-        top = seed
+        top = brightest
         for y in range(-1, 2):
             for x in range(-1, 2):
-                p = seed + y * stride + x
+                p = brightest + y * stride + x
                 inside = PAD <= p % stride < stride - PAD and PAD <= p // stride < h + PAD
                 if inside and values[p] > values[top]:
                     top = p
-        if top == seed:
+        if top == brightest:
             break
-        seed = top
-    return seed, low
+        brightest = top
+    return brightest, low
 
 
 @compiled()
-def _grow(values, join, heads, following, seed, low, batch, t, settings, table):
-    """Join levels of the window's pixels, and what the table says of whole candidates; how many there are.
+def _grow(values, join, heads, following, brightest, low, batch, t, settings, table):
+    """Find the join levels of the window's pixels, and fill the table's columns AREA to BORDER.
 
-    Level by level, each pixel takes its neighbours along: to its own level, or to the neighbour's first.
-    `heads` and `following` are a list of pixels to look at for each level.
+    Level by level, each pixel takes its neighbors along: to its own level, or to the neighbor's first.
+    `heads` and `following` list the pixels to visit for each level. Returns the number of candidates.
     """
     image, window_top, window_left, h, w, _, _, _ = batch.windows[t]
     _, height, width, _ = batch.images[image]
     stride, levels = w + 2 * PAD, settings.levels
-    high = values[seed]
+    high = values[brightest]
     span = high - low
     for k in range(levels):
         heads[k] = -1
-    heads[0], following[seed], join[seed] = seed, -1, 0
+    heads[0], following[brightest], join[brightest] = brightest, -1, 0
     area, rows, columns, peak, border = 0, 0, 0, high, 0
     for k in range(levels):
         while heads[k] >= 0:
@@ -159,7 +162,7 @@ def _grow(values, join, heads, following, seed, low, batch, t, settings, table):
 
 @compiled()
 def _outlines(values, join, h, w, kept, table):
-    """Number and sum of the pixels on both sides of each candidate's outline."""
+    """Count and sum up the pixels on both sides of each candidate's outline, into the table."""
     stride = w + 2 * PAD
     for k in range(kept + 1):
         for column in range(INNER, OUTER_SUM + 1):
@@ -182,7 +185,7 @@ def _outlines(values, join, h, w, kept, table):
                 max(north if y > 0 else own, south if y < h - 1 else own),
                 max(west if p > start else own, east if p < start + U(w - 1) else own),
             )
-            if last > own:  # at the candidates' edge until its last neighbour joins
+            if last > own:  # at the candidates' edge until its last neighbor joins
                 last = min(last, kept)
                 table[own, INNER] += 1
                 table[own, INNER_SUM] += values[p]
@@ -195,7 +198,7 @@ def _outlines(values, join, h, w, kept, table):
 
 @compiled()
 def _least(source, step, out):
-    """The least of seven elements, `step` apart, around each."""
+    """Take the least of seven elements, `step` apart, around each."""
     first, last = U(3) * step, U(source.shape[0]) - U(3) * step
     one, two, three = step, U(2) * step, U(3) * step
     for p in range(first, last):
@@ -205,7 +208,7 @@ def _least(source, step, out):
 
 @compiled()
 def _widen(source, step, out):
-    """From the least of seven to the least of thirteen."""
+    """Take the least of thirteen elements, from the least of seven."""
     three = U(3) * step
     for p in range(three, U(source.shape[0]) - three):
         out[p] = min(source[p - three], source[p + three])
@@ -213,7 +216,7 @@ def _widen(source, step, out):
 
 @compiled()
 def _rings(values, join, h, w, kept, low, buffer, table):
-    """The median of each candidate's ring: of the pixels 4..6 off, in the larger of rows and columns."""
+    """Find the median of each candidate's ring, the pixels 4..6 off (chessboard), into the table."""
     stride, never = w + 2 * PAD, join[0]
     across, wide, near, far = join.copy(), join.copy(), join.copy(), join.copy()
     for p in range(join.shape[0]):
@@ -242,8 +245,8 @@ def _rings(values, join, h, w, kept, low, buffer, table):
 
 
 @compiled()
-def score_of(table, k, spread, click_y, click_x, least, most, settings):
-    """Score of candidate k; `spread` is that of the background."""
+def _score_of(table, k, spread, click_y, click_x, least, most, settings):
+    """Return the score of candidate k; `spread` is that of the background."""
     level, level_square, edge, size, outline, border, distance, share = settings.weights
     area, outer = table[k, AREA], table[k, OUTER]
     ring, peak = table[k, RING] / STEPS, table[k, PEAK] / STEPS
@@ -265,7 +268,7 @@ def score_of(table, k, spread, click_y, click_x, least, most, settings):
 
 @compiled()
 def _vote(table, kept, shares, scores):
-    """Shares of the vote of the candidates that hold a pixel, by its join level, from the scores.
+    """Turn scores into the share of the vote that a pixel of each join level has.
 
     Returns the best score, the expected IoU of the mask and the mask's area.
     """
@@ -291,7 +294,7 @@ def _vote(table, kept, shares, scores):
 
 @compiled()
 def _flat(h, w, click_y, click_x, tpm):
-    """The map of a click where nothing stands out; returns its area."""
+    """Draw the map of a click where nothing stands out. Returns its area."""
     area = 0
     for y in range(h):
         for x in range(w):
@@ -303,24 +306,24 @@ def _flat(h, w, click_y, click_x, tpm):
 
 @compiled()
 def _item(values, batch, t, row, settings):
-    """One target in one polarity: its map, area, score and confidence, into row `row` of the outputs."""
+    """Label one target in one polarity: map, area, score and confidence into row `row` of the outputs."""
     _, _, _, h, w, click_y, click_x, _ = batch.windows[t]
     stride = w + 2 * PAD
     join, following = np.empty(values.shape[0], np.uint8), np.empty(values.shape[0], np.int32)
     buffer = np.empty(h * w + 1, np.int32)
-    low, spread = background(values, h, w, buffer)
-    seed, low = target_seed(values, h, w, click_y, click_x, settings.near, low)
+    low, spread = _background(values, h, w, buffer)
+    brightest, low = _brightest_pixel(values, h, w, click_y, click_x, settings.near, low)
     tpm = batch.tpm[row, batch.offsets[t] : batch.offsets[t + 1]]
     kept = 0
     table = np.empty((settings.levels + 1, RING + 1), np.int64)
-    if values[seed] > low:
+    if values[brightest] > low:
         for p in range(join.shape[0]):
             join[p] = settings.levels
         for y in range(PAD, h + PAD):
             for x in range(PAD, w + PAD):
                 join[y * stride + x] = _UNSEEN
         heads = np.empty(settings.levels, np.int32)
-        kept = _grow(values, join, heads, following, seed, low, batch, t, settings, table)
+        kept = _grow(values, join, heads, following, brightest, low, batch, t, settings, table)
     if kept == 0:
         batch.area[row, t] = _flat(h, w, click_y, click_x, tpm)
         batch.numbers[row, t, 0], batch.numbers[row, t, 1] = -np.inf, 0.0
@@ -333,7 +336,7 @@ def _item(values, batch, t, row, settings):
     least, most = batch.areas[t]
     for k in range(kept):
         fresh = k == 0 or table[k, AREA] > table[k - 1, AREA]
-        scores[k] = score_of(table, k, spread, click_y, click_x, least, most, settings) if fresh else -np.inf
+        scores[k] = _score_of(table, k, spread, click_y, click_x, least, most, settings) if fresh else -np.inf
     best, expected, area = _vote(table, kept, shares, scores)
     batch.numbers[row, t, 0], batch.numbers[row, t, 1] = best, expected
     batch.area[row, t] = area
@@ -344,30 +347,31 @@ def _item(values, batch, t, row, settings):
 
 
 def run(
-    data: np.ndarray,
-    images: np.ndarray,
-    windows: np.ndarray,
-    offsets: np.ndarray,
-    areas: np.ndarray,
-    config: "ComponentConfig",
+    images: PackedImages,
+    windows: Windows,
+    areas: torch.Tensor,
+    config: ComponentConfig,
     inversions: list[bool],
-    tpm: np.ndarray,
-    area: np.ndarray,
-    numbers: np.ndarray,
+    tpm: torch.Tensor,
+    area: torch.Tensor,
+    numbers: torch.Tensor,
 ) -> None:
     """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2].
 
-    The numbers are score and confidence.
+    The numbers are score and confidence. `areas` [T, 2] are the limits of the targets' categories in pixels,
+    `inversions` says of each polarity if dark targets are sought.
     """
-    settings = settings_of(config)
-    batch = Batch(images, windows, offsets, areas, tpm, area, numbers)
+    settings = _settings(config)
+    inputs = images.table.numpy(), windows.table.numpy(), windows.offsets.numpy(), areas.numpy()
+    batch = Batch(*inputs, tpm.numpy(), area.numpy(), numbers.numpy())
+    data = images.data.numpy()
 
     def work(t: int, row: int) -> None:
         # Two calls, so that only the first is compiled once more for images of another type.
-        values = read_window(data, images, scales, windows, t, inversions[row])
+        values = _read_window(data, batch.images, scales, batch.windows, t, inversions[row])
         _item(values, batch, t, row, settings)
 
     items = [(t, row) for row in range(len(inversions)) for t in range(len(windows))]
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        scales = image_scales(data, images, pool)
+        scales = image_scales(data, batch.images, pool)
         deque(pool.map(lambda item: work(*item), items), maxlen=0)

@@ -14,7 +14,7 @@ _STEPS = tl.constexpr(STEPS)
 
 @triton.jit
 def mean_level(sum, number, otherwise):
-    """The mean gray level of some pixels, float64; `otherwise` where there are none."""
+    """Return the mean gray level of some pixels, float64; `otherwise` where there are none."""
     mean = sum.to(tl.float64) / (tl.maximum(number, 1).to(tl.float64) * _STEPS)
     return tl.where(number > 0, mean, otherwise)
 
@@ -24,12 +24,12 @@ def score_of(
     p_weights, area, rows, columns, peak, border, inner, inner_sum, outer, outer_sum, ring,
     spread, click_y, click_x, least, most,
 ):  # fmt: skip
-    """Score, float64, of masks of `area` >= 1 pixels.
+    """Return the scores, float64, of candidates of `area` >= 1 pixels.
 
     `p_weights` holds those of `ScoreWeights` and the category's, float64; all others are integers: sums of
     the pixels' rows and columns, the brightest one's gray steps, the number on the image's border, number and
-    sum of gray steps on both sides of the outline, the ring's median, how far the background
-    spreads; the click and the category's limits.
+    sum of gray steps on both sides of the outline, the ring's median, the background's spread; the click and
+    the category's limits.
     """
     ring = ring.to(tl.float64) / _STEPS
     peak = peak.to(tl.float64) / _STEPS
@@ -58,7 +58,7 @@ def score_of(
     return score - tl.load(p_weights + 8) * misses
 
 
-# Columns of the geometry table, in the order of `geometry_of`.
+# Columns of the geometry table, in the order of `_geometry`.
 (
     DATA, PITCH, PLANE, IMAGE, HEIGHT, WIDTH, CLICK_ROW, CLICK_COLUMN, TOP, LEFT, IMAGE_HEIGHT,
     PIXEL_OFFSET, LEAST, MOST, GRAIN, GEOMETRY,
@@ -76,9 +76,9 @@ _PROGRAMS_PER_PROCESSOR = 4
 
 @triton.jit
 def window_pixels(g, PIXELS: tl.constexpr):
-    """Index, row and column of each window pixel, whether it is one, and its place among the join levels.
+    """Return index, row, column, inside or not, and place among the join levels of each window pixel.
 
-    Registers are scarce: every stage of the kernel asks for these numbers anew.
+    Registers are scarce: every stage of the kernel computes these numbers anew.
     """
     pixel = tl.arange(0, PIXELS) + zero_of(g + WIDTH)
     width = tl.load(g + WIDTH).to(tl.int32)
@@ -90,7 +90,7 @@ def window_pixels(g, PIXELS: tl.constexpr):
 
 @triton.jit
 def gray_levels(p_data, p_scales, g, inverted, PIXELS: tl.constexpr):
-    """Gray steps int32 of the window's pixels."""
+    """Load the gray steps, int32, of the window's pixels."""
     _, y, x, inside, _ = window_pixels(g, PIXELS)
     place = y * tl.load(g + PITCH).to(tl.int32) + x
     value = luma(p_data + tl.load(g + DATA) + place, tl.load(g + PLANE), inside)
@@ -101,7 +101,7 @@ def gray_levels(p_data, p_scales, g, inverted, PIXELS: tl.constexpr):
 
 @triton.jit
 def background(v, g, grain):
-    """The 5th percentile of the window, and how far the median lies above it."""
+    """Return the 5th percentile of the window, and how far the median lies above it."""
     _, _, _, inside, _ = window_pixels(g, v.shape[0])
     size = (tl.load(g + HEIGHT) * tl.load(g + WIDTH)).to(tl.int32)
     low = ranked(v, inside, (size - 1) // 20, grain)
@@ -109,8 +109,8 @@ def background(v, g, grain):
 
 
 @triton.jit
-def target_seed(v, g, near, low):
-    """The pixel where the target is brightest, and the background, given what the whole window says."""
+def brightest_pixel(v, g, near, low):
+    """Return the target's brightest pixel, and the background: `low` or the least near the click."""
     pixel, y, x, inside, _ = window_pixels(g, v.shape[0])
     dy = y - tl.load(g + CLICK_ROW).to(tl.int32)
     dx = x - tl.load(g + CLICK_COLUMN).to(tl.int32)
@@ -119,26 +119,26 @@ def target_seed(v, g, near, low):
     low = tl.minimum(low, tl.min(tl.where(disk, v, _WHITE), 0))
     # Both integers are exact in float32, and a division is the same everywhere.
     nearby = tl.where(disk, tl.div_rn((v - low).to(tl.float32), (32 + square).to(tl.float32)), -1.0)
-    seed = tl.min(tl.where(nearby == tl.max(nearby, 0), pixel, v.shape[0]), 0)
+    brightest = tl.min(tl.where(nearby == tl.max(nearby, 0), pixel, v.shape[0]), 0)
     width = tl.load(g + WIDTH).to(tl.int32)
     i = 0
     while i < 8:
-        around = inside & (tl.abs(y - seed // width) <= 1) & (tl.abs(x - seed % width) <= 1)
+        around = inside & (tl.abs(y - brightest // width) <= 1) & (tl.abs(x - brightest % width) <= 1)
         top = tl.max(tl.where(around, v, -1), 0)
-        stays = tl.max(((pixel == seed) & (v == top)).to(tl.int32), 0)
+        stays = tl.max(((pixel == brightest) & (v == top)).to(tl.int32), 0)
         uphill = tl.min(tl.where(around & (v == top), pixel, v.shape[0]), 0)
-        seed = tl.where(stays > 0, seed, uphill)
+        brightest = tl.where(stays > 0, brightest, uphill)
         i = tl.where(stays > 0, 8, i + 1)
-    return seed, low
+    return brightest, low
 
 
 @triton.jit
-def join_levels(p_join, g, own, seed, levels):
-    """The first level whose candidate holds a pixel; `own` is the level of a pixel by itself."""
+def join_levels(p_join, g, own, brightest, levels):
+    """Return the first level whose candidate holds each pixel; `own` is the level of a pixel by itself."""
     pixel, _, _, inside, place = window_pixels(g, own.shape[0])
     stride = tl.load(g + WIDTH).to(tl.int32) + 2 * PAD
-    level = tl.where(pixel == seed, 0, levels)
-    tl.store(p_join + place, level.to(tl.uint8), pixel == seed)
+    level = tl.where(pixel == brightest, 0, levels)
+    tl.store(p_join + place, level.to(tl.uint8), pixel == brightest)
     tl.debug_barrier()
     changed = 1
     while changed > 0:
@@ -157,6 +157,7 @@ def join_levels(p_join, g, own, seed, levels):
 
 @triton.jit
 def tally(p_table, row, level, number, counted, LEVELS: tl.constexpr):
+    """Add each counted pixel's number to its level in a row of the table."""
     tl.atomic_add(p_table + row * LEVELS + level, number, counted, sem="relaxed")
 
 
@@ -171,7 +172,7 @@ def accumulate(p_table, k, first: tl.constexpr, last: tl.constexpr, LEVELS: tl.c
 
 @triton.jit
 def candidates(p_table, g, k, level, levels, max_area, LEVELS: tl.constexpr):
-    """Fill the table's rows about whole candidates; returns how many candidates there are."""
+    """Fill the table's rows about whole candidates. Returns the number of candidates."""
     _, y, x, inside, _ = window_pixels(g, level.shape[0])
     height = tl.load(g + HEIGHT).to(tl.int32)
     width = tl.load(g + WIDTH).to(tl.int32)
@@ -210,7 +211,7 @@ def tally_span(p_table, row, first, last, v, counted, LEVELS: tl.constexpr):
 
 @triton.jit
 def outlines(p_table, p_join, g, k, v, level, kept, LEVELS: tl.constexpr):
-    """Number and sum of the pixels on both sides of each candidate's outline, into the table."""
+    """Count and sum up the pixels on both sides of each candidate's outline, into the table."""
     stride = tl.load(g + WIDTH).to(tl.int32) + 2 * PAD
     _, _, _, inside, place = window_pixels(g, v.shape[0])
     first = tl.minimum(level, tl.load(p_join + place - stride, inside, 0).to(tl.int32))
@@ -227,7 +228,7 @@ def outlines(p_table, p_join, g, k, v, level, kept, LEVELS: tl.constexpr):
     last = tl.maximum(last, tl.load(p_join + place + stride, south, 0).to(tl.int32))
     last = tl.maximum(last, tl.load(p_join + place - 1, inside & (x > 0), 0).to(tl.int32))
     last = tl.maximum(last, tl.load(p_join + place + 1, east, 0).to(tl.int32))
-    # At the edge of the candidates until its last neighbour joins.
+    # At the edge of the candidates until its last neighbor joins.
     tally_span(p_table, _INNER, level, tl.minimum(last, kept), v, inside & (last > level), LEVELS)
     tl.debug_barrier()
     accumulate(p_table, k, _INNER, _OUTER_SUM, LEVELS)
@@ -235,7 +236,7 @@ def outlines(p_table, p_join, g, k, v, level, kept, LEVELS: tl.constexpr):
 
 @triton.jit
 def least_around(p_levels, g, least, step, first: tl.constexpr, last: tl.constexpr):
-    """The least of `least` and what lies `first` .. `last` steps away on both sides; 0 outside the window."""
+    """Return the least of `least` and of what lies `first` .. `last` steps away; 0 outside the window."""
     _, _, _, inside, place = window_pixels(g, least.shape[0])
     for i in range(first, last + 1):
         least = tl.minimum(least, tl.load(p_levels + (place - i * step), inside, 0).to(tl.int32))
@@ -245,7 +246,7 @@ def least_around(p_levels, g, least, step, first: tl.constexpr, last: tl.constex
 
 @triton.jit
 def box_levels(p_join, g, plane, level):
-    """The least join level in the 7 x 7 and in the 13 x 13 pixels around each; 0 outside the window."""
+    """Return the least join level in the 7 x 7 and the 13 x 13 pixels around each; 0 outside the window."""
     stride = tl.load(g + WIDTH).to(tl.int32) + 2 * PAD
     near = least_around(p_join, g, level, 1, 1, 3)
     far = least_around(p_join, g, near, 1, 4, 6)
@@ -259,7 +260,7 @@ def box_levels(p_join, g, plane, level):
 
 @triton.jit
 def rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS: tl.constexpr):
-    """The median of each candidate's ring (pixels 4..6 off), and its brightest pixel, into the table."""
+    """Find the median of each candidate's ring (pixels 4..6 off) and its brightest pixel, into the table."""
     near, far = box_levels(p_join, g, plane, level)
     before = 0
     for i in range(kept):
@@ -278,7 +279,7 @@ def rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS: tl.cons
 
 @triton.jit
 def scores(p_table, p_weights, g, k, kept, spread, LEVELS: tl.constexpr):
-    """Score of every candidate, float64 [LEVELS], minus infinity where there is none; and the areas."""
+    """Return scores, float64 [LEVELS], minus infinity where there is no new candidate; and the areas."""
     area = tl.load(p_table + _AREA * LEVELS + k)
     before = tl.load(p_table + _AREA * LEVELS + k - 1, k > 0, 0)
     score = score_of(
@@ -304,7 +305,7 @@ def scores(p_table, p_weights, g, k, kept, spread, LEVELS: tl.constexpr):
 
 @triton.jit
 def vote(p_shares, p_numbers, p_area, score, area, k, kept):
-    """Shares of the vote of the candidates that hold a pixel, by its join level, into scratch."""
+    """Turn scores into the share of the vote that a pixel of each join level has, into scratch."""
     best = tl.max(score, 0)
     weight = tl.exp(score - best)
     behind = tl.cumsum(weight, 0, reverse=True)
@@ -326,6 +327,7 @@ def components_kernel(
     targets, items, inversions, plane, map_pitch, near, levels, max_area,
     PIXELS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
+    """Label the targets in each polarity, one (polarity, target) after another in a program."""
     program = tl.program_id(0)
     p_join += program.to(tl.int64) * plane * PLANES
     p_table += program.to(tl.int64) * _TABLE * LEVELS
@@ -338,8 +340,8 @@ def components_kernel(
         pixel, _, _, inside, _ = window_pixels(g, PIXELS)
         grain = tl.load(g + GRAIN).to(tl.int32)
         low, spread = background(v, g, grain)
-        seed, low = target_seed(v, g, near, low)
-        high = tl.max(tl.where(pixel == seed, v, 0), 0)
+        brightest, low = brightest_pixel(v, g, near, low)
+        high = tl.max(tl.where(pixel == brightest, v, 0), 0)
         span = high - low
         kept = 0
         level = tl.zeros([PIXELS], tl.int32)
@@ -351,7 +353,7 @@ def components_kernel(
             tl.debug_barrier()
             # How many of the levels' limits high - span k / levels are brighter than the pixel.
             own = tl.minimum((levels * tl.maximum(high - v, 0) + span - 1) // span, levels)
-            level = join_levels(p_join, g, own, seed, levels)
+            level = join_levels(p_join, g, own, brightest, levels)
             kept = candidates(p_table, g, k, level, levels, max_area, LEVELS)
         p_map = p_tpm + (item // targets) * map_pitch + tl.load(g + PIXEL_OFFSET)
         if kept > 0:
@@ -378,8 +380,8 @@ def components_kernel(
         tl.debug_barrier()
 
 
-def geometry_of(images: PackedImages, windows: Windows, areas: torch.Tensor) -> torch.Tensor:
-    """The geometry table [targets, 15], int64, on the CPU."""
+def _geometry(images: PackedImages, windows: Windows, areas: torch.Tensor) -> torch.Tensor:
+    """Return the geometry table [targets, 15], int64, on the CPU."""
     offset, image_height, image_width, channels = images.table.cpu()[windows.image].unbind(1)
     plane = torch.where(channels == 3, image_height * image_width, 0)
     first = offset + windows.top * image_width + windows.left
@@ -390,7 +392,7 @@ def geometry_of(images: PackedImages, windows: Windows, areas: torch.Tensor) -> 
 
 
 def block_shape(pixels: int, levels: int) -> tuple[int, int, int]:
-    """(PIXELS, LEVELS, warps) for windows of up to `pixels` pixels: eight pixels to a thread."""
+    """Return (PIXELS, LEVELS, warps) for windows of up to `pixels` pixels: eight pixels to a thread."""
     block = max(32, triton.next_power_of_2(pixels))
     return block, triton.next_power_of_2(levels + 1), max(1, block // (32 * _PIXELS_PER_THREAD))
 
@@ -399,7 +401,7 @@ def run(
     images: "PackedImages",
     windows: Windows,
     areas: torch.Tensor,
-    config: "ComponentConfig",
+    config: ComponentConfig,
     inversions: list[bool],
     tpm: torch.Tensor,
     area: torch.Tensor,
@@ -407,7 +409,8 @@ def run(
 ) -> None:
     """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2].
 
-    The numbers are score and confidence.
+    The numbers are score and confidence. `areas` [T, 2] are the limits of the targets' categories in pixels,
+    `inversions` says of each polarity if dark targets are sought.
     """
     device = images.data.device
     weights = (*config.score_weights(), config.category_weight)
@@ -415,7 +418,7 @@ def run(
     plane = int(((windows.height + 2 * PAD.value) * (windows.width + 2 * PAD.value)).max())
     items = len(windows) * len(inversions)
     programs = min(items, processors(device) * _PROGRAMS_PER_PROCESSOR)
-    geometry = geometry_of(images, windows, areas).to(device)
+    geometry = _geometry(images, windows, areas).to(device)
     components_kernel[(programs,)](
         images.data, gray_scales(images.data, images.table), geometry,
         torch.tensor(weights, dtype=torch.float64, device=device),

@@ -8,10 +8,17 @@ from typing import Any
 
 from mclc_gpu.registry import Registry, resolve
 
+MAX_WINDOW = 64  # pixels per side
+CATEGORY_AREAS = ((1, 9), (10, 81), (82, MAX_WINDOW**2))  # pixels: of point, spot and extended targets
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R BT.601
-STEPS = 2048  # 255 * STEPS fits 19 bits, and the sum over the largest window fits 31
+STEPS = 2048  # of a gray level: 255 * STEPS fits 19 bits, and the sum over the largest window fits 31
 WHITE = 255 * STEPS
+MAX_LEVELS = 254  # a pixel's join level and one value for "never" fit a byte
 
+METHODS = ("slic", "kmeans")
+CONNECTIVITY = ("enforce", "component", "cluster")
+NORMALIZATIONS = ("symmetric", "before", "after", "none")
+POLARITIES = ("bright", "dark", "auto")
 ENDS = ("low", "high")  # of a range of values
 
 
@@ -80,11 +87,6 @@ def check_noise(kind: str, intensity: float) -> None:
         raise ValueError(f"noise intensity must be in 0..1, got {intensity}")
 
 
-METHODS = ("slic", "kmeans")
-CONNECTIVITY = ("enforce", "component", "cluster")
-MAX_WINDOW = 64
-
-
 @dataclass(frozen=True)
 class TrialConfig:
     """Settings of one trial; the defaults are the published ones.
@@ -92,21 +94,30 @@ class TrialConfig:
     Attributes
     ----------
     method : {"slic", "kmeans"}
-        SLIC lets a cluster centre reach two steps per axis; K-means lets every centre reach every pixel.
+        SLIC lets a cluster center reach two steps per axis; K-means lets every center reach every pixel.
     clusters : int, 1..4096
-        Clusters asked for; the regular grid of start centres may hold a few more or fewer.
+        Requested clusters; the regular grid of start centers may hold a few more or fewer.
     compactness : float > 0
-        Weight of space against colour (mu_c of eq. 2 in units of CIELAB).
+        Weight of space against color (mu_c of eq. 2 in units of CIELAB).
     max_iterations : int >= 1
     tolerance : float >= 0, pixels
-        T of the paper: stop when no centre moved that far (L2). 0 stops at the fixed point only.
-    noise, intensity, shared_noise
-        See `mclc_gpu.kernels.noise.add_noise`. One-channel images count as three equal channels.
+        T of the paper: stop when no center moved that far (L2). 0 stops at the fixed point only.
+    noise : str
+        Name in `NOISES`. One-channel images count as three equal channels.
+    intensity : float in 0..1
+        Strength of the noise, see `mclc_gpu.kernels.noise.add_noise`.
+    shared_noise : bool
+        Draw once per pixel for all channels instead of once per channel.
     connectivity : {"enforce", "component", "cluster"}
         "enforce": scikit-image's connectivity enforcement, then the segment under the click. "component": the
         4-connected component of the cluster under the click. "cluster": the whole cluster under the click.
     min_size_factor, max_size_factor : float >= 0
-        Of the mean segment's size, for the enforcement.
+        Limits of a segment's size for the enforcement, as multiples of the mean segment's.
+
+    Raises
+    ------
+    ValueError
+        A value out of range; InputError, which is one, for an unknown noise.
     """
 
     method: str = field(default="slic", metadata={"help": "clustering method", "choices": METHODS})
@@ -143,9 +154,6 @@ class TrialConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
-NORMALIZATIONS = ("symmetric", "before", "after", "none")
-
-
 @dataclass(frozen=True)
 class CrfConfig:
     """Settings of the dense CRF; the defaults are the published ones.
@@ -155,18 +163,24 @@ class CrfConfig:
     gaussian_sxy : float > 0, pixels
         Width of the smoothness kernel exp(-|dp|^2 / 2 sxy^2).
     gaussian_compat : float >= 0
-        Its weight in the Potts model; 0 leaves the term out.
+        Weight of that kernel in the Potts model; 0 leaves the term out.
     bilateral_sxy : float > 0, pixels
-    bilateral_srgb : float > 0, units of the colours
+    bilateral_srgb : float > 0, units of the colors
         Widths of the appearance kernel exp(-|dp|^2 / 2 sxy^2 - |dc|^2 / 2 srgb^2).
     bilateral_compat : float >= 0
+        Weight of that kernel; 0 leaves the term out.
     normalization : {"symmetric", "before", "after", "none"}
         Each kernel K becomes N^-1/2 K N^-1/2, K N^-1, N^-1 K or K / mean(N), with N the diagonal of the row
-        sums of K. A pixel counts among its own neighbours.
+        sums of K. A pixel counts among its own neighbors.
     iterations : int >= 0
         Mean-field steps; 0 gives the softmax of the unary potentials.
     floor : float in (0, 0.5]
-        Probabilities of either class below it count as it.
+        Probabilities of either class below it are raised to it.
+
+    Raises
+    ------
+    ValueError
+        A value out of range.
     """
 
     gaussian_sxy: float = field(
@@ -210,11 +224,6 @@ class CrfConfig:
             raise ValueError(f"floor must be above 0 and at most 0.5, got {self.floor}")
 
 
-POLARITIES = ("bright", "dark", "auto")
-CATEGORY_AREAS = ((1, 9), (10, 81), (82, MAX_WINDOW**2))  # pixels: of point, spot and extended targets
-MAX_LEVELS = 254  # a pixel's join level and one value for "never" fit a byte
-
-
 @dataclass(frozen=True)
 class ScoreWeights:
     """Weights of a candidate's score; any finite numbers. Gray levels are those of an 8-bit image.
@@ -226,21 +235,27 @@ class ScoreWeights:
     Attributes
     ----------
     level, level_square : float
-        Of ln e and its square, where e >= 0.3 is the level of the outline over the ring around it.
+        Weights of ln e and its square, where e >= 0.3 is the level of the outline over the ring around it.
     edge : float
-        Of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer pixels.
+        Weight of ln s, where s >= 0.3 is the fall across the outline: mean of its inner less its outer
+        pixels.
     size : float
-        Of ln A ln (c / sqrt(r + 1)), where A is the area in pixels, c >= 0.5 the peak over the ring and r the
-        spread of the background: the window's median less its 5th percentile. What stands far above a calm
-        background is drawn whole, its dim parts too.
+        Weight of ln A ln (c / sqrt(r + 1)), where A is the area in pixels, c >= 0.5 the peak over the ring
+        and r the spread of the background: the window's median less its 5th percentile. A target far above a
+        calm background is drawn whole, its dim parts too.
     outline : float
-        Of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
+        Weight of N / sqrt(A), where N is the number of pixels that touch the candidate from outside.
     border : float
-        Of b / (b + N), where b is the number of the candidate's pixels on the image's border.
+        Weight of b / (b + N), where b is the number of the candidate's pixels on the image's border.
     distance : float
-        Of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
+        Weight of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
     share : float
-        Of (e / c)^2, the square of the outline's share of the contrast.
+        Weight of (e / c)^2, the square of the outline's share of the contrast.
+
+    Raises
+    ------
+    ValueError
+        A weight that is not finite.
     """
 
     level: float = 0.96
@@ -268,23 +283,28 @@ class ComponentConfig:
         A window reaches that far from its click (`component_windows`). No candidate reaches the window's
         border, unless that is the image's border.
     near : int, 0..31, pixels
-        The target's brightest pixel is looked for in the disk of this radius around the click.
+        Radius of the disk around the click in which the target's brightest pixel is sought.
     levels : int, 1..254
         Gray levels tried, evenly spaced from the target's brightest pixel down to the background.
     max_area : int, 1..4096, pixels
         Area of the largest candidate.
     polarity : {"bright", "dark", "auto"}
-        Whether targets are brighter than their surroundings; "auto" decides for each by its best score.
+        Targets are brighter or darker than their surroundings; "auto" decides for each by its best score.
     dark_margin : float >= 0
-        By how much the best dark score must exceed the best bright one under "auto".
+        Margin by which the best dark score must exceed the best bright one under "auto".
     core : float
         Added to the weight of ln e: above 0 masks are drawn tighter, towards the core, below 0 wider.
     body : float
         Added to the weight of size: above 0 a hot spot gives way to the dim body around it where that stands
         clear of a calm background, wherever the click lies on it; about 1.5 for aircraft with hot engines.
     category_weight : float >= 0
-        How much a candidate loses for each factor of e by which its area misses the category given.
+        Loss of score for each factor of e by which a candidate's area misses the given category.
     weights : ScoreWeights
+
+    Raises
+    ------
+    ValueError
+        A value out of range.
     """
 
     radius: int = 31
@@ -319,6 +339,6 @@ class ComponentConfig:
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
 
     def score_weights(self) -> tuple[float, ...]:
-        """The weights in the order of `ScoreWeights`, with `core` and `body` added."""
+        """Return the weights in the order of `ScoreWeights`, with `core` and `body` added."""
         weights = self.weights
         return astuple(replace(weights, level=weights.level + self.core, size=weights.size + self.body))
