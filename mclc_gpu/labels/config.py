@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
+from mclc_gpu.kernels.config import NOISES, ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.registry import Registry, resolve
 
 
@@ -89,7 +89,7 @@ class MakerEntry:
         return found() if isinstance(found, type) else found
 
 
-_NOISY = ("trial.noise", ("salt", "pepper", "gaussian"))
+_NOISY = ("trial.noise", tuple(name for name in NOISES if name != "none"))
 _ENFORCED = ("trial.connectivity", ("enforce",))
 _CRF = ("refine", ("crf",))
 _THRESHOLD = ("refine", ("threshold",))
@@ -107,7 +107,7 @@ MAKERS: Registry[MakerEntry] = Registry(
             search_space=(
                 Parameter("trial.clusters", (4, 6, 9, 12, 16, 20)),
                 Parameter("trial.compactness", (2.5, 5.0, 10.0, 20.0, 40.0, 80.0)),
-                Parameter("trial.noise", ("none", "salt", "pepper", "gaussian"), ordered=False),
+                Parameter("trial.noise", tuple(NOISES), ordered=False),
                 Parameter("trial.intensity", (0.01, 0.02, 0.05, 0.1, 0.2), only=_NOISY),
                 Parameter("refine", ("crf", "threshold"), ordered=False),
                 Parameter("threshold", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), only=_THRESHOLD),

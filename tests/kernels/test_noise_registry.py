@@ -41,12 +41,11 @@ def salt_again(value, word, intensity, bound, low, high):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    NOISES["speckle"] = Noise(speckle, speckle_triton)
-    NOISES["slow salt"] = Noise(salt_again, noise_triton.salt)
-    NOISES["quick salt"] = Noise(salt_again, noise_triton.salt, replaced_by="high")
-    yield
-    for name in ("speckle", "slow salt", "quick salt"):
-        del NOISES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NOISES, "speckle", Noise(speckle, speckle_triton))
+        patch.setitem(NOISES, "slow salt", Noise(salt_again, noise_triton.salt))
+        patch.setitem(NOISES, "quick salt", Noise(salt_again, noise_triton.salt, replaced_by="high"))
+        yield
 
 
 def trials(
