@@ -49,14 +49,14 @@ def find_target(v: np.ndarray, click: tuple[int, int], near: int) -> tuple[tuple
 
 
 def candidates(
-    v: np.ndarray, seed: tuple[int, int], low: int, beyond: np.ndarray, config: ComponentConfig
+    v: np.ndarray, brightest: tuple[int, int], low: int, beyond: np.ndarray, config: ComponentConfig
 ) -> list[np.ndarray]:
     """Return the distinct masks of all levels; `beyond` marks window borders inside the image."""
     found: list[np.ndarray] = []
-    for k in range(config.levels if v[seed] > low else 0):
-        bright = config.levels * (v[seed] - v) <= (v[seed] - low) * k
+    for k in range(config.levels if v[brightest] > low else 0):
+        bright = config.levels * (v[brightest] - v) <= (v[brightest] - low) * k
         pieces = label(bright, connectivity=2)
-        mask = pieces == pieces[seed]
+        mask = pieces == pieces[brightest]
         if mask.sum() > config.max_area or (mask & beyond).any():
             break
         if not found or mask.sum() > found[-1].sum():
@@ -119,8 +119,8 @@ def reference_votes(
     beyond[-1] |= top + height < image.shape[0]
     beyond[:, 0] |= left > 0
     beyond[:, -1] |= left + width < image.shape[1]
-    seed, low = find_target(v, tuple(click), config.near)
-    masks = np.array(candidates(v, seed, low, beyond, config))
+    brightest, low = find_target(v, tuple(click), config.near)
+    masks = np.array(candidates(v, brightest, low, beyond, config))
     if not len(masks):
         y, x = np.mgrid[:height, :width]
         tpm = np.maximum(abs(y - click[0]), abs(x - click[1])) <= 1

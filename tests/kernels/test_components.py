@@ -1,4 +1,4 @@
-"""The vote of components against plain numpy, on both backends, in any batch, and on real images."""
+"""Vote of components against plain numpy, on both backends, in any batch, and on real images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,7 @@ def map_of(votes: ComponentVotes, t: int) -> np.ndarray:
 
 
 def check(cases: list[Case], config: ComponentConfig, backend: str = "cpu") -> ComponentVotes:
-    """The votes, after a comparison with plain numpy."""
+    """Return the votes, after a comparison with plain numpy."""
     _, windows, _ = windows_of(cases, config.radius)
     votes = vote(cases, config, backend)
     for t, (case, window) in enumerate(zip(cases, windows.table.tolist(), strict=True)):
@@ -134,7 +134,7 @@ def test_equals_plain_numpy_with_other_settings(config: ComponentConfig) -> None
         (ComponentConfig(radius=5, near=3, levels=5, polarity="auto"), np.float32, 3, [(9, 30), (12, 11)]),
         (ComponentConfig(radius=3, levels=1, max_area=9, polarity="dark"), np.uint8, 3, [(8, 7), (1, 1)]),
     ],
-    ids=["gray", "colour", "one level"],
+    ids=["gray", "color", "one level"],
 )
 def test_triton_equals_cpu(config: ComponentConfig, dtype: type, channels: int, shapes: list) -> None:
     cases = [Case(i, shape, dtype, channels, dark=i == 1) for i, shape in enumerate(shapes)]
@@ -233,13 +233,13 @@ def test_gain_and_offset_of_deep_images_do_not_matter(dtype: type, gain: float, 
     assert torch.equal(deep.confidence, byte.confidence)
 
 
-def test_colours_count_by_their_luma() -> None:
+def test_colors_count_by_their_luma() -> None:
     rng = np.random.default_rng(4)
-    colours = rng.integers(0, 256, (30, 30, 3)).astype(np.uint8)
-    gray, coloured = Case(1, (30, 30)), Case(1, (30, 30))
-    gray.image, coloured.image = luma(colours), colours
-    coloured.image[0, :2], gray.image[0, :2] = [[0], [255]], [0, 255]
-    one, other = vote([gray], CONFIG), vote([coloured], CONFIG)
+    colors = rng.integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    gray, colored = Case(1, (30, 30)), Case(1, (30, 30))
+    gray.image, colored.image = luma(colors), colors
+    colored.image[0, :2], gray.image[0, :2] = [[0], [255]], [0, 255]
+    one, other = vote([gray], CONFIG), vote([colored], CONFIG)
     assert torch.allclose(one.tpm, other.tpm, atol=1e-3)
     assert not bool(one.flat)
 

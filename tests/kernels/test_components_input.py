@@ -1,4 +1,4 @@
-"""What the vote of components takes and refuses."""
+"""Vote of components refuses settings and windows that cannot be used."""
 
 from dataclasses import fields
 

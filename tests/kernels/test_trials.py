@@ -49,7 +49,7 @@ class Case:
         self.key = KEY + seed
 
     def noisy(self, config: TrialConfig, trial: int) -> np.ndarray:
-        """The noisy window [H, W, 3] of one trial, float32."""
+        """Return the noisy window [H, W, 3] of one trial, float32."""
         top, left, height, width, *_, target = self.window
         window = self.image[top : top + height, left : left + width].astype(np.float32)
         window = np.broadcast_to(window.reshape(height, width, -1), (height, width, 3))
@@ -137,7 +137,7 @@ UNEVEN = [(12, 17), (28, 20), (36, 10), (39, 13)]
 def test_equals_scikit_image(channels: int, dtype: type) -> None:
     cases = [Case(seed, shape, channels, dtype) for seed in range(4) for shape in SHAPES]
     cases += [Case(9, (64, 64), channels, dtype), Case(9, (64, 5), channels, dtype)]
-    # The grid holds 6, 12, 12 and 10 centres instead of 9, so that windows reach further or less far.
+    # The grid holds 6, 12, 12 and 10 centers instead of 9, so that windows reach further or less far.
     cases += [Case(seed, shape, channels, dtype) for seed in range(8) for shape in UNEVEN]
     check_against_slic(cases, TrialConfig())
 

@@ -1,4 +1,4 @@
-"""What the Monte Carlo trials take and refuse."""
+"""Monte Carlo trials refuse settings, images and windows that cannot be used."""
 
 import numpy as np
 import pytest
