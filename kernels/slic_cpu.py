@@ -11,11 +11,8 @@ import numpy as np
 from numba import get_num_threads
 
 from mclc_gpu.kernels.jit_cpu import bits_float, compiled, spread
-from mclc_gpu.kernels.slic_simd_cpu import (
-    CHANNELS,
-    COLOURS,
-    COLUMN,
-    COUNT,
+from mclc_gpu.kernels.slic_tile_cpu import (
+    COLORS,
     FIRST_X,
     FIRST_Y,
     INDEX,
@@ -23,13 +20,12 @@ from mclc_gpu.kernels.slic_simd_cpu import (
     LAST_Y,
     OWNERS,
     PLACE,
-    ROW,
     TILE_X,
     TILE_Y,
     assign_tile,
-    near_centres,
-    sum_rows,
-    tile_colours,
+    assign_tile_of_channels,
+    near_centers,
+    new_table,
 )
 
 F = np.float32
@@ -50,7 +46,6 @@ class Settings(NamedTuple):
     moves: int  # iterations after which the centres are moved
     tolerance: np.float32
     zero: np.float32 | np.float64  # the type of the sums
-    exact: np.float32 | np.float64  # ones are counted without rounding up to here
 
 
 class State(NamedTuple):
@@ -139,34 +134,46 @@ def _list_centres(s, rows, number, top, left, right, table):
         table[FIRST_X, living], table[LAST_X, living] = s.windows[k, 2], s.windows[k, 3]
         table[INDEX, living] = bits_float(np.int32(k))
         for c in range(2, s.centres.shape[1]):
-            table[COLOURS + c - 2, living] = s.centres[k, c]
+            table[COLORS + c - 2, living] = s.centres[k, c]
         living += 1
     return living
 
 
 @compiled()
-def _assign_block(s, features, labels, settings, table, living, colours, kept, top, left):
-    """Label the pixels of a block with the nearest of the centres in the table; did a label change?"""
+def _assign_block(s, features, labels, settings, table, living, colors, kept, scratch, top, left):
+    """Label the pixels of a block with the nearest of the centers in the table; did a label change?"""
     channels, height, width = features.shape
-    p_features, p_labels, p_table = features.ctypes.data, labels.ctypes.data, table.ctypes.data
-    p_kept, stride = kept.ctypes.data, table.shape[1]
-    scratch = np.empty(channels * TILE_Y * TILE_X, F)
+    boxes, owners, bounds = s.boxes, s.owners, s.bounds
     changed = False
     lowest, highest = np.int32(2**31 - 1), np.int32(0)
     for y in range(top, min(top + _BLOCK_Y, height), TILE_Y):
         for x in range(left, min(left + _BLOCK_X, width), TILE_X):
             ty, tx = U(y // TILE_Y), U(x // TILE_X)
-            box = s.boxes[ty, tx].ctypes.data
-            found = near_centres(
-                p_table, stride, living, channels, box, _bound(s, ty, tx, settings.limit), settings.weight,
-                p_kept, colours, _slack(s, ty, tx) if colours == 0 else F(0),
+            found = near_centers(
+                table, living, boxes, ty, tx, colors, _bound(s, ty, tx, settings.limit), settings.weight,
+                _slack(s, ty, tx) if colors == 0 else F(0), kept,
             )  # fmt: skip
             # The last tiles overlap those before them.
-            offset = 4 * (min(y, height - TILE_Y) * width + min(x, width - TILE_X))
-            owned, s.bounds[ty, tx], differs, low, high = assign_tile(
-                p_features + offset, height * width, width, channels, p_labels + offset, p_table, stride,
-                p_kept, found, box, settings.weight, s.owners[ty, tx].ctypes.data, scratch.ctypes.data,
-            )  # fmt: skip
+            tile_y, tile_x = U(min(y, height - TILE_Y)), U(min(x, width - TILE_X))
+            if channels == 3:
+                owned, bounds[ty, tx], differs, low, high = assign_tile(
+                    features, labels, tile_y, tile_x, table, kept, found, settings.weight, owners, ty, tx
+                )
+            else:
+                owned, bounds[ty, tx], differs, low, high = assign_tile_of_channels(
+                    features,
+                    labels,
+                    tile_y,
+                    tile_x,
+                    table,
+                    kept,
+                    found,
+                    settings.weight,
+                    owners,
+                    ty,
+                    tx,
+                    scratch,
+                )
             s.owned[ty, tx] = owned
             changed |= differs
             lowest, highest = min(lowest, low), max(highest, high)
@@ -191,8 +198,8 @@ def _assign(s, features, labels, settings, first, last):
     channels, height, width = features.shape
     number = s.centres.shape[0]
     rows = np.empty(number + 1, np.int64)
-    table = np.empty((COLOURS + channels, (number + 15) // 16 * 16), F)
-    kept = np.empty(number, np.int32)
+    table = new_table(number, channels)
+    kept, scratch = np.empty(number + 1, np.int32), np.empty((channels, TILE_Y * TILE_X), F)
     colours = 0 if _one_colour(s.centres[:, 2:]) else channels
     changed = False
     for strip in range(first, last):
@@ -206,33 +213,60 @@ def _assign(s, features, labels, settings, first, last):
             living = _list_centres(
                 s, rows, reaching, top, min(left, width - TILE_X), min(left + _BLOCK_X, width), table
             )
-            changed |= _assign_block(s, features, labels, settings, table, living, colours, kept, top, left)
+            changed |= _assign_block(
+                s, features, labels, settings, table, living, colours, kept, scratch, top, left
+            )
     return changed
+
+
+@compiled()
+def _sum_rows(features, c, labels, top, bottom, first, last, sums, counts):
+    """Add the pixels of the rows top..bottom to the sums of their clusters, in raster order.
+
+    `sums` are [last - first + 1, 5] of row, column and channels c, c + 1, c + 2 (where fewer are left, the last
+    one again), `counts` their pixels; the last cluster takes the pixels of clusters not in first..last.
+    """
+    c0, others = U(c), U(last - first)
+    c1, c2 = U(min(c + 1, features.shape[0] - 1)), U(min(c + 2, features.shape[0] - 1))
+    for y in range(U(top), U(bottom)):
+        # A cluster's sums stay in registers until the label changes: in memory they would arrive late.
+        k, start = others, U(0)
+        s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
+        row, column = F(y), F(0)
+        for x in range(U(labels.shape[1])):
+            own = U(labels[y, x]) - U(first)
+            own = min(own, others)
+            if own != k:
+                sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
+                counts[k] += np.int64(x - start)
+                k, start = own, x
+                s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
+            s0 += row
+            s1 += column
+            s2 += features[c0, y, x]
+            s3 += features[c1, y, x]
+            s4 += features[c2, y, x]
+            column += F(1)
+        sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
+        counts[k] += np.int64(U(labels.shape[1]) - start)
 
 
 @compiled()
 def _sum(s, features, labels, settings, first, last):
     """Count and sum the pixels of the clusters first..last, each cluster's in raster order."""
-    channels, height, width = features.shape
+    channels, height = features.shape[0], labels.shape[0]
     top, bottom = height, height
     for strip in range(s.extremes.shape[0]):
         if s.extremes[strip, :, 0].min() < last and s.extremes[strip, :, 1].max() >= first:
             top, bottom = min(top, strip * _BLOCK_Y), min((strip + 1) * _BLOCK_Y, height)
-    # Where every pixel is in reach of its centre, a window is the widest that a cluster can be.
-    widest = 4 * settings.step_x + 2 if s.bounds.max() < np.inf else width
-    for c in range(0, channels, CHANNELS):
-        sums = sum_rows(features, c, labels, top, bottom, first, last, widest, settings.zero)
+    for c in range(0, channels, 3):
+        sums, counts = np.full((last - first + 1, 5), settings.zero), np.zeros(last - first + 1, np.int64)
+        _sum_rows(features, c, labels, top, bottom, first, last, sums, counts)
         for k in range(first, last):
-            lanes = sums[k - first]
-            s.sums[k, 0], s.sums[k, 1], s.counts[k] = lanes[ROW], lanes[COLUMN], np.int64(lanes[COUNT])
-            for i in range(min(CHANNELS, channels - c)):
-                s.sums[k, 2 + c + i] = lanes[i]
-    if labels.size > settings.exact:
-        # Ones added to so many are lost.
-        s.counts[first:last] = 0
-        for label in labels.flat:
-            if first <= label < last:
-                s.counts[label] += 1
+            s.counts[k] = counts[k - first]
+            s.sums[k, :2] = sums[k - first, :2]
+            for i in range(min(3, channels - c)):
+                s.sums[k, 2 + c + i] = sums[k - first, 2 + i]
 
 
 @compiled()
@@ -258,14 +292,27 @@ def _move(s, settings):
 @compiled()
 def _boxes(s, features, first, last):
     """The boxes of the rows first..last of tiles."""
-    height, width = features.shape[1:]
+    channels, height, width = features.shape
+    low, high = np.empty(width, F), np.empty(width, F)
     for ty in range(first, last):
+        top = min(ty * TILE_Y, height - TILE_Y)
+        for c in range(channels):
+            low[:], high[:] = np.inf, -np.inf
+            for y in range(top, top + TILE_Y):
+                for x in range(U(width)):
+                    value = features[U(c), U(y), x]
+                    low[x] = value if value < low[x] else low[x]
+                    high[x] = value if value > high[x] else high[x]
+            for tx in range(s.boxes.shape[1]):
+                left = min(tx * TILE_X, width - TILE_X)
+                least, greatest = low[left], high[left]
+                for x in range(U(left), U(left + TILE_X)):
+                    least, greatest = min(least, low[x]), max(greatest, high[x])
+                s.boxes[ty, tx, 0, 2 + c], s.boxes[ty, tx, 1, 2 + c] = least, greatest
         for tx in range(s.boxes.shape[1]):
-            y, x = min(ty * TILE_Y, height - TILE_Y), min(tx * TILE_X, width - TILE_X)
+            left = min(tx * TILE_X, width - TILE_X)
             box = s.boxes[ty, tx]
-            box[0, 0], box[1, 0], box[0, 1], box[1, 1] = y, y + TILE_Y - 1, x, x + TILE_X - 1
-            first_pixel = features.ctypes.data + 4 * (y * width + x)
-            tile_colours(first_pixel, height * width, width, features.shape[0], box.ctypes.data)
+            box[0, 0], box[1, 0], box[0, 1], box[1, 1] = top, top + TILE_Y - 1, left, left + TILE_X - 1
 
 
 @compiled()
@@ -329,7 +376,7 @@ def cluster(
     kind = np.float64 if double_sums else F
     settings = Settings(
         step_y, step_x, weight, F((2 * min(step_y, step_x)) ** 2 * float(weight) / SLACK), iterations,
-        iterations - (not move_last), F(tolerance), kind(0), kind(2**53 if double_sums else 2**24),
+        iterations - (not move_last), F(tolerance), kind(0),
     )  # fmt: skip
     if batch >= get_num_threads():
         spread(partial(_cluster_images, features, centres, settings, labels), batch, labels.size, shares=8)
