@@ -16,7 +16,7 @@ from mclc_gpu.kernels.config import ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.kernels.crf import dense_crf, window_colors
 from mclc_gpu.kernels.jit_cpu import compiled, float_bits
 from mclc_gpu.kernels.packed import PackedImages, Windows
-from mclc_gpu.kernels.slic import grid_centres, slic, window_steps
+from mclc_gpu.kernels.slic import grid_centers, slic, window_steps
 from mclc_gpu.kernels.trials import run_trials, start_grids
 from mclc_gpu.kernels.trials_cpu import palette, settings, trial_features
 from mclc_gpu.labels.config import PRESETS
@@ -144,7 +144,7 @@ def crf_work(windows: torch.Tensor, features: int, config: CrfConfig, device: to
 
 def slic_work(height: int, width: int, segments: int, iterations: int, channels: int, fused: bool) -> Work:
     """Return the work of SLIC on one image: all iterations in the start grid's windows, no connectivity."""
-    ys, xs, _, _ = grid_centres(height, width, segments)
+    ys, xs, _, _ = grid_centers(height, width, segments)
     step_y, step_x = window_steps(height, width, len(ys))
     rows = np.minimum(ys + 2 * step_y + 1, height) - np.maximum(ys - 2 * step_y, 0)
     columns = np.minimum(xs + 2 * step_x + 1, width) - np.maximum(xs - 2 * step_x, 0)

@@ -29,6 +29,12 @@ def rgb_to_lab(image: torch.Tensor, backend: str | None = None) -> torch.Tensor:
     References
     ----------
     IEC 61966-2-1:1999 (sRGB); CIE 15:2004 (L*a*b*).
+
+    Examples
+    --------
+    >>> white = torch.ones(1, 3, 1, 1)
+    >>> [round(abs(value)) for value in rgb_to_lab(white).flatten().tolist()]
+    [100, 0, 0]
     """
     if image.ndim != 4 or image.shape[1] != 3 or image.dtype != torch.float32:
         raise ValueError(f"image must be float32 [B, 3, H, W], got {image.dtype} {list(image.shape)}")

@@ -14,6 +14,7 @@ F = np.float32
 
 @compiled(inline="always")
 def cube_root(x):
+    """Return the cube root of a float32 in 0.008..1.1; no libm, for the same bits everywhere."""
     # Start from the exponent divided by three (magic constant fitted for least error), two Newton steps on
     # x^(-1/3) without a division, one step on the root itself: relative error 1e-7 on 0.008..1.1.
     r = bits_float(np.int32(np.int32(0x54A21F2A) - np.int32(F(float_bits(x)) * F(1 / 3))))
@@ -25,6 +26,7 @@ def cube_root(x):
 
 @compiled(inline="always")
 def linear_light(v):
+    """Return the linear light 0..1 of an sRGB value 0..1 (IEC 61966-2-1)."""
     # ((v + 0.055) / 1.055) ** 2.4 as x * x^(1/5) with x the square: the fifth root by Newton on x^(-1/5).
     y = (v + F(0.055)) * F(1 / 1.055)
     x = y * y
@@ -38,11 +40,13 @@ def linear_light(v):
 
 @compiled(inline="always")
 def lab_curve(t):
+    """Return the cube root with its linear part near black (CIE 15)."""
     return cube_root(max(t, F(0.008856))) if t > F(0.008856) else F(7.787) * t + F(16 / 116)
 
 
 @compiled(inline="always")
 def lab_of_linear(r, g, b):
+    """Return L, a, b of linear light."""
     # Rows of the sRGB-to-XYZ matrix divided by the D65 white point (0.95047, 1, 1.08883).
     x = lab_curve(F(0.412453 / 0.95047) * r + F(0.357580 / 0.95047) * g + F(0.180423 / 0.95047) * b)
     y = lab_curve(F(0.212671) * r + F(0.715160) * g + F(0.072169) * b)
@@ -76,7 +80,7 @@ def _scale(values, scale):
 
 @compiled()
 def _rows(images, low, span, scale, lab, out, first, last):
-    """The rows first..last of all images, in steps that the compiler vectorises."""
+    """Convert the rows first..last of all images, in steps that the compiler vectorizes."""
     for row in range(first, last):
         b, y = row // images.shape[2], row % images.shape[2]
         for c in range(images.shape[1]):
@@ -90,9 +94,20 @@ def _rows(images, low, span, scale, lab, out, first, last):
 
 
 def features(images: np.ndarray, low: np.ndarray, span: np.ndarray, scale: float, lab: bool) -> np.ndarray:
-    """(image - low) / span of [B, C, H, W] images, to CIELAB if asked for, times `scale`: float32.
+    """Rescale images, convert them to CIELAB if `lab`, and multiply them by `scale`.
 
-    `low` and `span` are float32 [B]. The steps are rounded to float32 one by one.
+    Parameters
+    ----------
+    images : [B, C, H, W], uint8, uint16 or float32
+    low, span : float32 [B]
+        An image becomes (image - low) / span.
+    scale : float
+    lab : bool
+
+    Returns
+    -------
+    float32 [B, C, H, W]
+        Rounded to float32 after every step.
     """
     out = np.empty(images.shape, F)
     rows = images.shape[0] * images.shape[2]
@@ -106,7 +121,7 @@ RED, GREEN, BLUE = LUMA
 
 @compiled()
 def luma(data, at, plane):
-    """Of one pixel; `plane` is the distance of the channels, 0 for gray images."""
+    """Return the gray value of one pixel; `plane` is the distance of the channels, 0 for gray images."""
     if plane == 0:
         return np.float64(data[at])
     return RED * data[at] + GREEN * data[at + plane] + BLUE * data[at + U(2) * plane]
@@ -114,7 +129,7 @@ def luma(data, at, plane):
 
 @compiled()
 def stretch(data, images, i, scales):
-    """What takes image i to 0..255: the value of black, and the gray steps for each unit above it."""
+    """Compute the scale that takes image i to 0..255: the value of black, gray steps for a unit above it."""
     offset, height, width, channels = images[i]
     plane = U(height * width if channels == 3 else 0)
     least, greatest = np.inf, -np.inf
@@ -127,7 +142,7 @@ def stretch(data, images, i, scales):
 
 @compiled()
 def ranked(values, count, rank):
-    """The value of that rank among the first `count` (Hoare's selection, which reorders them)."""
+    """Return the value of a rank among the first `count` by Hoare's selection, which reorders them."""
     low, high = 0, count - 1
     while low < high:
         pivot = values[U((low + high) // 2)]
@@ -151,7 +166,7 @@ def ranked(values, count, rank):
 
 
 def image_scales(data: np.ndarray, images: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-    """Of every image the value of black, and the gray steps for each unit above it: float64 [images, 2]."""
+    """Return the value of black and the gray steps for a unit above it, float64 [images, 2]."""
     scales = np.tile(np.array([0.0, STEPS]), (len(images), 1))
     if data.dtype != np.uint8:
         deque(pool.map(lambda i: stretch(data, images, i, scales), range(len(images))), maxlen=0)

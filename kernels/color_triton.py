@@ -71,6 +71,7 @@ def lab_kernel(p_image, p_out, plane, BLOCK: tl.constexpr):
 
 
 def launch(image: torch.Tensor, out: torch.Tensor) -> None:
+    """Convert a contiguous float32 [B, 3, H, W] sRGB image to CIELAB; see `mclc_gpu.kernels.color`."""
     plane = image.shape[2] * image.shape[3]
     grid = (triton.cdiv(plane, _BLOCK), image.shape[0])
     # Without fused multiply-adds the numbers are those of the CPU backend, bit for bit.
@@ -85,7 +86,7 @@ _GRAY_BLOCK = 2048
 
 @triton.jit
 def luma(p_data, plane, counted):
-    """Of some pixels, float64; `plane` is the distance of the channels, 0 for gray images."""
+    """Return gray values of some pixels, float64; `plane` is the channels' distance, 0 for gray images."""
     value = tl.load(p_data, counted, 0).to(tl.float64)
     if plane > 0:
         green = tl.load(p_data + plane, counted, 0).to(tl.float64)
@@ -96,7 +97,7 @@ def luma(p_data, plane, counted):
 
 @triton.jit
 def ranked(v, member, rank, grain):
-    """The value of that rank among the members, which are multiples of `grain`, bit by bit."""
+    """Return the value of a rank among the members, which are multiples of `grain`, bit by bit."""
     low = 0
     half = tl.zeros_like(rank) + _TOP_BIT
     while half >= grain:
@@ -127,7 +128,7 @@ def stretch_kernel(p_data, p_images, p_scales, BLOCK: tl.constexpr):
 
 
 def gray_scales(data: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Of packed images: the value of black, and the gray steps for each unit above it, float64 [images, 2].
+    """Return each packed image's value of black and gray steps for a unit above it, float64 [images, 2].
 
     uint8 images are taken as they are, others have their own range taken to 0..255.
     """

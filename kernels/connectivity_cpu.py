@@ -1,7 +1,12 @@
 """Connectivity enforcement on the CPU: one image at a time, compiled by numba.
 
+Pieces are flooded breadth first from their first pixels in raster order, as scikit-image does: where a flood
+is cut, and which neighbor it meets last, depend on that order. A step is a handful of instructions, so that
+tests of bounds and branches that cannot be predicted would take most of the time. The layout of the state and
+the way the queue is filled avoid them.
+
 An image is worked on in place in a *padded state*: one border row above and below, one border column at the
-right (which is the left border of the next row), so that a flood never asks whether a neighbour lies inside.
+right (which is the left border of the next row), so that a flood never asks whether a neighbor lies inside.
 A pixel holds `-(label + 1)` until it is reached and its final label afterwards; the border holds `OUTSIDE`,
 which equals neither.
 """
@@ -19,16 +24,16 @@ OUTSIDE = np.int32(-(2**31))
 
 @compiled(inline="always")
 def scratch_size(height: int, width: int) -> int:
-    """Elements of the int32 scratch that `relabel` needs: padded state, then the queue and one spare slot."""
+    """Return the elements of `relabel`'s int32 scratch: padded state, then the queue and one spare slot."""
     return (height + 2) * (width + 1) + height * width + 1
 
 
 @compiled()
-def _last_neighbour(state, queue, popped, skipped, stride, current):
-    """Final label of the last labelled foreign pixel met by the flood; `current` when it met none.
+def _last_neighbor(state, queue, popped, skipped, stride, current):
+    """Return the final label of the last labeled foreign pixel met by the flood; `current` if it met none.
 
     Labels of other pieces do not change during a flood, so walking the queue backwards afterwards finds the
-    same pixel as watching every neighbour during the flood does, and only small pieces pay for it.
+    same pixel as watching every neighbor during the flood does, and only small pieces pay for it.
     """
     first = skipped
     while popped > U(0):
@@ -51,9 +56,9 @@ def _last_neighbour(state, queue, popped, skipped, stride, current):
 
 @compiled(inline="always")
 def _take(state, queue, q, tail, code, current):
-    """Append neighbour q to the piece if it belongs to it, without a branch that nobody could predict.
+    """Append neighbor q to the piece if it belongs to it, without a branch, which could not be predicted.
 
-    The slot after the queue's end is written in any case and counts when the neighbour does.
+    The slot after the queue's end is written in any case, and counts if the neighbor belongs to the piece.
     """
     value = state[q]
     joins = value == code
@@ -66,7 +71,9 @@ def _take(state, queue, q, tail, code, current):
 def _flood(state, queue, stride, current, max_size):
     """Grow the piece seeded at queue[0].
 
-    Returns its size, the number of pixels popped, and in how many directions the last of those did not look.
+    Far from its largest size the piece grows by all four neighbors of a pixel at once; near it the size is
+    compared after every neighbor. Returns the size, the number of pixels popped, and in how many directions
+    the last of those did not look.
     """
     code = state[queue[0]]
     state[queue[0]] = current
@@ -98,21 +105,28 @@ def _flood(state, queue, stride, current, max_size):
 def relabel_state(state, queue, height, width, min_size, max_size):
     """Relabel one image in its padded state (see the module's text), in place.
 
-    Args:
-        state: int32 [(height + 2) * (width + 1)]; pixel (y, x) at (y + 1) * (width + 1) + x.
-        queue: int32 [height * width + 1] scratch.
-        height, width: image size in pixels.
-        min_size: pieces of fewer pixels join a neighbour.
-        max_size: a flood stops at this many pixels (at least 1 is taken).
+    Parameters
+    ----------
+    state : int32 [(height + 2) * (width + 1)]
+        Pixel (y, x) at (y + 1) * (width + 1) + x.
+    queue : int32 [height * width + 1]
+        Scratch.
+    height, width : int
+    min_size : int
+        Pieces of fewer pixels join a neighbor.
+    max_size : int
+        A flood stops at this many pixels; below 1 it counts as 1.
 
-    Returns:
-        Number of final labels; they are 0 .. number - 1.
+    Returns
+    -------
+    int
+        Number of final labels, which are 0 .. number - 1.
     """
     stride = U(width + 1)
     current = np.int32(0)
     # The pixel above is met only by a flood that pops its seed, which one of at most one pixel does not do.
     speck = 1 if max_size > 1 else min_size
-    shared = 0  # 1 while a small piece without neighbour holds `current`, which the next piece will take too
+    shared = 0  # 1 while a small piece without neighbor holds `current`, which the next piece will take too
     for y in range(height):
         start = U(y + 1) * stride
         for p in range(start, start + U(width)):
@@ -130,7 +144,7 @@ def relabel_state(state, queue, height, width, min_size, max_size):
                 current += np.int32(1)
                 shared = 0
                 continue
-            label = _last_neighbour(state, queue, popped, skipped, stride, current)
+            label = _last_neighbor(state, queue, popped, skipped, stride, current)
             if label == current:
                 shared = 1
                 continue
@@ -141,7 +155,7 @@ def relabel_state(state, queue, height, width, min_size, max_size):
 
 @compiled()
 def _enter(labels, width, state, first, last):
-    """Put the rows first..last of flat labels into the padded state."""
+    """Copy the rows first..last of flat labels into the padded state."""
     for y in range(first, last):
         row, source = U((y + 1) * (width + 1)), U(y * width)
         for x in range(U(width)):
@@ -151,7 +165,7 @@ def _enter(labels, width, state, first, last):
 
 @compiled()
 def _leave(state, width, out, first, last):
-    """Take the rows first..last out of the padded state."""
+    """Copy the rows first..last out of the padded state."""
     for y in range(first, last):
         row, target = U((y + 1) * (width + 1)), U(y * width)
         for x in range(U(width)):
@@ -167,15 +181,22 @@ def _close(state, width):
 
 @compiled()
 def relabel(labels, height, width, min_size, max_size, out, scratch):
-    """Enforce connectivity on one flat label image; `out` may be `labels`.
+    """Enforce connectivity on one flat label image.
 
-    Args:
-        labels: int32 [height * width], values >= 0.
-        min_size, max_size: see `relabel_state`.
-        out: int32 [height * width], receives the final labels.
-        scratch: int32 [scratch_size(height, width)] or longer; contents are overwritten.
+    Parameters
+    ----------
+    labels : int32 [height * width]
+        Values >= 0.
+    height, width : int
+    min_size, max_size : int
+        See `relabel_state`.
+    out : int32 [height * width]
+        Receives the final labels; may be `labels`.
+    scratch : int32 [scratch_size(height, width)] or longer
 
-    Returns:
+    Returns
+    -------
+    int
         Number of final labels.
     """
     padded = (height + 2) * (width + 1)
@@ -196,7 +217,11 @@ def _relabel_images(labels, min_size, max_size, out, first, last):
 
 
 def relabel_batch(labels: np.ndarray, min_size: int, max_size: int, out: np.ndarray) -> None:
-    """Enforce connectivity on int32 [B, H, W] labels into `out`, images spread over the threads."""
+    """Enforce connectivity on int32 [B, H, W] labels into `out`, images spread over the threads.
+
+    Of a few images one after the other is flooded, which is sequential; only the copies to and from its state
+    are shared.
+    """
     batch, height, width = labels.shape
     if batch >= get_num_threads():
         spread(partial(_relabel_images, labels, min_size, max_size, out), batch, labels.size, shares=8)

@@ -18,7 +18,7 @@ PROGRAMS_WANTED = 512
 
 @triton.jit
 def outside(p_state):
-    """The border's value: the least of the state's type, which no label's code -(k + 1) may reach."""
+    """Return the border's value: the least of the state's type, which no label's code -(k + 1) may reach."""
     return -(1 << (p_state.dtype.element_ty.primitive_bitwidth - 1))
 
 
@@ -38,27 +38,30 @@ def fill_border(p_state, lane, LANES: tl.constexpr, height, width):
 def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, min_size, max_size):
     """Enforce connectivity on LANES images at once, in place, with the semantics of scikit-image.
 
-    Args:
-        p_state: scratch of (height + 2) * (width + 1) * LANES elements, int16 or int32. On entry a pixel
-            holds -(k + 1) for label k and the border is filled (`fill_border`); on exit a pixel holds its
-            final label. int16 carries labels up to 32766.
-        p_queue: scratch of height * width * LANES elements, int16 (padded states of up to 32767 elements) or
-            int32.
-        lane: int32 [LANES], 0 .. LANES - 1.
-        min_size, max_size: pixels; pieces smaller than min_size join a neighbour, a flood stops at max_size.
-
     The stores made before the call must be followed by `tl.debug_barrier()`; the call ends with one.
+
+    Parameters
+    ----------
+    p_state : pointer to int16 or int32 [(height + 2) * (width + 1) * LANES]
+        On entry a pixel holds -(k + 1) for label k and the border is filled (`fill_border`); on exit a pixel
+        holds its final label. int16 carries labels up to 32766.
+    p_queue : pointer to int16 or int32 [height * width * LANES]
+        Scratch; int16 serves padded states of up to 32767 elements.
+    lane : int32 [LANES]
+        0 .. LANES - 1.
+    min_size, max_size : int
+        Pixels: smaller pieces join a neighbor, a flood stops at `max_size`.
     """
     stride = width + 1
     end = (height + 1) * stride
     nothing = outside(p_state)
     zero = tl.zeros_like(lane)
-    scan = zero + stride  # next element to look at for an unlabelled pixel
+    scan = zero + stride  # next element to look at for an unlabeled pixel
     head = zero  # queue elements popped (or rewritten)
     tail = zero  # pixels in the piece; 0 while scanning
     code = zero  # the piece's state before it was reached
     current = zero  # the piece's label
-    adjacent = zero  # label of the last labelled foreign pixel met
+    adjacent = zero  # label of the last labeled foreign pixel met
     rewriting = zero > 0
     busy = lane >= 0
     while tl.max(busy.to(tl.int32), 0) > 0:
@@ -66,7 +69,7 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
         flooding = busy & (tail > 0) & ~rewriting
         pixel = tl.load(p_queue + head * LANES + lane, busy & (tail > 0), 0).to(tl.int32)
 
-        # A scanning lane looks at four pixels in raster order, a flooding lane at four neighbours. All are
+        # A scanning lane looks at four pixels in raster order, a flooding lane at four neighbors. All are
         # loaded before anything is stored: they are distinct pixels.
         at0 = tl.where(flooding, pixel + 1, scan)
         at1 = tl.where(flooding, pixel - 1, scan + 1)
@@ -80,7 +83,7 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
         # Every thread has to have loaded before one stores: programs of several warps do not run in lockstep.
         tl.debug_barrier()
 
-        # Flooding: neighbours in order; the one that fills the piece to max_size is the last one looked at.
+        # Flooding: neighbors in order; the one that fills the piece to max_size is the last one looked at.
         for direction in tl.static_range(4):
             at = at0 if direction == 0 else (at1 if direction == 1 else (at2 if direction == 2 else at3))
             s = s0 if direction == 0 else (s1 if direction == 1 else (s2 if direction == 2 else s3))
@@ -95,7 +98,7 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
         tl.store(p_state + pixel * LANES + lane, adjacent, rewriting)
         head += (flooding | rewriting).to(tl.int32)
 
-        # Scanning: the first unlabelled pixel of the four seeds the next piece.
+        # Scanning: the first unlabeled pixel of the four seeds the next piece.
         u3 = (s3 < 0) & (s3 != nothing)
         seed = tl.where(u3, at3, end)
         code_found = s3
@@ -144,8 +147,12 @@ def connectivity_kernel(p_state, p_queue, height, width, min_size, max_size, LAN
 def launch(
     labels: torch.Tensor, min_size: int, max_size: int, programs_wanted: int = PROGRAMS_WANTED
 ) -> torch.Tensor:
+    """Enforce connectivity on int32 [B, H, W] labels; see `mclc_gpu.kernels.slic.enforce_connectivity`.
+
+    Several images share a warp only where there are more than `programs_wanted`, enough to fill a GPU.
+    """
     batch, height, width = labels.shape
-    # One image per warp while warps are wanting: neighbours then share cache lines instead of lanes.
+    # One image per warp while warps are wanting: neighbors then share cache lines instead of lanes.
     lanes = min(_MAX_LANES, triton.next_power_of_2(triton.cdiv(batch, programs_wanted)))
     groups = triton.cdiv(batch, lanes)
     state = labels.new_zeros(groups, height + 2, width + 1, lanes)

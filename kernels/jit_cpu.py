@@ -1,4 +1,4 @@
-"""How the CPU backends are compiled and spread over threads, and where the machine code is kept between runs.
+"""Compilation of the CPU backends, their threads, and scalar functions and stack arrays that numba lacks.
 
 Numba's cache on disk notices a change in a function's own file, but not in the files of the functions it
 calls: after an update it would run machine code of the older ones. So every state of the sources has a folder
@@ -31,7 +31,7 @@ _WORTH_A_THREAD = 1 << 14  # elements: fewer are done before another thread has 
 
 
 def _cache_folder() -> str | None:
-    """The folder for the present sources; None where it cannot be written."""
+    """Return the cache folder for the present sources; None where it cannot be written."""
     digest = hashlib.sha256(f"{numba.__version__} {SIMD}".encode())
     try:
         for path in sorted(Path(__file__).parent.glob("*_cpu.py")):

@@ -1,5 +1,10 @@
 """SLIC in numba: the float32 operations of scikit-image's loop in the same order, so the same bits.
 
+Some eighteen centers reach a pixel, most of them far from it in color. The image is therefore cut into tiles,
+and a tile meets only the centers that can be nearest to one of its pixels: those whose distance to the box
+around the tile's positions and colors is within an upper bound of its pixels' distances to their nearest
+centers (`_bound`). A block of tiles shares one list of the centers in reach.
+
 Many images are spread over the threads; of a few, each thread takes strips of rows when it labels pixels, and
 a range of clusters when it sums them up.
 """
@@ -30,47 +35,47 @@ from mclc_gpu.kernels.slic_tile_cpu import (
 
 F = np.float32
 U = np.uintp
-_BLOCK_Y, _BLOCK_X = 32, 128  # A block's tiles share a list of centres.
+_BLOCK_Y, _BLOCK_X = 32, 128  # A block's tiles share a list of centers.
 # Bounds on distances are rounded up by more than rounding can move them.
 SLACK = F(1.0001)
 
 
 class Settings(NamedTuple):
-    """What all images share."""
+    """Settings of a run."""
 
     step_y: int
     step_x: int
-    weight: np.float32  # of a squared pixel against a squared colour
-    limit: np.float32  # pixels of less distance are in reach of a centre's window, whatever their colour
+    weight: np.float32  # of a squared pixel against a squared color
+    limit: np.float32  # pixels of less distance are in reach of a center's window, whatever their color
     iterations: int
-    moves: int  # iterations after which the centres are moved
+    moves: int  # iterations after which the centers are moved
     tolerance: np.float32
     zero: np.float32 | np.float64  # the type of the sums
 
 
 class State(NamedTuple):
-    """What the iterations of one image keep; N centres, C channels."""
+    """State of one image between iterations; N centers, C channels."""
 
-    centres: np.ndarray  # float32 [N, 2 + C]
+    centers: np.ndarray  # float32 [N, 2 + C]
     counts: np.ndarray  # int64 [N]: pixels; 0: the cluster takes no further part
     sums: np.ndarray  # float32 or float64 [N, 2 + C]
     shifts: np.ndarray  # float32 [N]: distance (eq. 3) moved by the last update
     windows: np.ndarray  # float32 [N, 4]: first and last row and column in reach
-    boxes: np.ndarray  # float32 [tiles y, x, 2, 2 + C]: least and largest row, column and colours
-    bounds: np.ndarray  # float32 [tiles y, x]: upper bound of the pixels' distances to their centres
+    boxes: np.ndarray  # float32 [tiles y, x, 2, 2 + C]: least and largest row, column and colors
+    bounds: np.ndarray  # float32 [tiles y, x]: upper bound of the pixels' distances to their centers
     owned: np.ndarray  # uint8 [tiles y, x]: number of owners; OWNERS: they are not known
-    owners: np.ndarray  # int32 [tiles y, x, OWNERS + 1]: centres that pixels have, and perhaps others
+    owners: np.ndarray  # int32 [tiles y, x, OWNERS + 1]: centers that pixels have, and perhaps others
     extremes: np.ndarray  # int32 [blocks y, x, 2]: lowest and highest label
 
 
 @compiled()
-def _allocate(features, centres, zero):
+def _allocate(features, centers, zero):
     channels, height, width = features.shape
     down, across = (height + TILE_Y - 1) // TILE_Y, (width + TILE_X - 1) // TILE_X
     strips, blocks = (height + _BLOCK_Y - 1) // _BLOCK_Y, (width + _BLOCK_X - 1) // _BLOCK_X
-    number = centres.shape[0]
+    number = centers.shape[0]
     return State(
-        centres,
+        centers,
         np.ones(number, np.int64),
         np.full((number, 2 + channels), zero),
         np.zeros(number, F),
@@ -85,10 +90,10 @@ def _allocate(features, centres, zero):
 
 @compiled()
 def _reach(s, settings):
-    """First and last row and column in the window of 2 steps around each centre, beyond the image too."""
+    """Compute first and last row and column in the window of 2 steps around each center, unclipped."""
     step_y, step_x = settings.step_y, settings.step_x
-    for k in range(s.centres.shape[0]):
-        cy, cx = s.centres[k, 0], s.centres[k, 1]
+    for k in range(s.centers.shape[0]):
+        cy, cx = s.centers[k, 0], s.centers[k, 1]
         s.windows[k, 0] = np.int64(max(cy - F(2 * step_y), F(0)))
         s.windows[k, 1] = np.int64(cy + F(2 * step_y) + F(1)) - 1
         s.windows[k, 2] = np.int64(max(cx - F(2 * step_x), F(0)))
@@ -97,10 +102,10 @@ def _reach(s, settings):
 
 @compiled(inline="always")
 def _bound(s, ty, tx, limit):
-    """Upper bound of the distances of a tile's pixels to their nearest centre; infinite: none is known.
+    """Return an upper bound of the distances of a tile's pixels to their nearest center; infinite: unknown.
 
-    A pixel is no farther from the centre it had than before plus that centre's shift, and up to `limit` the
-    centre's window still reaches it.
+    By the triangle inequality a pixel is no farther from the center it had than before plus that center's
+    shift, and up to `limit` the center's window still reaches it.
     """
     owned = s.owned[ty, tx]
     shift = F(0) if owned < OWNERS else F(np.inf)
@@ -113,35 +118,38 @@ def _bound(s, ty, tx, limit):
 
 @compiled(inline="always")
 def _slack(s, ty, tx):
-    """What rounding can do to a tile's distances where all centres have the same colour."""
+    """Return how far rounding can move a tile's distances where all centers have the same color.
+
+    They are then compared by position alone, but the colors' part, the same for all, takes away last bits.
+    """
     total = F(0)
-    for c in range(2, s.centres.shape[1]):
-        low, high = s.boxes[ty, tx, 0, c] - s.centres[0, c], s.boxes[ty, tx, 1, c] - s.centres[0, c]
+    for c in range(2, s.centers.shape[1]):
+        low, high = s.boxes[ty, tx, 0, c] - s.centers[0, c], s.boxes[ty, tx, 1, c] - s.centers[0, c]
         total += max(low * low, high * high)
     return total * F(1e-5)
 
 
 @compiled()
-def _list_centres(s, rows, number, top, left, right, table):
-    """Put the living centres, of those numbered in `rows`, whose windows reach the columns into the table."""
+def _list_centers(s, rows, number, top, left, right, table):
+    """Put the living centers, of those numbered in `rows`, whose windows reach the columns into the table."""
     living = 0
     for i in range(number):
         k = rows[i]
         if s.windows[k, 2] >= right or s.windows[k, 3] < left:
             continue
-        table[PLACE, living], table[PLACE + 1, living] = s.centres[k, 0], s.centres[k, 1]
+        table[PLACE, living], table[PLACE + 1, living] = s.centers[k, 0], s.centers[k, 1]
         table[FIRST_Y, living], table[LAST_Y, living] = s.windows[k, 0], s.windows[k, 1]
         table[FIRST_X, living], table[LAST_X, living] = s.windows[k, 2], s.windows[k, 3]
         table[INDEX, living] = bits_float(np.int32(k))
-        for c in range(2, s.centres.shape[1]):
-            table[COLORS + c - 2, living] = s.centres[k, c]
+        for c in range(2, s.centers.shape[1]):
+            table[COLORS + c - 2, living] = s.centers[k, c]
         living += 1
     return living
 
 
 @compiled()
 def _assign_block(s, features, labels, settings, table, living, colors, kept, scratch, top, left):
-    """Label the pixels of a block with the nearest of the centers in the table; did a label change?"""
+    """Label the pixels of a block with the nearest of the table's centers. Returns if a label changed."""
     channels, height, width = features.shape
     boxes, owners, bounds = s.boxes, s.owners, s.bounds
     changed = False
@@ -183,24 +191,24 @@ def _assign_block(s, features, labels, settings, table, living, colors, kept, sc
 
 
 @compiled()
-def _one_colour(colours):
-    """Do all centres have the same, as at the start?"""
-    for k in range(colours.shape[0]):
-        for c in range(colours.shape[1]):
-            if colours[k, c] != colours[0, c]:
+def _one_color(colors):
+    """Check if all centers have the same color, as at the start."""
+    for k in range(colors.shape[0]):
+        for c in range(colors.shape[1]):
+            if colors[k, c] != colors[0, c]:
                 return False
     return True
 
 
 @compiled()
 def _assign(s, features, labels, settings, first, last):
-    """Label the pixels of the strips first..last; did a label change?"""
+    """Label the pixels of the strips first..last. Returns if a label changed."""
     channels, height, width = features.shape
-    number = s.centres.shape[0]
+    number = s.centers.shape[0]
     rows = np.empty(number + 1, np.int64)
     table = new_table(number, channels)
     kept, scratch = np.empty(number + 1, np.int32), np.empty((channels, TILE_Y * TILE_X), F)
-    colours = 0 if _one_colour(s.centres[:, 2:]) else channels
+    colors = 0 if _one_color(s.centers[:, 2:]) else channels
     changed = False
     for strip in range(first, last):
         top = strip * _BLOCK_Y
@@ -210,11 +218,11 @@ def _assign(s, features, labels, settings, first, last):
             rows[reaching] = k
             reaching += (s.counts[k] > 0) & (s.windows[k, 0] < below) & (s.windows[k, 1] >= above)
         for left in range(0, width, _BLOCK_X):
-            living = _list_centres(
+            living = _list_centers(
                 s, rows, reaching, top, min(left, width - TILE_X), min(left + _BLOCK_X, width), table
             )
             changed |= _assign_block(
-                s, features, labels, settings, table, living, colours, kept, scratch, top, left
+                s, features, labels, settings, table, living, colors, kept, scratch, top, left
             )
     return changed
 
@@ -223,8 +231,8 @@ def _assign(s, features, labels, settings, first, last):
 def _sum_rows(features, c, labels, top, bottom, first, last, sums, counts):
     """Add the pixels of the rows top..bottom to the sums of their clusters, in raster order.
 
-    `sums` are [last - first + 1, 5] of row, column and channels c, c + 1, c + 2 (where fewer are left, the last
-    one again), `counts` their pixels; the last cluster takes the pixels of clusters not in first..last.
+    `sums` [last - first + 1, 5] are those of row, column and three channels from c on (where fewer are left,
+    the last one again), `counts` those of ones; the last cluster takes pixels of clusters not in first..last.
     """
     c0, others = U(c), U(last - first)
     c1, c2 = U(min(c + 1, features.shape[0] - 1)), U(min(c + 2, features.shape[0] - 1))
@@ -271,27 +279,27 @@ def _sum(s, features, labels, settings, first, last):
 
 @compiled()
 def _move(s, settings):
-    """Set the centres to their clusters' means (eq. 4); tell whether one moved by `tolerance` or more."""
+    """Set the centers to their clusters' means (eq. 4). Returns if one moved by `tolerance` or more."""
     moved = False
-    for k in range(s.centres.shape[0]):
+    for k in range(s.centers.shape[0]):
         if s.counts[k] == 0:
             continue
-        y, x = s.centres[k, 0], s.centres[k, 1]
-        colours = 0.0
-        for i in range(s.centres.shape[1]):
-            before = s.centres[k, i]
-            s.centres[k, i] = s.sums[k, i] / F(s.counts[k])
+        y, x = s.centers[k, 0], s.centers[k, 1]
+        colors = 0.0
+        for i in range(s.centers.shape[1]):
+            before = s.centers[k, i]
+            s.centers[k, i] = s.sums[k, i] / F(s.counts[k])
             if i > 1:
-                colours += (np.float64(s.centres[k, i]) - before) ** 2
-        dy, dx = s.centres[k, 0] - y, s.centres[k, 1] - x
+                colors += (np.float64(s.centers[k, i]) - before) ** 2
+        dy, dx = s.centers[k, 0] - y, s.centers[k, 1] - x
         moved |= dy * dy + dx * dx >= settings.tolerance * settings.tolerance
-        s.shifts[k] = np.sqrt(np.float64(dy * dy + dx * dx) * settings.weight + colours) * SLACK
+        s.shifts[k] = np.sqrt(np.float64(dy * dy + dx * dx) * settings.weight + colors) * SLACK
     return moved
 
 
 @compiled()
 def _boxes(s, features, first, last):
-    """The boxes of the rows first..last of tiles."""
+    """Compute the boxes of the rows first..last of tiles: first of each column, then of each tile."""
     channels, height, width = features.shape
     low, high = np.empty(width, F), np.empty(width, F)
     for ty in range(first, last):
@@ -316,38 +324,38 @@ def _boxes(s, features, first, last):
 
 
 @compiled()
-def _cluster_images(features, centres, settings, labels, first, last):
-    """All iterations of the images first..last, one after the other."""
+def _cluster_images(features, centers, settings, labels, first, last):
+    """Do all iterations of the images first..last, one after the other."""
     for b in range(first, last):
-        s = _allocate(features[b], centres[b], settings.zero)
+        s = _allocate(features[b], centers[b], settings.zero)
         _boxes(s, features[b], 0, s.boxes.shape[0])
         for i in range(settings.iterations):
             _reach(s, settings)
             changed = _assign(s, features[b], labels[b], settings, 0, s.extremes.shape[0])
             if not changed or i == settings.moves:
                 break
-            _sum(s, features[b], labels[b], settings, 0, centres.shape[1])
+            _sum(s, features[b], labels[b], settings, 0, centers.shape[1])
             if not _move(s, settings):
                 break
 
 
-def _cluster_image(features: np.ndarray, centres: np.ndarray, settings: Settings, labels: np.ndarray) -> None:
-    """One image: a thread labels strips of rows, and sums up a range of clusters."""
-    s = _allocate(features, centres, settings.zero)
+def _cluster_image(features: np.ndarray, centers: np.ndarray, settings: Settings, labels: np.ndarray) -> None:
+    """Do all iterations of one image: a thread labels strips of rows, and sums up a range of clusters."""
+    s = _allocate(features, centers, settings.zero)
     spread(partial(_boxes, s, features), len(s.boxes), labels.size)
     for i in range(settings.iterations):
         _reach(s, settings)
         changed = any(spread(partial(_assign, s, features, labels, settings), len(s.extremes), labels.size))
         if not changed or i == settings.moves:
             return
-        spread(partial(_sum, s, features, labels, settings), len(centres), labels.size)
+        spread(partial(_sum, s, features, labels, settings), len(centers), labels.size)
         if not _move(s, settings):
             return
 
 
 def cluster(
     features: np.ndarray,
-    centres: np.ndarray,
+    centers: np.ndarray,
     step_y: int,
     step_x: int,
     weight: np.float32,
@@ -357,20 +365,37 @@ def cluster(
     double_sums: bool = False,
     move_last: bool = True,
 ) -> None:
-    """Cluster float32 [B, C, H, W] features around float32 [B, N, 2 + C] centres into int32 [B, H, W] labels.
+    """Cluster features around centers.
 
-    All three are contiguous. The centres are moved in place, after the last assignment only if `move_last`.
-    Sums over a cluster are scikit-image's, in single precision, or in double, which clusters of more than
-    some 10,000 pixels need.
+    Parameters
+    ----------
+    features : float32 [B, C, H, W], contiguous
+    centers : float32 [B, N, 2 + C], contiguous
+        Row, column and colors. Moved in place.
+    step_y, step_x : int
+        A center's window reaches two steps to each side.
+    weight : float32
+        Weight of a squared pixel against a squared color.
+    iterations : int
+        Assignments at most.
+    tolerance : float
+        An image is done when all its centers moved by fewer pixels.
+    labels : int32 [B, H, W], contiguous
+        Read and written.
+    double_sums : bool
+        Sum over clusters in double precision, which those of more than some 10,000 pixels need; else in
+        single, as scikit-image does.
+    move_last : bool
+        Move the centers after the last assignment too.
     """
     batch, channels, height, width = features.shape
     if height < TILE_Y or width < TILE_X:
-        # Around the image come pixels that no centre reaches, of a cluster that is none.
+        # Around the image come pixels that no center reaches, of a cluster that is none.
         size = max(height, TILE_Y), max(width, TILE_X)
         wide = np.full((batch, channels, *size), np.inf, F)
-        out = np.full((batch, *size), centres.shape[1], np.int32)
+        out = np.full((batch, *size), centers.shape[1], np.int32)
         wide[:, :, :height, :width], out[:, :height, :width] = features, labels
-        cluster(wide, centres, step_y, step_x, weight, iterations, tolerance, out, double_sums, move_last)
+        cluster(wide, centers, step_y, step_x, weight, iterations, tolerance, out, double_sums, move_last)
         labels[:] = out[:, :height, :width]
         return
     kind = np.float64 if double_sums else F
@@ -379,7 +404,7 @@ def cluster(
         iterations - (not move_last), F(tolerance), kind(0),
     )  # fmt: skip
     if batch >= get_num_threads():
-        spread(partial(_cluster_images, features, centres, settings, labels), batch, labels.size, shares=8)
+        spread(partial(_cluster_images, features, centers, settings, labels), batch, labels.size, shares=8)
         return
-    for image, start, out in zip(features, centres, labels, strict=True):
+    for image, start, out in zip(features, centers, labels, strict=True):
         _cluster_image(image, start, settings, out)

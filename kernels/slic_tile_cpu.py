@@ -48,7 +48,7 @@ def _begin(labels, top, left, places, distances, nearest, before):
 
 @compiled(inline="always")
 def _in_reach(table, first, column, places, at):
-    """Return where the rows (or columns) in a center's reach are: at `at`, or in a copy with others infinite."""
+    """Return where a center finds the rows or columns: at `at`, or in a copy with the unreached infinite."""
     least, greatest = table[U(first), column], table[U(first + 1), column]
     if (least <= places[at]) & (greatest >= places[at + _PIXELS - U(1)]):
         return at

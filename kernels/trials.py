@@ -8,7 +8,7 @@ import torch
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import TrialConfig
 from mclc_gpu.kernels.packed import Marks, PackedImages, StartGrids, Windows
-from mclc_gpu.kernels.slic import grid_centres, window_steps
+from mclc_gpu.kernels.slic import grid_centers, window_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ def start_grids(windows: Windows, clusters: int) -> StartGrids:
     shapes, index = torch.unique(windows.shapes, dim=0, return_inverse=True)
     centers, rows, first = [], [], 0
     for height, width in shapes.tolist():
-        ys, xs, step_y, step_x = grid_centres(height, width, clusters)
+        ys, xs, step_y, step_x = grid_centers(height, width, clusters)
         centers.append(np.stack([ys, xs], axis=1))
         reach_y, reach_x = (2 * step for step in window_steps(height, width, len(ys)))
         rows.append((first, len(ys), reach_y, reach_x, max(step_y, step_x)))

@@ -10,8 +10,8 @@ from mclc_gpu.kernels.color import rgb_to_lab
 from mclc_gpu.kernels.color_cpu import cube_root, linear_light
 
 
-def colours(shape: tuple[int, ...]) -> torch.Tensor:
-    """Random colours with the corners of the cube and the neighbourhood of both curves' kinks among them."""
+def colors(shape: tuple[int, ...]) -> torch.Tensor:
+    """Random colors with the corners of the cube and the neighborhood of both curves' kinks among them."""
     rng = np.random.default_rng(sum(shape))
     values = rng.random(shape, np.float32)
     values[rng.random(shape) < 0.1] = rng.choice(np.array([0, 1, 0.04045, 0.0404501, 0.0961], np.float32))
@@ -24,7 +24,7 @@ def lab_of(image: torch.Tensor, backend: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_scikit_image(backend: str) -> None:
-    image = colours((2, 3, 90, 111))
+    image = colors((2, 3, 90, 111))
     ours = lab_of(image, backend).double().permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - rgb2lab(image.double().permute(0, 2, 3, 1).numpy())).max() < 1e-3
 
@@ -41,7 +41,7 @@ def test_every_gray_level(backend: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (3, 3, 5, 7), (1, 3, 31, 17), (2, 3, 64, 8)], ids=str)
 def test_backends_give_the_same_bits(shape: tuple[int, ...]) -> None:
-    image = colours(shape)
+    image = colors(shape)
     ours = [lab_of(image, backend).view(torch.int32) for backend in BACKENDS]
     assert torch.equal(*ours)
 
@@ -56,7 +56,7 @@ def test_roots_are_accurate() -> None:
 
 
 def test_reads_strided_images_and_keeps_them() -> None:
-    image = colours((1, 3, 8, 9))
+    image = colors((1, 3, 8, 9))
     turned, before = image.transpose(2, 3), image.clone()
     assert torch.equal(rgb_to_lab(turned), rgb_to_lab(turned.contiguous()))
     assert torch.equal(image, before)

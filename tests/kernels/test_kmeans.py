@@ -1,4 +1,4 @@
-"""K-means in colour and position against Lloyd's algorithm in plain numpy."""
+"""K-means in color and position against Lloyd's algorithm in plain numpy."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_cpu_equals_plain_numpy_with_other_settings(clusters: int, options: dict
 
 
 def test_clusters_of_many_pixels() -> None:
-    # Sums over 10^5 pixels and more: single precision would move centres by 1e-3 pixels.
+    # Sums over 10^5 pixels and more: single precision would move centers by 1e-3 pixels.
     check([image_of(0, 500, 600, 1)], 3, "cpu", iterations=4)
 
 
@@ -90,7 +90,7 @@ def test_triton_equals_plain_numpy(shape: tuple[int, ...], clusters: int, option
     )
 
 
-def test_a_centre_reaches_every_pixel() -> None:
+def test_a_center_reaches_every_pixel() -> None:
     # Two equal bright blobs at the ends of a long strip: one cluster for K-means, two for SLIC's windows.
     image = torch.zeros(1, 1, 6, 60)
     image[..., 2:4, 2:5] = image[..., 2:4, 55:58] = 1.0

@@ -13,7 +13,7 @@ from skimage.segmentation import slic as skimage_slic
 from skimage.util import regular_grid
 
 from mclc_gpu.kernels import slic_cpu, slic_triton
-from mclc_gpu.kernels.slic import grid_centres, lowest_gradient, slic, window_steps
+from mclc_gpu.kernels.slic import grid_centers, lowest_gradient, slic, window_steps
 
 NEAR_TIE = 1e-4
 
@@ -52,12 +52,12 @@ def reference(image: np.ndarray, n_segments: int, compactness: float, **options:
     )
 
 
-def distances(features: np.ndarray, centres: np.ndarray, reach: tuple[int, int], step: int) -> np.ndarray:
-    """D^2 of all pixels to all centres, float64 [N, H, W]; infinite where a window does not reach."""
+def distances(features: np.ndarray, centers: np.ndarray, reach: tuple[int, int], step: int) -> np.ndarray:
+    """D^2 of all pixels to all centers, float64 [N, H, W]; infinite where a window does not reach."""
     y, x = np.mgrid[: features.shape[1], : features.shape[2]]
-    cy, cx = centres[:, 0, None, None], centres[:, 1, None, None]
+    cy, cx = centers[:, 0, None, None], centers[:, 1, None, None]
     d = ((y - cy) ** 2 + (x - cx) ** 2) / step**2
-    d = d + ((features[None] - centres[:, 2:, None, None]) ** 2).sum(1)
+    d = d + ((features[None] - centers[:, 2:, None, None]) ** 2).sum(1)
     low_y, low_x = np.floor(cy - 2 * reach[0]), np.floor(cx - 2 * reach[1])
     high_y, high_x = np.floor(cy + 2 * reach[0]), np.floor(cx + 2 * reach[1])
     return np.where((y >= low_y) & (y <= high_y) & (x >= low_x) & (x <= high_x), d, np.inf)
@@ -66,15 +66,15 @@ def distances(features: np.ndarray, centres: np.ndarray, reach: tuple[int, int],
 def grid_start(
     height: int, width: int, n_segments: int, channels: int
 ) -> tuple[np.ndarray, tuple[int, int], int]:
-    """Centres on the grid with colour 0 (float64 [N, 2 + C]), the windows' steps, and the distance's step."""
-    ys, xs, step_y, step_x = grid_centres(height, width, n_segments)
-    centres = np.zeros((len(ys), 2 + channels))
-    centres[:, 0], centres[:, 1] = ys, xs
-    return centres, window_steps(height, width, len(ys)), max(step_y, step_x)
+    """Centers on the grid with color 0 (float64 [N, 2 + C]), the windows' steps, and the distance's step."""
+    ys, xs, step_y, step_x = grid_centers(height, width, n_segments)
+    centers = np.zeros((len(ys), 2 + channels))
+    centers[:, 0], centers[:, 1] = ys, xs
+    return centers, window_steps(height, width, len(ys)), max(step_y, step_x)
 
 
 def means(features: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Centres [y, x, colours...] of the clusters, float64 [N, 2 + C]; NaN for empty ones."""
+    """Centers [y, x, colors...] of the clusters, float64 [N, 2 + C]; NaN for empty ones."""
     rows = np.concatenate([np.mgrid[: labels.shape[0], : labels.shape[1]], features]).reshape(
         len(features) + 2, -1
     )
@@ -85,7 +85,7 @@ def means(features: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 def trace(
     features: np.ndarray,
-    centres: np.ndarray,
+    centers: np.ndarray,
     reach: tuple[int, int],
     step: int,
     labels: np.ndarray | None = None,
@@ -93,9 +93,9 @@ def trace(
     """Ten iterations of SLIC in plain float64; `labels` are those before the first one."""
     labels = np.zeros(features.shape[1:], np.int64) if labels is None else labels
     for _ in range(10):
-        d = distances(features, centres, reach, step)
+        d = distances(features, centers, reach, step)
         labels = np.where(np.isinf(d).all(0), labels, d.argmin(0))
-        centres = means(features, labels, len(centres))
+        centers = means(features, labels, len(centers))
     return labels
 
 
@@ -137,12 +137,12 @@ def check_windows(windows: list[np.ndarray], backend: str, connectivity: bool) -
     by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
     for window in windows:
         by_size.setdefault(window.shape, []).append(window)
-    labelled = []
+    labeled = []
     for same in by_size.values():
         batch = torch.cat([planes(window) for window in same]).to(device_of(backend))
         labels = slic(batch, 9, 20.0, enforce_connectivity=connectivity, backend=backend)
-        labelled += zip(same, labels.cpu().numpy(), strict=True)
-    for window, ours in labelled:
+        labeled += zip(same, labels.cpu().numpy(), strict=True)
+    for window, ours in labeled:
         theirs = reference(window, 9, 20.0, enforce_connectivity=connectivity)
         pixels += ours.size
         differing += int((ours != theirs).sum())
@@ -243,8 +243,8 @@ def test_pixels_out_of_reach_keep_their_label(cluster: Callable[..., None]) -> N
     assert np.isinf(distances(image[0], start[0], (2, 2), 2)).all(0).any(), "no pixel is out of reach"
     expected = trace(image[0].astype(np.float64), start[0].astype(np.float64), (2, 2), 2, before[0])
     place = device_of("cpu" if cluster is slic_cpu.cluster else "triton")
-    features, centres, labels = (torch.from_numpy(array.copy()).to(place) for array in (image, start, before))
-    arrays = (features, centres, labels)
+    features, centers, labels = (torch.from_numpy(array.copy()).to(place) for array in (image, start, before))
+    arrays = (features, centers, labels)
     if cluster is slic_cpu.cluster:
         arrays = tuple(tensor.numpy() for tensor in arrays)
     cluster(*arrays[:2], 2, 2, np.float32(0.25), 10, 0.0, arrays[2])
@@ -255,7 +255,7 @@ def test_lowest_gradient_by_hand() -> None:
     image = torch.ones(1, 1, 5, 7)
     image[0, 0, :, 4:] = 9.0
     ys, xs = torch.tensor([0, 2, 2, 4]), torch.tensor([0, 3, 5, 4])
-    # The gradient is 64 in columns 3 and 4 and 0 elsewhere: centres beside the edge step away from it.
+    # The gradient is 64 in columns 3 and 4 and 0 elsewhere: centers beside the edge step away from it.
     assert lowest_gradient(image, ys, xs)[0].tolist() == [[0, 0, 1], [1, 2, 1], [2, 5, 9], [3, 5, 9]]
 
 
@@ -319,7 +319,7 @@ def test_grid_equals_regular_grid() -> None:
     for height, width, n_segments in shapes:
         _, rows, columns = regular_grid((1, height, width), n_segments)
         y, x = np.meshgrid(np.arange(height)[rows], np.arange(width)[columns], indexing="ij")
-        ys, xs, step_y, step_x = grid_centres(height, width, n_segments)
+        ys, xs, step_y, step_x = grid_centers(height, width, n_segments)
         np.testing.assert_array_equal(ys, y.ravel())
         np.testing.assert_array_equal(xs, x.ravel())
         assert (step_y, step_x) == (rows.step or 1, columns.step or 1)

@@ -4,58 +4,58 @@ import numpy as np
 import pytest
 
 from mclc_gpu.kernels import slic_cpu
-from mclc_gpu.kernels.slic import grid_centres, window_steps
+from mclc_gpu.kernels.slic import grid_centers, window_steps
 
 F = np.float32
 
 
 def plain(
-    features: np.ndarray, centres: np.ndarray, steps: tuple[int, int], weight: np.float32, iterations: int
+    features: np.ndarray, centers: np.ndarray, steps: tuple[int, int], weight: np.float32, iterations: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and centres after some iterations, every centre tried on every pixel."""
+    """Labels and centers after some iterations, every center tried on every pixel."""
     channels, height, width = features.shape
     y, x = np.mgrid[:height, :width].astype(F)
-    labels, centres = np.zeros((height, width), np.int32), centres.copy()
-    alive = np.ones(len(centres), bool)
+    labels, centers = np.zeros((height, width), np.int32), centers.copy()
+    alive = np.ones(len(centers), bool)
     for _ in range(iterations):
         before, best = labels.copy(), np.full((height, width), np.inf, F)
         for k in np.flatnonzero(alive):
-            cy, cx = centres[k, :2]
-            colour = np.zeros((height, width), F)
+            cy, cx = centers[k, :2]
+            color = np.zeros((height, width), F)
             for c in range(channels):
-                colour += (features[c] - centres[k, 2 + c]) ** 2
-            d = ((cy - y) ** 2 + (cx - x) ** 2) * weight + colour
-            for position, centre, step in ((y, cy, steps[0]), (x, cx, steps[1])):
-                first, end = int(max(centre - F(2 * step), F(0))), int(centre + F(2 * step) + F(1))
+                color += (features[c] - centers[k, 2 + c]) ** 2
+            d = ((cy - y) ** 2 + (cx - x) ** 2) * weight + color
+            for position, center, step in ((y, cy, steps[0]), (x, cx, steps[1])):
+                first, end = int(max(center - F(2 * step), F(0))), int(center + F(2 * step) + F(1))
                 d[(position < first) | (position >= end)] = np.inf
             nearer = d < best
             best[nearer], labels[nearer] = d[nearer], k
         if (labels == before).all():
             break
-        counts = np.bincount(labels.ravel(), minlength=len(centres))
+        counts = np.bincount(labels.ravel(), minlength=len(centers))
         alive = counts > 0
         for i, values in enumerate((y, x, *features)):
-            sums = np.zeros(len(centres), F)
+            sums = np.zeros(len(centers), F)
             np.add.at(sums, labels.ravel(), values.ravel())  # one after the other
-            centres[alive, i] = sums[alive] / counts[alive].astype(F)
-    return labels, centres
+            centers[alive, i] = sums[alive] / counts[alive].astype(F)
+    return labels, centers
 
 
 def check(features: np.ndarray, n_segments: int, iterations: int = 6) -> None:
     height, width = features.shape[1:]
-    ys, xs, step_y, step_x = grid_centres(height, width, n_segments)
+    ys, xs, step_y, step_x = grid_centers(height, width, n_segments)
     start = np.zeros((len(ys), 2 + len(features)), F)
     start[:, 0], start[:, 1] = ys, xs
     weight, steps = F(1.0 / max(step_y, step_x) ** 2), window_steps(height, width, len(ys))
-    labels, centres = np.zeros((1, height, width), np.int32), start[None].copy()
-    slic_cpu.cluster(features[None], centres, *steps, weight, iterations + 1, 0.0, labels)
-    expected, expected_centres = plain(features, start, steps, weight, iterations + 1)
+    labels, centers = np.zeros((1, height, width), np.int32), start[None].copy()
+    slic_cpu.cluster(features[None], centers, *steps, weight, iterations + 1, 0.0, labels)
+    expected, expected_centers = plain(features, start, steps, weight, iterations + 1)
     np.testing.assert_array_equal(labels[0], expected)
-    np.testing.assert_array_equal(centres[0], expected_centres)
+    np.testing.assert_array_equal(centers[0], expected_centers)
 
 
 def scene(height: int, width: int, channels: int, contrast: float) -> np.ndarray:
-    """Sloping patches with noise and bright specks: pixels near and far from all centres' colours."""
+    """Sloping patches with noise and bright specks: pixels near and far from all centers' colors."""
     rng = np.random.default_rng([height, width, channels])
     y, x = np.mgrid[:height, :width]
     image = np.sin(y / 7 + np.arange(channels)[:, None, None]) + np.floor(x / 11) % 3 + y / 90
@@ -75,14 +75,14 @@ def test_equals_plain_numpy(shape: tuple[int, int], channels: int, contrast: flo
 def check_start(
     image: np.ndarray, start: np.ndarray, steps: tuple[int, int], weight: np.float32, iterations: int
 ) -> None:
-    labels, centres = np.zeros((1, *image.shape[1:]), np.int32), start[None].copy()
-    slic_cpu.cluster(image[None], centres, *steps, weight, iterations, 0.0, labels)
-    expected, expected_centres = plain(image, start, steps, weight, iterations)
+    labels, centers = np.zeros((1, *image.shape[1:]), np.int32), start[None].copy()
+    slic_cpu.cluster(image[None], centers, *steps, weight, iterations, 0.0, labels)
+    expected, expected_centers = plain(image, start, steps, weight, iterations)
     np.testing.assert_array_equal(labels[0], expected)
-    np.testing.assert_array_equal(centres[0], expected_centres)
+    np.testing.assert_array_equal(centers[0], expected_centers)
 
 
-def test_centres_at_random() -> None:
+def test_centers_at_random() -> None:
     for seed in range(40):
         rng = np.random.default_rng(seed)
         start = rng.uniform(0, (30, 40, 6, 6), (6, 4)).astype(F)
@@ -91,15 +91,15 @@ def test_centres_at_random() -> None:
         check_start(image, start, steps, weight, int(rng.integers(1, 9)))
 
 
-def test_a_centre_that_moves_out_of_reach() -> None:
-    # The first centre owns the dark pixels at the left and is pulled to the right by those out of its reach:
+def test_a_center_that_moves_out_of_reach() -> None:
+    # The first center owns the dark pixels at the left and is pulled to the right by those out of its reach:
     # what it leaves behind goes to the second one, however little alike.
     image = np.zeros((1, 16, 32), F)
     image[0, 9, 2:5] = 100
     check_start(image, np.array([[4, 8, 0], [9, 3, 100]], F), (4, 4), F(1 / 16), 2)
 
 
-def test_steps_of_colour_leave_ties() -> None:
+def test_steps_of_color_leave_ties() -> None:
     image = np.zeros((3, 48, 64), F)
     image[:, 16:32] = 1
     image[:, :, 24:40] += 2
@@ -115,12 +115,12 @@ def test_places_of_large_clusters_are_summed_in_order() -> None:
     check(scene(20, 9000, 1, 0.1), 2, iterations=3)
 
 
-def test_colours_that_are_not_finite() -> None:
+def test_colors_that_are_not_finite() -> None:
     image = scene(20, 40, 3, 1.0)
     image[1, 4, 5], image[0, 11, 30] = np.inf, np.nan
-    labels, centres = np.zeros((1, 20, 40), np.int32), np.zeros((1, 2, 5), F)
-    centres[0, :, :2] = (10, 10), (10, 30)
-    slic_cpu.cluster(image[None], centres, 10, 20, F(0.01), 1, 0.0, labels)
+    labels, centers = np.zeros((1, 20, 40), np.int32), np.zeros((1, 2, 5), F)
+    centers[0, :, :2] = (10, 10), (10, 30)
+    slic_cpu.cluster(image[None], centers, 10, 20, F(0.01), 1, 0.0, labels)
     # No distance to these pixels is finite: they keep the label they had.
     assert labels[0, 4, 5] == labels[0, 11, 30] == 0
     assert labels[0, 11, 29] == labels[0, 11, 31] == 1
@@ -136,10 +136,10 @@ def test_cluster_of_pixels_out_of_reach_is_summed_in_order() -> None:
 
 def test_counts_beyond_single_precision() -> None:
     size = 4100
-    centres, labels = np.full((1, 1, 3), size / 2, F), np.zeros((1, size, size), np.int32)
-    centres[0, 0, 2] = 1
+    centers, labels = np.full((1, 1, 3), size / 2, F), np.zeros((1, size, size), np.int32)
+    centers[0, 0, 2] = 1
     labels[0, 0, 0] = 1  # so that a label changes
-    slic_cpu.cluster(np.zeros((1, 1, size, size), F), centres, size, size, F(0.01), 1, 0.0, labels)
+    slic_cpu.cluster(np.zeros((1, 1, size, size), F), centers, size, size, F(0.01), 1, 0.0, labels)
     columns = np.cumsum(np.tile(np.arange(size, dtype=F), size), dtype=F)[-1]
     assert (labels == 0).all()
-    assert centres[0, 0, 1] == columns / F(size * size)
+    assert centers[0, 0, 1] == columns / F(size * size)
