@@ -242,12 +242,12 @@ def _sum_rows(features, c, labels, top, bottom, first, last, sums, counts):
         s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
         row, column = F(y), F(0)
         for x in range(U(labels.shape[1])):
-            own = U(labels[y, x]) - U(first)
-            own = min(own, others)
+            # Below the first it wraps around to a large number.
+            own = min(U(labels[y, x]) - U(first), others)
             if own != k:
                 sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
                 counts[k] += np.int64(x - start)
-                k, start = own, x
+                k, start = own, U(x)
                 s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
             s0 += row
             s1 += column
