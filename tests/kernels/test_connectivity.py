@@ -67,10 +67,11 @@ def test_triton_equals_scikit_image(
     shape: tuple[int, int],
     limits: tuple[int, int],
     programs: int,
+    device: torch.device,
 ) -> None:
     rng = np.random.default_rng([batch, *shape, *limits])
     labels = np.stack([random_labels(rng, *shape) for _ in range(batch)])
-    given = torch.from_numpy(labels).to(device_of("triton"))
+    given = torch.from_numpy(labels).to(device)
     ours = connectivity_triton.launch(given, *limits, programs_wanted=programs).cpu()
     np.testing.assert_array_equal(ours.numpy(), reference(labels, *limits))
 
