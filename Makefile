@@ -12,11 +12,14 @@ TYPES := build/types
 demo: $(INSTALLED)
 	$(BIN)/mclc-gpu demo --out demo-out
 
+# Two processes; the tests of a file share fixtures and stay in one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint try-reference
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint try-reference
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 try-reference: $(INSTALLED)
 	@$(MAKE) --no-print-directory reference || echo "pydensecrf did not build: the tests that compare with it are skipped"

@@ -224,7 +224,7 @@ def test_a_plan_of_ones_own_images(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--suite", "speed"], "invalid choice: 'speed'"),
+        (["--suite", "speed"], "--suite speed: use one of label"),
         (["--images", "nowhere"], "--images and --masks belong together"),
         (["--list", "names.txt"], "--list names.txt only applies with --images"),
         (["--images", "nowhere", "--masks", "nowhere"], "nowhere: cannot be read as a folder"),
