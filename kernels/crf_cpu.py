@@ -46,7 +46,7 @@ _FAR = F(1e9)
 
 
 class Settings(NamedTuple):
-    """What all windows share: `position` and `color` scale features to exponents of 2."""
+    """Settings that all windows share: `position` and `color` scale features to exponents of 2."""
 
     position: np.float32
     color: np.float32

@@ -1,4 +1,4 @@
-"""What the roofline counts, against counts pixel by pixel; what it measures, as far as a CPU can tell."""
+"""Operations counted for the roofline, against counts pixel by pixel; peak rates measured on a CPU."""
 
 import numpy as np
 import pytest

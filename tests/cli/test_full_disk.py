@@ -127,7 +127,7 @@ def test_a_disk_that_is_full(root, tmp_path, monkeypatch, capsys, name, file):
 
 @pytest.mark.parametrize("name", ["files", "archives", "train", "predict"])
 def test_files_that_may_not_grow(root, tmp_path, monkeypatch, capsys, name):
-    """By a limit of the system, which writes a part of a file, as a disk does that is full."""
+    """A limit of the system writes a part of a file, as a full disk does."""
     out = tmp_path / "out"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     sizes = sorted({path.stat().st_size for path in (root / name).rglob("*") if path.is_file()} - {0})

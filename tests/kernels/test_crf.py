@@ -67,15 +67,15 @@ def brute_force(unary: np.ndarray, colors: np.ndarray, shape: Sequence[int], con
     looks = ((rgb[:, None] - rgb[None]) ** 2).sum(2)
     smooth = np.exp(-places / (2 * config.gaussian_sxy**2))
     bilateral = np.exp(-places / (2 * config.bilateral_sxy**2) - looks / (2 * config.bilateral_srgb**2))
-    mixed = config.gaussian_compat * normalised(smooth, config.normalization)
-    mixed += config.bilateral_compat * normalised(bilateral, config.normalization)
+    mixed = config.gaussian_compat * normalized(smooth, config.normalization)
+    mixed += config.bilateral_compat * normalized(bilateral, config.normalization)
     q = softmax(-unary)
     for _ in range(config.iterations):
         q = softmax(-unary + q @ mixed.T)
     return q
 
 
-def normalised(kernel: np.ndarray, mode: str) -> np.ndarray:
+def normalized(kernel: np.ndarray, mode: str) -> np.ndarray:
     rows = kernel.sum(1)
     if mode == "symmetric":
         return kernel / np.sqrt(np.outer(rows, rows))

@@ -100,7 +100,7 @@ def trace(
 
 
 def assert_near_tie(window: np.ndarray, n_segments: int, compactness: float, backend: str) -> None:
-    """Where our labels and scikit-image's part for the first time, both labels are equally near."""
+    """Check that both labels are equally near where ours and scikit-image's differ for the first time."""
     start, reach, step = grid_start(*window.shape[:2], n_segments, 3)
     pixels = window.astype(np.float64) - window.min()
     features = rgb2lab(pixels / pixels.max()).transpose(2, 0, 1) / compactness

@@ -1,4 +1,4 @@
-"""What holds of labels whatever the images, points and settings."""
+"""Properties of labels for any images, points and settings."""
 
 from dataclasses import asdict, replace
 
@@ -152,7 +152,7 @@ def test_labels_of_any_scene(scene, config, seed):
 @FEW
 @given(images(), st.data())
 def test_a_target_does_not_depend_on_those_after_it(frame, data):
-    """Of the noise of a target nothing but its own number is used."""
+    """The noise of a target depends on its own number alone."""
     points = [data.draw(targets(frame.shape[:2])) for _ in range(3)]
     config = changed(PRESETS["paper"], trials=2, trial={"clusters": 1})
     few, many = (labeled(config, 5, ["x"], [frame], [points[:count]]) for count in (1, 3))
