@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mclc_gpu.cli.main import parser
+from mclc_gpu.data.images import find_files
+from mclc_gpu.data.synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,3 +47,23 @@ def test_make_targets_exist() -> None:
     }
     assert {"demo", "test", "test-all"} <= named
     assert named - targets - {"of", "the"} == set()
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path, count=2, seed=0, size=(64, 160))
+    shutil.move(tmp_path / "images", tmp_path / "frames")
+    frames = find_files(tmp_path / "frames")
+    shutil.copy(next(iter(frames.values())), "frame.png")
+    rows = ["image,x,y", *(f"{stem},40,30" for stem in frames)]
+    Path("clicks.csv").write_text("\n".join(rows))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(code, {})
+    assert len(find_files(tmp_path / "labels" / "masks")) == 2
+
+
+def test_the_layout_of_the_readme_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    folders = re.findall(r"^([a-z_]+/\S*) ", text, re.MULTILINE)
+    assert len(folders) > 10
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
