@@ -124,7 +124,7 @@ class Maker(Protocol):
 
         A target's TPM must not depend on the other targets of the batch or on the device.
         """
-        raise NotImplementedError
+        ...
 
 
 class WindowMaker(Maker, Protocol):
@@ -159,7 +159,7 @@ class WindowMaker(Maker, Protocol):
             Pixels inside the box, if the target is marked by one.
         config : LabelConfig
         """
-        raise NotImplementedError
+        ...
 
 
 def maker_of(config: LabelConfig) -> Maker:
