@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_num_threads
 
-from mclc_gpu.kernels.jit_cpu import bits_float, compiled, spread
+from mclc_gpu.kernels import slic_simd_cpu, slic_tile_cpu
+from mclc_gpu.kernels.jit_cpu import SIMD, bits_float, compiled, spread
 from mclc_gpu.kernels.slic_tile_cpu import (
     COLORS,
     FIRST_X,
@@ -27,14 +28,14 @@ from mclc_gpu.kernels.slic_tile_cpu import (
     PLACE,
     TILE_X,
     TILE_Y,
-    assign_tile,
-    assign_tile_of_channels,
-    near_centers,
     new_table,
 )
 
 F = np.float32
 U = np.uintp
+_loops = slic_simd_cpu if SIMD else slic_tile_cpu
+add_rows, near_centers = _loops.add_rows, _loops.near_centers
+assign_tile, assign_tile_of_channels = _loops.assign_tile, _loops.assign_tile_of_channels
 _BLOCK_Y, _BLOCK_X = 32, 128  # A block's tiles share a list of centers.
 # Bounds on distances are rounded up by more than rounding can move them.
 SLACK = F(1.0001)
@@ -228,38 +229,6 @@ def _assign(s, features, labels, settings, first, last):
 
 
 @compiled()
-def _sum_rows(features, c, labels, top, bottom, first, last, sums, counts):
-    """Add the pixels of the rows top..bottom to the sums of their clusters, in raster order.
-
-    `sums` [last - first + 1, 5] are those of row, column and three channels from c on (where fewer are left,
-    the last one again), `counts` those of ones; the last cluster takes pixels of clusters not in first..last.
-    """
-    c0, others = U(c), U(last - first)
-    c1, c2 = U(min(c + 1, features.shape[0] - 1)), U(min(c + 2, features.shape[0] - 1))
-    for y in range(U(top), U(bottom)):
-        # A cluster's sums stay in registers until the label changes: in memory they would arrive late.
-        k, start = others, U(0)
-        s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
-        row, column = F(y), F(0)
-        for x in range(U(labels.shape[1])):
-            # Below the first it wraps around to a large number.
-            own = min(U(labels[y, x]) - U(first), others)
-            if own != k:
-                sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
-                counts[k] += np.int64(x - start)
-                k, start = own, U(x)
-                s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
-            s0 += row
-            s1 += column
-            s2 += features[c0, y, x]
-            s3 += features[c1, y, x]
-            s4 += features[c2, y, x]
-            column += F(1)
-        sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
-        counts[k] += np.int64(U(labels.shape[1]) - start)
-
-
-@compiled()
 def _sum(s, features, labels, settings, first, last):
     """Count and sum the pixels of the clusters first..last, each cluster's in raster order."""
     channels, height = features.shape[0], labels.shape[0]
@@ -267,9 +236,11 @@ def _sum(s, features, labels, settings, first, last):
     for strip in range(s.extremes.shape[0]):
         if s.extremes[strip, :, 0].min() < last and s.extremes[strip, :, 1].max() >= first:
             top, bottom = min(top, strip * _BLOCK_Y), min((strip + 1) * _BLOCK_Y, height)
+    # Where every pixel is in reach of its center, a window is the widest that a cluster can be.
+    widest = 4 * settings.step_x + 2 if s.bounds.max() < np.inf else labels.shape[1]
     for c in range(0, channels, 3):
         sums, counts = np.full((last - first + 1, 5), settings.zero), np.zeros(last - first + 1, np.int64)
-        _sum_rows(features, c, labels, top, bottom, first, last, sums, counts)
+        add_rows(features, c, labels, top, bottom, first, last, widest, sums, counts)
         for k in range(first, last):
             s.counts[k] = counts[k - first]
             s.sums[k, :2] = sums[k - first, :2]

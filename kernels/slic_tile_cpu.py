@@ -3,6 +3,7 @@
 The compiler vectorizes loops over a whole tile. It keeps the pixels' distances and labels in registers while
 the centers pass by, because they lie in arrays on the stack, into which nothing else can point. Additions and
 multiplications are IEEE and unfused, in scikit-image's order: the width of the vectors does not change a bit.
+`near_centers` and `add_rows` are the plain twins of the loops in `slic_simd_cpu`.
 """
 
 import numpy as np
@@ -269,3 +270,36 @@ def near_centers(table, living, boxes, ty, tx, colors, bound, weight, slack, kep
             kept[found] = first + i
             found += U(not out[i] > bound)
     return found
+
+
+@compiled()
+def add_rows(features, c, labels, top, bottom, first, last, widest, sums, counts):
+    """Add the pixels of the rows top..bottom to the sums of their clusters, in raster order.
+
+    `sums` [last - first + 1, 5] are those of row, column and three channels from c on (where fewer are left,
+    the last one again), `counts` those of ones; the last cluster takes pixels of clusters not in first..last.
+    No cluster has more than `widest` columns, which only the vectors of `slic_simd_cpu` need to know.
+    """
+    c0, others = U(c), U(last - first)
+    c1, c2 = U(min(c + 1, features.shape[0] - 1)), U(min(c + 2, features.shape[0] - 1))
+    for y in range(U(top), U(bottom)):
+        # A cluster's sums stay in registers until the label changes: in memory they would arrive late.
+        k, start = others, U(0)
+        s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
+        row, column = F(y), F(0)
+        for x in range(U(labels.shape[1])):
+            # Below the first it wraps around to a large number.
+            own = min(U(labels[y, x]) - U(first), others)
+            if own != k:
+                sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
+                counts[k] += np.int64(x - start)
+                k, start = own, U(x)
+                s0, s1, s2, s3, s4 = sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)]
+            s0 += row
+            s1 += column
+            s2 += features[c0, y, x]
+            s3 += features[c1, y, x]
+            s4 += features[c2, y, x]
+            column += F(1)
+        sums[k, U(0)], sums[k, U(1)], sums[k, U(2)], sums[k, U(3)], sums[k, U(4)] = s0, s1, s2, s3, s4
+        counts[k] += np.int64(U(labels.shape[1]) - start)

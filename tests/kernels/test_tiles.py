@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mclc_gpu.kernels import slic_cpu
+from mclc_gpu.kernels import slic_cpu, slic_simd_cpu, slic_tile_cpu
 from mclc_gpu.kernels.slic import grid_centers, window_steps
 
 F = np.float32
@@ -143,3 +143,52 @@ def test_counts_beyond_single_precision() -> None:
     columns = np.cumsum(np.tile(np.arange(size, dtype=F), size), dtype=F)[-1]
     assert (labels == 0).all()
     assert centers[0, 0, 1] == columns / F(size * size)
+
+
+@pytest.mark.parametrize("kind", [F, np.float64])
+@pytest.mark.parametrize(
+    ("channels", "width", "widest"), [(1, 16, 16), (3, 97, 9), (4, 97, 97), (3, 150, 40)]
+)
+def test_vectors_add_up_the_same_bits(channels: int, width: int, widest: int, kind: type) -> None:
+    rng = np.random.default_rng([channels, width])
+    features, rows, first, last = rng.normal(0, 50, (channels, 21, width)).astype(F), 21, 2, 40
+    # No label has more than `widest` columns; some are not in first..last.
+    bands = np.arange(width) // widest
+    labels = (bands[None] * 7 + rng.integers(0, 7, (rows, width))).astype(np.int32)
+    for c in range(0, channels, 3):
+        found = []
+        for loops in (slic_simd_cpu, slic_tile_cpu):
+            sums, counts = np.zeros((last - first + 1, 5), kind), np.zeros(last - first + 1, np.int64)
+            loops.add_rows(features, c, labels, 3, 19, first, last, widest, sums, counts)
+            found.append((sums[:-1], counts[:-1]))
+        used = min(5, 2 + channels - c)
+        np.testing.assert_array_equal(found[0][0][:, :used], found[1][0][:, :used])
+        np.testing.assert_array_equal(found[0][1], found[1][1])
+    assert found[0][1].sum() > 0
+
+
+@pytest.mark.parametrize("bound", [F(np.inf), F(900), F(20)])
+@pytest.mark.parametrize(("channels", "colors"), [(1, 1), (3, 3), (3, 0), (5, 5)])
+@pytest.mark.parametrize("living", [1, 16, 33, 90])
+def test_vectors_choose_the_same_centers(channels: int, colors: int, living: int, bound: np.float32) -> None:
+    rng = np.random.default_rng([channels, living])
+    table = slic_tile_cpu.new_table(living, channels)
+    place = slic_tile_cpu.PLACE
+    table[place : place + 2, :living] = rng.uniform(0, 60, (2, living))
+    for axis, first in ((place, slic_tile_cpu.FIRST_Y), (place + 1, slic_tile_cpu.FIRST_X)):
+        table[first, :living], table[first + 1, :living] = (
+            table[axis, :living] - 30,
+            table[axis, :living] + 30,
+        )
+    table[slic_tile_cpu.COLORS :, :living] = rng.normal(0, 9, (channels, living))
+    low = np.concatenate([[24, 32], rng.normal(-3, 1, channels)])
+    boxes = np.zeros((2, 3, 2, 2 + channels), F)
+    boxes[1, 2] = low, low + np.array([7, 15] + channels * [2])
+    found = []
+    for loops in (slic_simd_cpu, slic_tile_cpu):
+        kept = np.empty(living + 1, np.int32)
+        number = loops.near_centers(
+            table, living, boxes, np.uintp(1), np.uintp(2), colors, bound, F(0.3), F(0.01), kept
+        )
+        found.append(kept[:number].tolist())
+    assert found[0] == found[1]
