@@ -1,12 +1,15 @@
-"""Choice of backend and device: the only module that queries the hardware."""
+"""Choice of backend and device, and copies to and from devices: the only module that queries the hardware."""
 
 import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from mclc_gpu.errors import InputError
 
 BACKENDS = ("triton", "cpu")
+_ALIGNMENT = 16  # bytes; Triton compiles kernels anew for pointers that are aligned otherwise
 
 
 def interpreted() -> bool:
@@ -117,3 +120,103 @@ def free_memory(device: torch.device) -> int:
             return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
     except OSError:
         return 4 << 30
+
+
+def launching(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one, as Triton needs it around launches; does nothing for others."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def upload(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Put tensors on a device by a single copy, without waiting for it.
+
+    Parameters
+    ----------
+    device : device
+        Where they are needed.
+    *tensors : Tensor
+        On the CPU, of any dtypes and shapes.
+
+    Returns
+    -------
+    list of Tensor
+        Contiguous, of the same values, dtypes and shapes, each at a multiple of 16 bytes in one buffer on the
+        device. For the CPU the given tensors themselves.
+
+    Examples
+    --------
+    >>> upload(torch.device("cpu"), torch.tensor([1.5, 2.0]))
+    [tensor([1.5000, 2.0000])]
+    """
+    if device.type == "cpu":
+        return list(tensors)
+    staging = torch.empty(_places(tensors)[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for part, tensor in zip(_parts(staging, tensors), tensors, strict=True):
+        part.copy_(tensor)
+    return _parts(copy_to_device(staging, device), tensors)
+
+
+def download(*tensors: torch.Tensor) -> Callable[[], list[torch.Tensor]]:
+    """Begin to fetch tensors of one device by a single copy.
+
+    Parameters
+    ----------
+    *tensors : Tensor
+        Of any dtypes and shapes. What was queued before on the device's current stream is in the copy.
+
+    Returns
+    -------
+    function
+        Waits for the copy, and for nothing that is queued later, and returns the tensors on the CPU; those
+        that are there already are returned themselves.
+
+    Examples
+    --------
+    >>> fetched = download(torch.tensor([1.5, 2.0]), torch.tensor(3))
+    >>> fetched()
+    [tensor([1.5000, 2.0000]), tensor(3)]
+    """
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return lambda: list(tensors)
+    packed = torch.empty(_places(tensors)[-1], dtype=torch.uint8, device=tensors[0].device)
+    for part, tensor in zip(_parts(packed, tensors), tensors, strict=True):
+        part.copy_(tensor)
+    arrived = copy_to_host(packed)
+    return lambda: _parts(arrived(), tensors)
+
+
+def copy_to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Queue one copy to a device. Page-locked memory is not reused before the copy is done."""
+    return host.to(device, non_blocking=True)
+
+
+def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Queue one copy to page-locked memory; the function returned waits for it and returns the copy."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    host.copy_(tensor, non_blocking=True)
+    if not tensor.is_cuda:
+        return lambda: host
+    done = torch.cuda.current_stream(tensor.device).record_event()
+
+    def arrived() -> torch.Tensor:
+        done.synchronize()
+        return host
+
+    return arrived
+
+
+def _places(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Return the first byte of each tensor in a buffer that holds all of them, and the buffer's size."""
+    places = [0]
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        places.append(places[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
+    return places
+
+
+def _parts(buffer: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the parts of a buffer that belong to tensors, in their dtypes and shapes."""
+    return [
+        buffer[first : first + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
+        for first, like in zip(_places(tensors), tensors, strict=False)
+    ]
