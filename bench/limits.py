@@ -72,9 +72,9 @@ def _replay(
     pixels = pairs = updated = 0
     for t in range(windows.shape[0]):
         image, top, left, h, w, _, _, target = windows[t]
-        offset, height, width, channels = images[image]
+        offset, _, _, _, pitch, plane = images[image]
         first, number, reach_y, reach_x, interval = grids[t]
-        p = palette(data[offset:], height, width, channels, top, left, h, w, settings.noise)
+        p = palette(data, offset + top * pitch + left, pitch, plane, h, w, settings.noise)
         s = allocate(h, w, number)
         far_y = np.float32(reach_y) if settings.windowed else np.float32(np.inf)
         far_x = np.float32(reach_x) if settings.windowed else np.float32(np.inf)
@@ -106,7 +106,7 @@ def trial_steps(
     byte = images.data.dtype == torch.uint8
     return Steps(
         *_replay(
-            images.data.cpu().numpy(), images.table.cpu().numpy(), windows.table.numpy(), keys.numpy(),
+            images.data.cpu().numpy(), images.table.numpy(), windows.table.numpy(), keys.numpy(),
             grids.table.numpy(), grids.centers.numpy(), settings(config, byte), trials,
         )
     )  # fmt: skip
@@ -115,7 +115,7 @@ def trial_steps(
 def trial_work(steps: Steps, images: PackedImages, windows: Windows, fused: bool) -> dict[str, Work]:
     """Return the work of the Monte Carlo pass by stage; windows are read and counts written once."""
     sizes = windows.sizes
-    *_, channels = images.table.cpu()[windows.image].unbind(1)
+    channels = images.table[windows.image, 3]
     read = int((sizes * channels).sum()) * images.data.element_size()
     colors = 8 * _COLOR * int(sizes.sum())
     return {

@@ -167,7 +167,7 @@ def launches() -> list[Launch]:
     for shape, work in _workloads():
         with recorded(shape) as own:
             work()
-        # What does not depend on the workload, such as stretching gray levels, is listed for the first one.
+        # What does not depend on the workload is listed for the first one.
         made += [
             launch for launch in own if replace(launch, shape="") not in (replace(m, shape="") for m in made)
         ]

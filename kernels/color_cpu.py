@@ -1,12 +1,10 @@
 """sRGB to CIELAB and gray scales on the CPU."""
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
-from mclc_gpu.kernels.config import LUMA, STEPS, WHITE
+from mclc_gpu.kernels.config import LUMA
 from mclc_gpu.kernels.jit_cpu import bits_float, compiled, float_bits, spread
 
 F = np.float32
@@ -128,19 +126,6 @@ def luma(data, at, plane):
 
 
 @compiled()
-def stretch(data, images, i, scales):
-    """Compute the scale that takes image i to 0..255: the value of black, gray steps for a unit above it."""
-    offset, height, width, channels = images[i]
-    plane = U(height * width if channels == 3 else 0)
-    least, greatest = np.inf, -np.inf
-    for p in range(U(offset), U(offset + height * width)):
-        value = luma(data, p, plane)
-        least, greatest = min(least, value), max(greatest, value)
-    scales[i, 0] = least
-    scales[i, 1] = WHITE / (greatest - least) if greatest > least else 0.0
-
-
-@compiled()
 def ranked(values, count, rank):
     """Return the value of a rank among the first `count` by Hoare's selection, which reorders them."""
     low, high = 0, count - 1
@@ -163,11 +148,3 @@ def ranked(values, count, rank):
         else:
             break
     return values[U(rank)]
-
-
-def image_scales(data: np.ndarray, images: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-    """Return the value of black and the gray steps for a unit above it, float64 [images, 2]."""
-    scales = np.tile(np.array([0.0, STEPS]), (len(images), 1))
-    if data.dtype != np.uint8:
-        deque(pool.map(lambda i: stretch(data, images, i, scales), range(len(images))), maxlen=0)
-    return scales

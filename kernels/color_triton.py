@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mclc_gpu.kernels.config import LUMA, STEPS, WHITE
+from mclc_gpu.kernels.config import LUMA, WHITE
 
 _BLOCK = 512
 
@@ -79,9 +79,7 @@ def launch(image: torch.Tensor, out: torch.Tensor) -> None:
 
 
 _RED, _GREEN, _BLUE = (tl.constexpr(weight) for weight in LUMA)
-_WHITE = tl.constexpr(WHITE)
 _TOP_BIT = tl.constexpr(1 << (WHITE.bit_length() - 1))
-_GRAY_BLOCK = 2048
 
 
 @triton.jit
@@ -105,35 +103,3 @@ def ranked(v, member, rank, grain):
         low = tl.where(below <= rank, low + half, low)
         half //= 2
     return low
-
-
-@triton.jit
-def stretch_kernel(p_data, p_images, p_scales, BLOCK: tl.constexpr):
-    image = tl.program_id(0)
-    p_image = p_images + image * 4
-    pixels = tl.load(p_image + 1) * tl.load(p_image + 2)
-    plane = tl.where(tl.load(p_image + 3) == 3, pixels, 0)
-    p_data += tl.load(p_image)
-    least = tl.full([BLOCK], float("inf"), tl.float64)
-    greatest = tl.full([BLOCK], float("-inf"), tl.float64)
-    for start in range(0, pixels, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        value = luma(p_data + pixel, plane, pixel < pixels)
-        least = tl.minimum(least, tl.where(pixel < pixels, value, float("inf")))
-        greatest = tl.maximum(greatest, tl.where(pixel < pixels, value, float("-inf")))
-    black = tl.min(least, 0)
-    span = tl.max(greatest, 0) - black
-    tl.store(p_scales + image * 2, black)
-    tl.store(p_scales + image * 2 + 1, tl.where(span > 0, _WHITE / tl.where(span > 0, span, 1.0), 0.0))
-
-
-def gray_scales(data: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Return each packed image's value of black and gray steps for a unit above it, float64 [images, 2].
-
-    uint8 images are taken as they are, others have their own range taken to 0..255.
-    """
-    scales = torch.tensor([0.0, STEPS], dtype=torch.float64, device=data.device).repeat(len(table), 1)
-    if data.dtype != torch.uint8:
-        options = {"BLOCK": _GRAY_BLOCK, "num_warps": 8, "enable_fp_fusion": False}
-        stretch_kernel[(len(table),)](data, table, scales, **options)
-    return scales

@@ -77,7 +77,7 @@ def component_windows(
     image, row, column = clicks.cpu().unbind(1)
     if bool(((image < 0) | (image >= len(images.table))).any()):
         raise ValueError(f"a click names an image outside 0..{len(images.table) - 1}")
-    _, height, width, _ = images.table.cpu()[image].unbind(1)
+    height, width = images.table[image, 1:3].unbind(1)
     outside = (row < 0) | (column < 0) | (row >= height) | (column >= width)
     if bool(outside.any()):
         first = int(torch.nonzero(outside)[0])

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import torch
 
-from mclc_gpu.kernels.color_cpu import image_scales, luma, ranked
+from mclc_gpu.kernels.color_cpu import luma, ranked
 from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
 from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.packed import PackedImages, Windows
@@ -59,14 +59,13 @@ def _read_window(data, images, scales, windows, t, inverted):
     `scales` [images, 2] holds the value of black, and the gray steps for each unit above it.
     """
     image, top, left, h, w, _, _, _ = windows[t]
-    offset, height, width, channels = images[image]
-    plane = U(height * width if channels == 3 else 0)
+    offset, _, _, _, pitch, plane = images[image]
     black, scale = scales[image]
     values = np.empty((h + 2 * PAD) * (w + 2 * PAD), np.int32)
     for y in range(h):
-        start, to = U(offset + (top + y) * width + left), U((y + PAD) * (w + 2 * PAD) + PAD)
+        start, to = U(offset + (top + y) * pitch + left), U((y + PAD) * (w + 2 * PAD) + PAD)
         for x in range(U(w)):
-            gray = np.int32((luma(data, start + x, plane) - black) * scale + 0.5)
+            gray = np.int32((luma(data, start + x, U(plane)) - black) * scale + 0.5)
             values[to + x] = WHITE - gray if inverted else gray
     return values
 
@@ -124,7 +123,7 @@ def _grow(values, join, heads, following, brightest, low, batch, t, settings, ta
     `heads` and `following` list the pixels to visit for each level. Returns the number of candidates.
     """
     image, window_top, window_left, h, w, _, _, _ = batch.windows[t]
-    _, height, width, _ = batch.images[image]
+    _, height, width, _, _, _ = batch.images[image]
     stride, levels = w + 2 * PAD, settings.levels
     high = values[brightest]
     span = high - low
@@ -364,7 +363,7 @@ def run(
     settings = _settings(config)
     inputs = images.table.numpy(), windows.table.numpy(), windows.offsets.numpy(), areas.numpy()
     batch = Batch(*inputs, tpm.numpy(), area.numpy(), numbers.numpy())
-    data = images.data.numpy()
+    data, scales = images.data.numpy(), images.scales.numpy()
 
     def work(t: int, row: int) -> None:
         # Two calls, so that only the first is compiled once more for images of another type.
@@ -373,5 +372,4 @@ def run(
 
     items = [(t, row) for row in range(len(inversions)) for t in range(len(windows))]
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        scales = image_scales(data, batch.images, pool)
         deque(pool.map(lambda item: work(*item), items), maxlen=0)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from mclc_gpu.kernels.backend import processors
-from mclc_gpu.kernels.color_triton import gray_scales, luma, ranked, zero_of
+from mclc_gpu.kernels.color_triton import luma, ranked, zero_of
 from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
 from mclc_gpu.kernels.packed import PackedImages, Windows
 
@@ -61,8 +61,8 @@ def score_of(
 # Columns of the geometry table, in the order of `_geometry`.
 (
     DATA, PITCH, PLANE, IMAGE, HEIGHT, WIDTH, CLICK_ROW, CLICK_COLUMN, TOP, LEFT, IMAGE_HEIGHT,
-    PIXEL_OFFSET, LEAST, MOST, GRAIN, GEOMETRY,
-) = (tl.constexpr(column) for column in range(16))  # fmt: skip
+    IMAGE_WIDTH, PIXEL_OFFSET, LEAST, MOST, GRAIN, GEOMETRY,
+) = (tl.constexpr(column) for column in range(17))  # fmt: skip
 # Rows of the table of candidates, each of LEVELS numbers.
 (_AREA, _ROWS, _COLUMNS, _BORDER, _INNER, _INNER_SUM, _OUTER, _OUTER_SUM, _PEAK, _RING, _TABLE) = (
     tl.constexpr(row) for row in range(11)
@@ -186,7 +186,7 @@ def candidates(p_table, g, k, level, levels, max_area, LEVELS: tl.constexpr):
     row = y + tl.load(g + TOP).to(tl.int32)
     column = x + tl.load(g + LEFT).to(tl.int32)
     last_row = tl.load(g + IMAGE_HEIGHT).to(tl.int32) - 1
-    last_column = tl.load(g + PITCH).to(tl.int32) - 1
+    last_column = tl.load(g + IMAGE_WIDTH).to(tl.int32) - 1
     at_border = (row == 0) | (row == last_row) | (column == 0) | (column == last_column)
     tally(p_table, _BORDER, level, tl.full(level.shape, 1, tl.int32), joins & at_border, LEVELS)
     leaves = ((y == 0) & (row > 0)) | ((y == height - 1) & (row < last_row))
@@ -381,14 +381,14 @@ def components_kernel(
 
 
 def _geometry(images: PackedImages, windows: Windows, areas: torch.Tensor) -> torch.Tensor:
-    """Return the geometry table [targets, 15], int64, on the CPU."""
-    offset, image_height, image_width, channels = images.table.cpu()[windows.image].unbind(1)
-    plane = torch.where(channels == 3, image_height * image_width, 0)
-    first = offset + windows.top * image_width + windows.left
-    columns = first, image_width, plane, windows.image, windows.height, windows.width
+    """Return the geometry table [targets, 16], int64, on the CPU."""
+    offset, image_height, image_width, channels, pitch, plane = images.table[windows.image].unbind(1)
+    first = offset + windows.top * pitch + windows.left
+    columns = first, pitch, plane, windows.image, windows.height, windows.width
     clicks = windows.click_row, windows.click_column, windows.top, windows.left
     grain = torch.where((channels == 1) & (images.data.dtype == torch.uint8), STEPS, 1)
-    return torch.stack([*columns, *clicks, image_height, windows.offsets[:-1], *areas.unbind(1), grain], 1)
+    sizes = image_height, image_width, windows.offsets[:-1]
+    return torch.stack([*columns, *clicks, *sizes, *areas.unbind(1), grain], 1)
 
 
 def block_shape(pixels: int, levels: int) -> tuple[int, int, int]:
@@ -420,7 +420,7 @@ def run(
     programs = min(items, processors(device) * _PROGRAMS_PER_PROCESSOR)
     geometry = _geometry(images, windows, areas).to(device)
     components_kernel[(programs,)](
-        images.data, gray_scales(images.data, images.table), geometry,
+        images.data, images.scales.to(device), geometry,
         torch.tensor(weights, dtype=torch.float64, device=device),
         torch.empty(programs * plane * PLANES.value, dtype=torch.uint8, device=device),
         torch.empty(programs * levels * _TABLE.value, dtype=torch.int32, device=device),

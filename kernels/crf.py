@@ -148,13 +148,12 @@ def window_colors(images: PackedImages, windows: Windows) -> torch.Tensor:
     Tensor [pixels, 1 or 3] of the images' dtype, on their device
         One channel if all images have one; otherwise a one-channel image fills all three.
     """
-    offset, rows, pitch, channels = images.table.cpu()[windows.image].unbind(1)
+    offset, _, _, channels, pitch, channel_pitch = images.table[windows.image].unbind(1)
     number = 3 if bool((channels == 3).any()) else 1
     if images.data.device.type == "cpu":
         from mclc_gpu.kernels import crf_cpu
 
         return crf_cpu.window_colors(images, windows, number)
-    channel_pitch = torch.where(channels == 3, rows * pitch, 0)
     corner = offset + windows.top * pitch + windows.left
     columns = torch.stack([corner, pitch, windows.width, windows.offsets[:-1], channel_pitch])
     device = images.data.device

@@ -383,8 +383,7 @@ def _copy_colors(data, images, windows, out):
     channels = out.shape[1]
     for b in range(windows.shape[0]):
         image, top, left, height, width, _, _, _ = windows[b]
-        offset, rows, pitch, own = images[image]
-        plane = rows * pitch if own == 3 else 0
+        offset, _, _, _, pitch, plane = images[image]
         for y in range(height):
             for x in range(width):
                 at = offset + (top + y) * pitch + left + x

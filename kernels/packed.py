@@ -7,10 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mclc_gpu.kernels.config import MAX_WINDOW
+from mclc_gpu.kernels.config import LUMA, MAX_WINDOW, STEPS, WHITE
 
 MAX_MARKS = 254  # with the click, a trial's counts fit a byte
+IMAGE_COLUMNS = ("offset", "height", "width", "channels", "pitch", "plane")
 WINDOW_COLUMNS = ("image", "top", "left", "height", "width", "click_row", "click_column", "target")
+
+_BYTE_SCALE = 0.0, float(STEPS)
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,19 @@ class PackedImages:
         All images behind one another, each planar [channels, height, width]. uint8 values are gray levels
         0..255 (salt is 255, pepper 0); float32 windows are scaled by their own range (salt is the window's
         maximum).
-    table : Tensor [images, 4], int64
-        Offset into data, height, width, channels (1 or 3).
+    table : Tensor [images, 6], int64, on the CPU
+        Columns `IMAGE_COLUMNS`: offset, height, width, channels (1 or 3), pitch, plane. Pixel (row, column)
+        of a channel is data[offset + channel * plane + row * pitch + column], and plane is 0 for one channel.
+        Of an image of which a part is held, such as one window, the offset is where its first pixel would
+        be; it may be negative.
+    scales : Tensor [images, 2], float64, on the CPU
+        Value of black and gray steps for a unit above it, as the vote of components takes them: uint8 levels
+        as they are, others stretched so that the whole image's range becomes 0..255.
     """
 
     data: torch.Tensor
     table: torch.Tensor
+    scales: torch.Tensor
 
     @staticmethod
     def pack(images: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "PackedImages":
@@ -42,7 +52,7 @@ class PackedImages:
         if not images:
             raise ValueError("no images to pack")
         byte = images[0].dtype == np.uint8
-        flat, rows, offset = [], [], 0
+        flat, rows, scales, offset = [], [], [], 0
         for image in images:
             if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
                 raise ValueError(
@@ -50,20 +60,35 @@ class PackedImages:
                 )
             if (image.dtype == np.uint8) != byte or image.dtype.kind not in "uif":
                 raise ValueError("images packed together must be all uint8 or all of another real dtype")
-            planar = image if image.ndim == 2 else image.transpose(2, 0, 1)
+            planar = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
             with np.errstate(over="ignore"):
-                planar = np.ascontiguousarray(planar, np.uint8 if byte else np.float32).reshape(-1)
+                planar = np.ascontiguousarray(planar, np.uint8 if byte else np.float32)
             if not byte and not np.isfinite(planar).all():
                 raise ValueError("an image holds NaN or infinite values, or some too large for float32")
-            rows.append((offset, image.shape[0], image.shape[1], 1 if image.ndim == 2 else 3))
-            flat.append(planar)
+            channels, height, width = planar.shape
+            rows.append((offset, height, width, channels, width, height * width if channels == 3 else 0))
+            scales.append(_BYTE_SCALE if byte else _stretch(planar))
+            flat.append(planar.reshape(-1))
             offset += planar.size
         # From page-locked memory a GPU takes them while this thread goes on.
         pinned = torch.device(device).type == "cuda"
         data = torch.empty(offset, dtype=torch.uint8 if byte else torch.float32, pin_memory=pinned)
         np.concatenate(flat, out=data.numpy())
         table = torch.tensor(rows, dtype=torch.int64)
-        return PackedImages(data.to(device, non_blocking=pinned), table.to(device))
+        of_images = torch.tensor(scales, dtype=torch.float64)
+        return PackedImages(data.to(device, non_blocking=pinned), table, of_images)
+
+
+def _stretch(planar: np.ndarray) -> tuple[float, float]:
+    """Return the value of black of an image [channels, H, W] and the gray steps for a unit above it."""
+    gray = planar[0]
+    if len(planar) == 3:
+        red, green, blue = (
+            weight * plane.astype(np.float64) for weight, plane in zip(LUMA, planar, strict=True)
+        )
+        gray = red + green + blue
+    least, greatest = float(gray.min()), float(gray.max())
+    return least, WHITE / (greatest - least) if greatest > least else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +214,7 @@ class Windows:
         """
         if bool(((self.image < 0) | (self.image >= len(images.table))).any()):
             raise ValueError(f"a window names an image outside 0..{len(images.table) - 1}")
-        _, rows, columns, _ = images.table.cpu()[self.image].unbind(1)
+        rows, columns = images.table[self.image, 1:3].unbind(1)
         wrong = (self.height < 1) | (self.width < 1) | (self.height > MAX_WINDOW) | (self.width > MAX_WINDOW)
         wrong |= (self.top < 0) | (self.left < 0)
         wrong |= (self.top + self.height > rows) | (self.left + self.width > columns)

@@ -95,14 +95,13 @@ def settings(config: TrialConfig, byte: bool) -> Settings:
 
 
 @compiled()
-def _gather(image, height, width, channels, top, left, h, w, window):
-    """Copy a window of one planar image into window [3, h * w]; a gray image fills all three channels."""
+def _gather(data, corner, pitch, plane, h, w, window):
+    """Copy a window into window [3, h * w]; a gray image, whose `plane` is 0, fills all three channels."""
     for c in range(3):
-        plane = (c if channels == 3 else 0) * height * width
         for y in range(h):
-            row = plane + (top + y) * width + left
-            for x in range(w):
-                window[c, y * w + x] = F(image[row + x])
+            row = U(corner + c * plane + y * pitch)
+            for x in range(U(w)):
+                window[c, U(y * w) + x] = F(data[row + x])
 
 
 @compiled(fastmath={"nnan"})
@@ -147,11 +146,11 @@ def _span(least, greatest):
 
 
 @compiled()
-def palette(image, height, width, channels, top, left, h, w, noise):
-    """Return the palette of one window of a planar image."""
+def palette(data, corner, pitch, plane, h, w, noise):
+    """Return the palette of one window of packed images; `corner` is the place of its first pixel."""
     pixels = h * w
     window = np.empty((3, pixels), np.float32)
-    _gather(image, height, width, channels, top, left, h, w, window)
+    _gather(data, corner, pitch, plane, h, w, window)
     words = np.empty((3, (pixels + _WORDS - 1) // _WORDS * _WORDS), np.uint32)
     linear = np.empty((3, pixels), np.float32)
     light = np.empty((3, pixels), np.float32)
@@ -322,9 +321,9 @@ def _item(batch, i, first_trial, settings):
     """Run all trials of an item: counts into `batch.partial`, masks into `batch.masks` if that has rows."""
     t, first, last = batch.items[i]
     image, top, left, h, w, click_y, click_x, target = batch.windows[t]
-    offset, height, width, channels = batch.images[image]
+    offset, _, _, _, pitch, plane = batch.images[image]
     center, number, reach_y, reach_x, interval = batch.grids[t]
-    p = palette(batch.data[offset:], height, width, channels, top, left, h, w, settings.noise)
+    p = palette(batch.data, offset + top * pitch + left, pitch, plane, h, w, settings.noise)
     counts = batch.partial[batch.partial_offsets[i] : batch.partial_offsets[i + 1]]
     start = batch.centers[center : center + number]
     s = allocate(h, w, number)

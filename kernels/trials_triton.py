@@ -338,16 +338,16 @@ def _geometry(
     config: TrialConfig,
 ) -> torch.Tensor:
     """Return the geometry table [targets, 18], int64, on the CPU."""
-    offset, image_height, image_width, channels = images.table.cpu()[windows.image].unbind(1)
+    offset, _, _, _, pitch, plane = images.table[windows.image].unbind(1)
     if config.connectivity == "enforce":
         mean = windows.sizes.double() / grids.numbers
         limits = (config.min_size_factor * mean).long(), (config.max_size_factor * mean).long()
     else:
         limits = torch.zeros_like(windows.sizes), windows.sizes
     columns = (
-        offset + windows.top * image_width + windows.left,
-        image_width,
-        torch.where(channels == 3, image_height * image_width, 0),
+        offset + windows.top * pitch + windows.left,
+        pitch,
+        plane,
         windows.height,
         windows.width,
         windows.click_row * windows.width + windows.click_column,

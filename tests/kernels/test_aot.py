@@ -60,8 +60,8 @@ def test_dense_crf(architecture: str) -> None:
 
 @architectures
 def test_components(architecture: str) -> None:
-    rows, _ = compiled_rows(architecture, "components", "stretch")
-    assert len(rows) == 3
+    rows, _ = compiled_rows(architecture, "components")
+    assert len(rows) == 2
     for row in rows:
         # 16 warps can have 128 at most.
         assert row["registers"] <= (192 if row["shape"] == "8x8" else 128), row
@@ -75,9 +75,9 @@ def test_kernels_compile_for_amd() -> None:
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_amd() -> None:
-    kernels = "trials", "assign", "update", "sums", "components", "stretch"
+    kernels = "trials", "assign", "update", "sums", "components"
     rows, _ = compiled_rows("gfx942", *kernels, most_spilled=16)
-    assert len(rows) == 16
+    assert len(rows) == 15
 
 
 @pytest.mark.skipif(not backend.interpreted(), reason="kernels are compiled on this machine")

@@ -58,7 +58,7 @@ def test_pack_is_planar() -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, shape).astype(np.uint8) for shape in [(3, 4), (5, 2, 3)]]
     packed = PackedImages.pack(images)
-    assert packed.table.tolist() == [[0, 3, 4, 1], [12, 5, 2, 3]]
+    assert packed.table.tolist() == [[0, 3, 4, 1, 4, 0], [12, 5, 2, 3, 2, 10]]
     assert packed.data.dtype == torch.uint8
     assert (packed.data[12:].reshape(3, 5, 2).permute(1, 2, 0).numpy() == images[1]).all()
     assert PackedImages.pack([images[0].astype(np.uint16)]).data.dtype == torch.float32
