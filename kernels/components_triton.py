@@ -148,7 +148,8 @@ def join_levels(p_join, g, own, brightest, levels):
             p_other = p_join + here + (i // 3 - 1) * stride + (i % 3 - 1)
             least = tl.minimum(least, tl.load(p_other, inside, 255).to(tl.int32))
         least = tl.maximum(least, own)
-        changed = tl.max((least < level).to(tl.int32), 0)
+        # Triton 3.3 and 3.4 crash where a loop does not use what it turns on.
+        changed = tl.minimum(changed, tl.max((least < level).to(tl.int32), 0))
         tl.store(p_join + here, least.to(tl.uint8), inside & (least < level))
         level = least
         tl.debug_barrier()

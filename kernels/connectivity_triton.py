@@ -19,7 +19,7 @@ PROGRAMS_WANTED = 512
 @triton.jit
 def outside(p_state):
     """Return the border's value: the least of the state's type, which no label's code -(k + 1) may reach."""
-    return -(1 << (p_state.dtype.element_ty.primitive_bitwidth - 1))
+    return -32768 if p_state.dtype.element_ty == tl.int16 else -2147483648
 
 
 @triton.jit

@@ -113,7 +113,7 @@ _PROGRAMS_PER_PROCESSOR = 16
 @triton.jit
 def window_pixels(g, PIXELS: tl.constexpr):
     """Return index, row and column of each window pixel: int32, float32, float32."""
-    threads: tl.constexpr = max(32, PIXELS // _PIXELS_PER_THREAD)
+    threads: tl.constexpr = 32 if PIXELS <= 32 * _PIXELS_PER_THREAD else PIXELS // _PIXELS_PER_THREAD
     thread = tl.arange(0, threads) + zero_of(g + _WIDTH)
     pixel = thread[None, :] + (tl.arange(0, PIXELS // threads) * threads)[:, None]
     pixel = tl.reshape(pixel, [PIXELS])
