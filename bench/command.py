@@ -1,5 +1,6 @@
 """Run ``mclc-gpu bench``: benchmark suites with their tables and the plot of the cost, and the plan."""
 
+import os
 import shlex
 import sys
 import textwrap
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from mclc_gpu.bench.compare import (
     Benchmark,
@@ -24,7 +24,7 @@ from mclc_gpu.bench.compare import (
     rounded,
     write_rows,
 )
-from mclc_gpu.bench.config import LIMITS, BenchOptions
+from mclc_gpu.bench.config import HOST, LIMITS, BenchOptions
 from mclc_gpu.bench.dataset import open_context
 from mclc_gpu.bench.plan import PLAN, run_plan
 from mclc_gpu.bench.suites import BENCHMARKS, COST
@@ -33,8 +33,11 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import RunLayout, keep_apart
 
-CSV, COST_CSV, PLOT = "bench.csv", "cost.csv", "cost.png"
-LAYOUT = RunLayout("bench", (), (CSV, COST_CSV, PLOT, PLAN, "roofline.csv", "resources.csv"))
+CSV, COST_CSV, PLOT, HOST_JSON = "bench.csv", "cost.csv", "cost.png", "host.json"
+LAYOUT = RunLayout("bench", (), (CSV, COST_CSV, PLOT, PLAN, HOST_JSON, "roofline.csv", "resources.csv"))
+NUAA = (
+    "MCLC_NUAA"  # environment variable: folder of NUAA-SIRST; its train split is what `host` takes by default
+)
 _HEADER = ("work", "who", "rate", "unit", "slowest", "fastest", "runs", "ratio")
 _LEGEND = (
     "rate: of the median run, after a warm-up; slowest, fastest: of single runs; ratio: to the fastest "
@@ -102,6 +105,8 @@ def run_bench(options: BenchOptions, command: str = "mclc-gpu bench") -> dict[st
     start = time.perf_counter()
     measured = _measure(options, device)
     limits = _limits(device) if LIMITS in options.suites else {}
+    if HOST in options.suites:
+        _run_host(options, command)
     seconds = time.perf_counter() - start
     summary = {
         **circumstances(device, command),
@@ -128,6 +133,7 @@ def run_bench(options: BenchOptions, command: str = "mclc-gpu bench") -> dict[st
     for name, rows in tables.items():
         write_rows(options.out / name, rows)
     written = [LAYOUT.summary(options.out).name, *tables, *([PLOT] if measured.cost else [])]
+    written += [HOST_JSON] if HOST in options.suites else []
     print(f"\n{seconds:.0f} s; written to {options.out}: {', '.join(written)}")
     return summary
 
@@ -149,6 +155,29 @@ def _measure(options: BenchOptions, device: torch.device) -> Measured:
 def _run(suite: str, benchmark: Benchmark) -> Result:
     print(f"{suite}: {benchmark.work}", file=sys.stderr, flush=True)
     return measure(benchmark)
+
+
+def _run_host(options: BenchOptions, command: str) -> None:
+    """Write and print the costs of the label pipeline on the host of a GPU."""
+    from mclc_gpu.bench.host import METHOD, HostScale, host_suite, host_table
+
+    print("host: label pipeline with a recorded device", file=sys.stderr, flush=True)
+    images, masks, names = options.images, options.masks, options.list
+    if images is None and (root := os.environ.get(NUAA)):
+        images, masks, names = (
+            Path(root, *parts) for parts in (("images",), ("masks",), ("splits", "train.txt"))
+        )
+    device = torch.device("cpu")
+    scale = HostScale(repeats=1, chunks=2) if options.quick else HostScale()
+    with open_context(images, masks, names, device, options.quick) as context:
+        try:
+            costs = host_suite(context.frames, scale)
+        except RuntimeError as error:
+            raise InputError(str(error)) from error
+        about = {**circumstances(device, command), "frames": context.source, "method": METHOD}
+    write_json(options.out / HOST_JSON, {**costs, **about})
+    text = textwrap.fill(METHOD, _WIDTH, break_on_hyphens=False)
+    print(f"{about['frames']}. {machine(device)}.\n\n{host_table(costs)}\n\n{text}")
 
 
 def _limits(device: torch.device) -> dict[str, list[Row]]:
@@ -180,6 +209,8 @@ def cost_rows(results: Mapping[str, Result]) -> list[Row]:
 
 def plot_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     """Plot seconds over trials x pixels, log-log, as PNG; the marker shows which quantity grows."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for who in dict.fromkeys(row["who"] for row in rows):

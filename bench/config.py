@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mclc_gpu.errors import InputError
 
-LIMITS = "limits"
-SUITES = ("label", "slic", "crf", "train", LIMITS)
+LIMITS, HOST, GPU = "limits", "host", "gpu"
+USUAL = ("label", "slic", "crf", "train")
+SUITES = (*USUAL, LIMITS, HOST, GPU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class BenchOptions:
     Attributes
     ----------
     suite : tuple of str
-        Names in `SUITES`; none: all but the last, or with `plan` none at all.
+        Names in `SUITES`; none: those in `USUAL`, or with `plan` none at all.
     images, masks : Path, optional
         Folders of frames and of their true masks; by default synthetic frames.
     list : Path, optional
@@ -42,7 +43,7 @@ class BenchOptions:
     suite: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "suites to run, by default all but the last, which takes minutes more",
+            "help": f"suites to run, by default {', '.join(USUAL)}",
             "metavar": "NAME",
             "choices": SUITES,
         },
@@ -87,4 +88,4 @@ class BenchOptions:
     @property
     def suites(self) -> tuple[str, ...]:
         """Suites to run, also where none are named."""
-        return self.suite or (() if self.plan else SUITES[:-1])
+        return self.suite or (() if self.plan else USUAL)

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,6 +84,15 @@ class Frames:
                 for name, mask in zip(self.names, self.truth, strict=True)
             ]
         return self._points[key]
+
+    def chosen(self, places: Sequence[int]) -> "Frames":
+        """Return some of the images."""
+
+        def of(values: list[Any]) -> list[Any]:
+            return [values[place] for place in places]
+
+        points = {key: of(own) for key, own in self._points.items()}
+        return Frames(of(self.names), of(self.images), of(self.truth), points)
 
 
 MOST_FRAMES = 256
