@@ -13,6 +13,7 @@ CATEGORY_AREAS = ((1, 9), (10, 81), (82, MAX_WINDOW**2))  # pixels: of point, sp
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B: ITU-R BT.601
 STEPS = 2048  # of a gray level: 255 * STEPS fits 19 bits, and the sum over the largest window fits 31
 WHITE = 255 * STEPS
+TPM_ONE = 65535  # probability 1 in a map of 16 bits
 MAX_LEVELS = 254  # a pixel's join level and one value for "never" fit a byte
 
 METHODS = ("slic", "kmeans")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mclc_gpu.kernels.backend import copy_to_device
 from mclc_gpu.kernels.config import LUMA, MAX_WINDOW, STEPS, WHITE
 
 MAX_MARKS = 254  # with the click, a trial's counts fit a byte
@@ -49,34 +50,111 @@ class PackedImages:
         ValueError
             No images, mixed or unusable dtypes, other shapes, or values that are not finite.
         """
-        if not images:
-            raise ValueError("no images to pack")
-        byte = images[0].dtype == np.uint8
-        flat, rows, scales, offset = [], [], [], 0
-        for image in images:
-            if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
-                raise ValueError(
-                    f"an image must be [H, W] or [H, W, 3] and not empty, got {list(image.shape)}"
-                )
-            if (image.dtype == np.uint8) != byte or image.dtype.kind not in "uif":
-                raise ValueError("images packed together must be all uint8 or all of another real dtype")
-            planar = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        planar = _planar(images)
+        heights, widths = np.array([image.shape[1:] for image in planar]).T
+        corners = np.zeros_like(heights)
+        return _packed(planar, np.arange(len(planar)), corners, corners, heights, widths, device)
+
+    @staticmethod
+    def pack_windows(
+        images: Sequence[np.ndarray], windows: "Windows", device: torch.device | str = "cpu"
+    ) -> "tuple[PackedImages, Windows]":
+        """Pack what some windows need of their images: the windows themselves, or the image if that is less.
+
+        Parameters
+        ----------
+        images : sequence of ndarray
+            See `pack`.
+        windows : Windows
+            At least one, each inside its image, an index of `images`.
+        device : torch.device
+
+        Returns
+        -------
+        packed : PackedImages
+        windows : Windows
+            The same ones, in the packed images.
+
+        Raises
+        ------
+        ValueError
+            See `pack`.
+        """
+        table = windows.table.numpy()
+        used, image = np.unique(table[:, 0], return_inverse=True)
+        planar = _planar([images[i] for i in used.tolist()])
+        heights, widths = np.array([one.shape[1:] for one in planar]).T
+        whole = np.bincount(image, table[:, 3] * table[:, 4]) >= heights * widths
+        alone, shared = np.flatnonzero(~whole[image]), np.flatnonzero(whole)
+        none = np.zeros_like(shared)
+        packed = _packed(
+            planar,
+            np.concatenate([image[alone], shared]),
+            np.concatenate([table[alone, 1], none]),
+            np.concatenate([table[alone, 2], none]),
+            np.concatenate([table[alone, 3], heights[shared]]),
+            np.concatenate([table[alone, 4], widths[shared]]),
+            device,
+        )
+        rows = (len(alone) + np.cumsum(whole) - 1)[image]
+        rows[alone] = np.arange(len(alone))
+        return packed, windows.replace(image=torch.from_numpy(rows))
+
+
+def _planar(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return images as [channels, H, W], uint8 (not copied) or float32."""
+    if not images:
+        raise ValueError("no images to pack")
+    byte, planar = images[0].dtype == np.uint8, []
+    for image in images:
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
+            raise ValueError(f"an image must be [H, W] or [H, W, 3] and not empty, got {list(image.shape)}")
+        if (image.dtype == np.uint8) != byte or image.dtype.kind not in "uif":
+            raise ValueError("images packed together must be all uint8 or all of another real dtype")
+        channels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        if not byte:
             with np.errstate(over="ignore"):
-                planar = np.ascontiguousarray(planar, np.uint8 if byte else np.float32)
-            if not byte and not np.isfinite(planar).all():
+                channels = np.ascontiguousarray(channels, np.float32)
+            if not np.isfinite(channels).all():
                 raise ValueError("an image holds NaN or infinite values, or some too large for float32")
-            channels, height, width = planar.shape
-            rows.append((offset, height, width, channels, width, height * width if channels == 3 else 0))
-            scales.append(_BYTE_SCALE if byte else _stretch(planar))
-            flat.append(planar.reshape(-1))
-            offset += planar.size
-        # From page-locked memory a GPU takes them while this thread goes on.
-        pinned = torch.device(device).type == "cuda"
-        data = torch.empty(offset, dtype=torch.uint8 if byte else torch.float32, pin_memory=pinned)
-        np.concatenate(flat, out=data.numpy())
-        table = torch.tensor(rows, dtype=torch.int64)
-        of_images = torch.tensor(scales, dtype=torch.float64)
-        return PackedImages(data.to(device, non_blocking=pinned), table, of_images)
+        planar.append(channels)
+    return planar
+
+
+def _packed(
+    planar: Sequence[np.ndarray],
+    owners: np.ndarray,
+    tops: np.ndarray,
+    lefts: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    device: torch.device | str,
+) -> PackedImages:
+    """Pack rectangles of images [channels, H, W], each as an image of which no more is held."""
+    shapes = np.array([image.shape for image in planar])[owners]
+    channels, sizes = shapes[:, 0], heights * widths
+    ends = np.cumsum(sizes * channels)
+    starts = ends - sizes * channels
+    columns = (starts - tops * widths - lefts, shapes[:, 1], shapes[:, 2], channels, widths)
+    table = np.stack([*columns, np.where(channels == 3, sizes, 0)], axis=1)
+    byte = planar[0].dtype == np.uint8
+    scales = np.array([_BYTE_SCALE] * len(planar) if byte else [_stretch(image) for image in planar])
+    # From page-locked memory a GPU takes them while this thread goes on.
+    place = torch.device(device)
+    dtype = torch.uint8 if byte else torch.float32
+    data = torch.empty(int(ends[-1]), dtype=dtype, pin_memory=place.type == "cuda")
+    flat = data.numpy()
+    corners = zip(
+        owners.tolist(), tops.tolist(), lefts.tolist(), heights.tolist(), widths.tolist(), strict=True
+    )
+    for start, end, (owner, top, left, height, width) in zip(
+        starts.tolist(), ends.tolist(), corners, strict=True
+    ):
+        part = planar[owner][:, top : top + height, left : left + width]
+        flat[start:end].reshape(part.shape)[...] = part
+    return PackedImages(
+        copy_to_device(data, place), torch.from_numpy(table), torch.from_numpy(scales[owners])
+    )
 
 
 def _stretch(planar: np.ndarray) -> tuple[float, float]:

@@ -67,6 +67,13 @@ def test_components(architecture: str) -> None:
         assert row["registers"] <= (192 if row["shape"] == "8x8" else 128), row
 
 
+@architectures
+def test_masks(architecture: str) -> None:
+    rows, _ = compiled_rows(architecture, "masks")
+    assert [row["shape"] for row in rows] == ["counts", "probabilities"]
+    assert all(row["registers"] <= 128 for row in rows)
+
+
 def test_kernels_compile_for_amd() -> None:
     rows, loops = compiled_rows("gfx942", "connectivity", "lab", "noise")
     assert [row["kernel"] for row in rows] == ["connectivity", "noise", "lab"]

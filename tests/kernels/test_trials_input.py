@@ -149,3 +149,28 @@ def test_no_windows() -> None:
     assert empty.masks is not None
     assert empty.masks.shape == (5, 0)
     assert empty.offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_packed_windows_are_those_of_the_images(dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    shapes = (30, 40), (20, 25, 3), (9, 8), (50, 60)
+    images = [rng.integers(0, 255, shape).astype(dtype) for shape in shapes]
+    places = [(0, 3, 4, 10, 12), (1, 0, 5, 20, 20), (2, 0, 0, 9, 8), (2, 1, 1, 6, 6), (0, 20, 30, 10, 10)]
+    windows = Windows.pack([(*place, 1, 2, t) for t, place in enumerate(places)])
+    packed, moved = PackedImages.pack_windows(images, windows)
+    assert torch.equal(moved.table[:, 1:], windows.table[:, 1:])
+    moved.check(packed)
+    # Three windows alone, and the third image whole because its two windows have more pixels.
+    assert packed.data.numel() == 10 * 12 + 20 * 20 * 3 + 10 * 10 + 9 * 8
+    whole = PackedImages.pack(images)
+    for source, chosen in ((whole, windows), (packed, moved)):
+        read = []
+        for image, top, left, height, width, *_ in chosen.table.tolist():
+            offset, _, _, channels, pitch, plane = source.table[image].tolist()
+            channel, row, column = np.ogrid[:channels, top : top + height, left : left + width]
+            read.append(source.data.numpy()[offset + channel * plane + row * pitch + column])
+        for (image, top, left, height, width), pixels in zip(places, read, strict=True):
+            expected = images[image][top : top + height, left : left + width]
+            assert np.array_equal(np.squeeze(pixels.transpose(1, 2, 0)), expected.astype(pixels.dtype))
+    assert torch.equal(packed.scales[moved.image], whole.scales[windows.image])
