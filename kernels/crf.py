@@ -4,7 +4,7 @@ import torch
 
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import CrfConfig
-from mclc_gpu.kernels.mean_field import MAX_PIXELS, class_probabilities, in_pieces
+from mclc_gpu.kernels.mean_field import MAX_PIXELS, class_probabilities, in_pieces, of_window, relative_to
 from mclc_gpu.kernels.packed import PackedImages, Windows
 
 
@@ -68,20 +68,7 @@ def dense_crf(
     config = config or CrfConfig()
     chosen = resolve(backend, potential, colors)
     _check(potential, colors, windows)
-    energy = in_pieces(lambda piece: _energy(piece, config.floor), potential)
-    logits = energy
-    if config.iterations and potential.numel():
-        heights_widths = windows.cpu().contiguous()
-        if chosen == "triton":
-            from mclc_gpu.kernels import crf_triton
-
-            logits = crf_triton.run(energy, colors, heights_widths, config)
-        else:
-            from mclc_gpu.kernels import crf_cpu
-
-            logits = crf_cpu.run(energy, colors, heights_widths, config)
-    probabilities = in_pieces(class_probabilities, logits)
-    return probabilities[1] if potential.ndim == 1 else probabilities
+    return _refined(potential, colors, windows.cpu().contiguous(), config, chosen)
 
 
 def dense_crf_images(
@@ -163,6 +150,91 @@ def window_colors(images: PackedImages, windows: Windows) -> torch.Tensor:
     row = place // width
     address = start + row * pitch + place - row * width
     return torch.stack([images.data[address + c * channel_pitch] for c in range(number)], 1)
+
+
+def crf_masks(
+    tpm: torch.Tensor,
+    images: PackedImages,
+    windows: Windows,
+    config: CrfConfig | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Select the pixels that a dense CRF on the windows' colors gives to the target.
+
+    The CRF starts from TPM / max(TPM) of each window, as in the published code; its colors are gray levels
+    0..255, images other than uint8 scaled by their window's own range. A window without any count has an empty
+    mask. Nothing is checked, and nothing waits for the device.
+
+    Parameters
+    ----------
+    tpm : Tensor [pixels of all windows], float32 or int32
+        Probabilities, or counts of trials: numbers >= 0 of any unit.
+    images : PackedImages
+    windows : Windows
+        Each inside its image.
+    config : CrfConfig, optional
+        Default: the published settings.
+    backend : {"triton", "cpu"}, optional
+        Default: by the tensors' device.
+
+    Returns
+    -------
+    Tensor [pixels of all windows], bool
+
+    Examples
+    --------
+    A pixel that was missed, among others of its gray level:
+
+    >>> import numpy as np
+    >>> images = PackedImages.pack([np.full((5, 5), 100, np.uint8)])
+    >>> counts = torch.full((25,), 9, dtype=torch.int32)
+    >>> counts[12] = 1
+    >>> bool(crf_masks(counts, images, Windows.pack([(0, 0, 0, 5, 5, 2, 2, 0)])).all())
+    True
+    """
+    config = config or CrfConfig()
+    chosen = resolve(backend, tpm, images.data)
+    if chosen == "triton" and config.iterations and tpm.numel():
+        from mclc_gpu.kernels import crf_triton
+
+        return crf_triton.masks(tpm, images, windows, config).view(torch.bool)
+    sizes, colors, tpm = windows.sizes, window_colors(images, windows), tpm.to(torch.float32)
+    if colors.dtype != torch.uint8:
+        colors = _stretched(colors, sizes)
+    top = of_window(tpm, sizes, "amax")
+    probability = _refined(in_pieces(relative_to, tpm, top), colors, windows.shapes, config, chosen)
+    return in_pieces(lambda p, t: (p > 0.5) & (t > 0), probability, top)
+
+
+def _stretched(colors: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Scale colors [pixels, C] to 0..255 by their window's own range over all channels."""
+    low = of_window(colors.amin(1), sizes, "amin")
+    high = of_window(colors.amax(1), sizes, "amax")
+    span = torch.where(high > low, high - low, 1.0)
+    return (colors - low[:, None]) * (255.0 / span)[:, None]
+
+
+def _refined(
+    potential: torch.Tensor, colors: torch.Tensor, windows: torch.Tensor, config: CrfConfig, backend: str
+) -> torch.Tensor:
+    """Do what `dense_crf` does, with the input checked and the backend resolved."""
+    two, iterates = potential.ndim == 1, config.iterations > 0 and potential.numel() > 0
+    if two and iterates and backend == "triton":
+        from mclc_gpu.kernels import crf_triton
+
+        return crf_triton.run(potential, colors, windows, config)
+    logits = energy = in_pieces(lambda piece: _energy(piece, config.floor), potential)
+    if iterates and backend == "triton":
+        from mclc_gpu.kernels import crf_triton
+
+        logits = crf_triton.run(energy, colors, windows, config)
+    elif iterates:
+        from mclc_gpu.kernels import crf_cpu
+
+        logits = crf_cpu.run(energy, colors, windows, config)
+    probabilities = in_pieces(class_probabilities, logits)
+    return probabilities[1] if two else probabilities
 
 
 def _energy(potential: torch.Tensor, floor: float) -> torch.Tensor:

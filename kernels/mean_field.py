@@ -1,8 +1,9 @@
-"""Steps of mean field on torch tensors, shared by the backends of the dense CRF."""
+"""Steps of mean field on torch tensors, shared by the backends of the dense CRF, and of its start in windows."""
 
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 MAX_PIXELS = 1 << 22
@@ -48,3 +49,28 @@ def differences(logits: torch.Tensor) -> torch.Tensor:
         return torch.tanh(logits / 2)
     probabilities = in_pieces(class_probabilities, logits)
     return probabilities[1:] - probabilities[:1]
+
+
+def relative_to(values: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """Return values / top for values in 0..top; zeros where top is 0."""
+    return values / top.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def of_window(values: torch.Tensor, sizes: torch.Tensor, reduce: str) -> torch.Tensor:
+    """Return for every pixel the extreme value of its window.
+
+    Parameters
+    ----------
+    values : Tensor [pixels of all windows], float32
+    sizes : Tensor [windows], int64, on the CPU
+        Pixels of each window.
+    reduce : {"amax", "amin"}
+    """
+    if values.device.type == "cpu":
+        # In one thread: see `in_pieces`.
+        extreme = np.maximum if reduce == "amax" else np.minimum
+        found = extreme.reduceat(values.numpy(), (torch.cumsum(sizes, 0) - sizes).numpy())
+        return torch.from_numpy(np.repeat(found, sizes.numpy()))
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(values.device)
+    empty = torch.zeros(len(sizes), device=values.device)
+    return empty.scatter_reduce(0, owner, values, reduce, include_self=False)[owner]

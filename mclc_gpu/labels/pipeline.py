@@ -11,9 +11,9 @@ import torch
 from mclc_gpu.data.annotations import Point, category_of
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.kernels.config import MAX_WINDOW, CrfConfig
-from mclc_gpu.kernels.crf import dense_crf, window_colors
-from mclc_gpu.kernels.mean_field import in_pieces
+from mclc_gpu.kernels.config import MAX_WINDOW
+from mclc_gpu.kernels.crf import crf_masks
+from mclc_gpu.kernels.mean_field import of_window, relative_to
 from mclc_gpu.kernels.packed import MAX_MARKS, PackedImages, Windows
 from mclc_gpu.labels.config import PRESETS, LabelConfig
 from mclc_gpu.labels.makers import Batch, Maps, maker_of, window_of
@@ -249,61 +249,8 @@ def threshold_masks(tpm: torch.Tensor, sizes: torch.Tensor, level: float) -> tor
     -------
     Tensor [pixels of all windows], bool
     """
-    relative = _relative(tpm, _of_window(tpm, sizes, "amax"))
+    relative = relative_to(tpm, of_window(tpm, sizes, "amax"))
     return (relative > 0) & (relative >= level - _ROUNDING)
-
-
-def crf_masks(tpm: torch.Tensor, images: PackedImages, windows: Windows, config: CrfConfig) -> torch.Tensor:
-    """Select the pixels that a dense CRF on the window's colors gives to the target.
-
-    The CRF starts from TPM / max(TPM), as in the published code; its colors are gray levels 0..255, images
-    other than uint8 scaled by their window's own range. A window without any count has an empty mask.
-
-    Parameters
-    ----------
-    tpm : Tensor [pixels of all windows], float32, 0..1
-    images : PackedImages
-        Images of the windows.
-    windows : Windows
-    config : CrfConfig
-
-    Returns
-    -------
-    Tensor [pixels of all windows], bool
-    """
-    sizes = windows.sizes
-    colors = window_colors(images, windows)
-    if colors.dtype != torch.uint8:
-        colors = _stretched(colors, sizes)
-    top = _of_window(tpm, sizes, "amax")
-    relative = in_pieces(_relative, tpm, top)
-    probability = dense_crf(relative, colors, windows.shapes, config)
-    return in_pieces(lambda p, t: (p > 0.5) & (t > 0), probability, top)
-
-
-def _stretched(colors: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Scale colors [pixels, C] to 0..255 by their window's own range over all channels."""
-    low = _of_window(colors.amin(1), sizes, "amin")
-    high = _of_window(colors.amax(1), sizes, "amax")
-    span = torch.where(high > low, high - low, 1.0)
-    return (colors - low[:, None]) * (255.0 / span)[:, None]
-
-
-def _relative(tpm: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """Return TPM / max(TPM); zeros where the window has no count at all."""
-    return tpm / top.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _of_window(values: torch.Tensor, sizes: torch.Tensor, reduce: str) -> torch.Tensor:
-    """Return for every pixel the extreme value ("amax" or "amin") of its window."""
-    if values.device.type == "cpu":
-        # In one thread: see `in_pieces`.
-        extreme = np.maximum if reduce == "amax" else np.minimum
-        found = extreme.reduceat(values.numpy(), (torch.cumsum(sizes, 0) - sizes).numpy())
-        return torch.from_numpy(np.repeat(found, sizes.numpy()))
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(values.device)
-    empty = torch.zeros(len(sizes), device=values.device)
-    return empty.scatter_reduce(0, owner, values, reduce, include_self=False)[owner]
 
 
 OfImage = TypeVar("OfImage", PlacedTarget, TargetMask)
