@@ -24,7 +24,7 @@ from mclc_gpu.kernels import backend
 from mclc_gpu.kernels.color import rgb_to_lab
 from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.config import ComponentConfig, TrialConfig
-from mclc_gpu.kernels.crf import dense_crf
+from mclc_gpu.kernels.crf import crf_masks, dense_crf
 from mclc_gpu.kernels.masks import window_maps
 from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.kernels.packed import PackedImages, Windows
@@ -186,13 +186,14 @@ def _workloads() -> Iterator[tuple[str, Callable[[], object]]]:
         shape = f"{height}x{width}"
         given = *window, torch.tensor([-1]), ComponentConfig()
         yield shape, partial(vote_components, *given, backend="triton")
-    counts, windows = torch.zeros(64, dtype=torch.int32), _window(8, 8, np.uint8)[1]
-    yield "counts", partial(window_maps, counts, windows, 0.5, backend="triton")
-    yield "probabilities", partial(window_maps, counts.float(), windows, 0.5, backend="triton")
+    counts, window = torch.zeros(64, dtype=torch.int32), _window(8, 8, np.uint8)
+    yield "counts", partial(window_maps, counts, window[1], 0.5, backend="triton")
+    yield "probabilities", partial(window_maps, counts.float(), window[1], 0.5, backend="triton")
+    yield "counts", partial(crf_masks, counts, *window, backend="triton")
     size = torch.tensor([[8, 8]])
+    yield "image", partial(dense_crf, torch.zeros(64), torch.zeros(64, 3), size, backend="triton")
     for channels in (1, 3):
         shape, image = f"{channels} channel{'s' if channels > 1 else ''}", torch.zeros(1, channels, 8, 8)
-        yield shape, partial(dense_crf, torch.zeros(64), torch.zeros(64, channels), size, backend="triton")
         once = partial(slic, lab=False, max_iterations=2, enforce_connectivity=False, backend="triton")
         yield shape, partial(once, image, 4)
     many = torch.zeros(1 << 14, 1, 1, dtype=torch.int32)

@@ -163,8 +163,8 @@ def crf_masks(
     """Select the pixels that a dense CRF on the windows' colors gives to the target.
 
     The CRF starts from TPM / max(TPM) of each window, as in the published code; its colors are gray levels
-    0..255, images other than uint8 scaled by their window's own range. A window without any count has an empty
-    mask. Nothing is checked, and nothing waits for the device.
+    0..255, images other than uint8 scaled by their window's own range. A window without any count has an
+    empty mask. Nothing is checked, and nothing waits for the device.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """Dense-CRF mean field in Triton: sums over Gaussian kernels whose weights are made in registers and dropped.
 
-Three launches make an iteration, each further one takes one more: `start_kernel` reads colors and probabilities,
-one program a window; `sums_kernel` adds up what a block of one window's pixels receives from all pixels of the
-window, a block of these at a time, first without values, for the normalization, then with them. That is
-attention without a running maximum, because no weight exceeds 1: memory holds nothing of size pixels x pixels.
+The first iteration takes three launches, each further one a single one. `start_kernel` reads colors and
+probabilities, one program a window. `sums_kernel` adds up what a block of one window's pixels receives from
+all pixels of the window, a block of these at a time: first without values, for the normalization, then with
+them. That is attention without a running maximum, because no weight exceeds 1: memory holds nothing of size
+pixels x pixels.
 """
 
 import math
@@ -28,8 +29,8 @@ _COLUMNS = tl.constexpr(7)
 # Weights of the smoothness kernel below 2^-40 are lost in a float32 sum of weights up to 1.
 _NEGLIGIBLE_BITS = 40
 _SYMMETRIC, _BEFORE, _AFTER, _NONE = (tl.constexpr(i) for i in range(len(NORMALIZATIONS)))
-# Output of `sums_kernel`: normalization; logits; or what follows from the logits of two classes: difference of
-# the probabilities, probability of the second class, its mask.
+# Output of `sums_kernel`: normalization; logits; or what follows from the logits of two classes: difference
+# of the probabilities, probability of the second class, its mask.
 _NORM, _LOGIT, _BELIEF, _PROBABILITY, _MASK = (tl.constexpr(i) for i in range(5))
 _OUTPUTS = {"logit": _LOGIT, "probability": _PROBABILITY, "mask": _MASK}
 
@@ -56,8 +57,8 @@ def start_kernel(
 ):  # fmt: skip
     """Start a window: energies and differences of two classes (TWO), and scaled colors [3, pixels].
 
-    Values [pixels] are probabilities, or with RELATIVE any numbers >= 0, of which the window's largest becomes
-    1. A window whose channels are all equal gets its first one alone, and `p_colored` 0.
+    Values [pixels] are probabilities, or with RELATIVE any numbers >= 0, of which the window's largest
+    becomes 1. A window whose channels are all equal gets its first one alone, and `p_colored` 0.
     """
     window = tl.program_id(0).to(tl.int64)
     p_windows += window * _COLUMNS
@@ -112,11 +113,9 @@ def start_kernel(
 
 
 @triton.jit
-def _add_color_squares(p_colors, q, k, in_window, in_keys, squares):
+def _add_color_squares(p_colors, mine, k, in_keys, squares):
     """Add the squared distances [QUERIES, KEYS] of one channel's colors to squares."""
-    mine = tl.load(p_colors + q, in_window, 0.0)
-    other = tl.load(p_colors + k, in_keys, 0.0)
-    d = mine[:, None] - other[None, :]
+    d = mine[:, None] - tl.load(p_colors + k, in_keys, 0.0)[None, :]
     return tl.fma(d, d, squares)
 
 
@@ -130,7 +129,7 @@ def _place(pixel, width, per_row, unit):
 
 @triton.jit
 def _factor(sums, NORMALIZATION: tl.constexpr):
-    """Return what `sums_kernel` keeps of a kernel's row sums: a factor, or the sums where their mean counts."""
+    """Return what is kept of a kernel's row sums: a factor, or the sums where their mean counts."""
     if NORMALIZATION == _SYMMETRIC:
         return tl.div_rn(tl.zeros_like(sums) + 1.0, tl.sqrt_rn(sums))
     if NORMALIZATION == _NONE:
@@ -155,15 +154,15 @@ def _message(p_factors, q, size, in_window, sums, NORMALIZATION: tl.constexpr, K
 @triton.jit
 def _values(p_factors, belief, k, in_keys, NORMALIZATION: tl.constexpr):
     """Return the values that keys send: their beliefs after the factor on values."""
-    if NORMALIZATION == _SYMMETRIC or NORMALIZATION == _BEFORE:
+    if NORMALIZATION != _AFTER and NORMALIZATION != _NONE:
         return tl.load(p_factors + k, in_keys, 0.0) * belief
     return belief
 
 
-@triton.jit(do_not_specialize=["labels"])
+@triton.jit(do_not_specialize=["labels", "reach"])
 def sums_kernel(
-    p_colors, p_colored, p_belief, p_energy, p_factors, p_out, p_windows, p_items, labels, unit, sharper, reach,
-    bilateral_compat, smooth_compat, NORMALIZATION: tl.constexpr, OUTPUT: tl.constexpr,
+    p_colors, p_colored, p_belief, p_energy, p_factors, p_out, p_windows, p_items, labels, unit, sharper,
+    reach, bilateral_compat, smooth_compat, NORMALIZATION: tl.constexpr, OUTPUT: tl.constexpr,
     BILATERAL: tl.constexpr, SMOOTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Compute the factors [2, pixels] of both kernels (OUTPUT: _NORM), or what follows from their messages.
@@ -186,6 +185,10 @@ def sums_kernel(
     p_smooth = p_bilateral + pixels
     q = block * QUERIES + tl.arange(0, QUERIES)
     in_window = q < size
+    color0 = tl.load(p_colors + q, in_window, 0.0)
+    in_color = q < tl.where(colored, size, 0)
+    color1 = tl.load(p_colors + pixels + q, in_color, 0.0)
+    color2 = tl.load(p_colors + 2 * pixels + q, in_color, 0.0)
     per_row = tl.div_rn(1.0, width.to(tl.float32))
     q_y, q_x = _place(q, width, per_row, unit)
     rows = tl.minimum(reach, size // width)
@@ -205,11 +208,10 @@ def sums_kernel(
         if OUTPUT != _NORM:
             belief = tl.load(p_belief + k, in_keys, 0.0)
         if BILATERAL:
-            squares = _add_color_squares(p_colors, q, k, in_window, in_keys, places)
+            squares = _add_color_squares(p_colors, color0, k, in_keys, places)
             if colored:
-                for c in tl.static_range(1, 3):
-                    p_channel = p_colors + c * pixels
-                    squares = _add_color_squares(p_channel, q, k, in_window, in_keys, squares)
+                squares = _add_color_squares(p_colors + pixels, color1, k, in_keys, squares)
+                squares = _add_color_squares(p_colors + 2 * pixels, color2, k, in_keys, squares)
             weights = tl.exp2(-squares)
             if OUTPUT == _NORM:
                 bilateral += weights
@@ -320,14 +322,25 @@ def _run(
 
     def sums(out: torch.Tensor, labels: int, output: int) -> None:
         sums_kernel[(programs * labels,)](
-            colors, colored, belief, energy, factors, out, table, items, labels, *numbers, OUTPUT=output, **flags
+            colors,
+            colored,
+            belief,
+            energy,
+            factors,
+            out,
+            table,
+            items,
+            labels,
+            *numbers,
+            OUTPUT=output,
+            **flags,
         )
 
     with launching(device):
         start_kernel[(len(places),)](
             energy if values is None else values, data, table, energy, belief, colors, colored, color,
-            color * math.sqrt(3), config.floor, TWO=two, RELATIVE=relative, STRETCH=stretch, BLOCK=_START_BLOCK,
-            num_warps=_WARPS, enable_fp_fusion=False,
+            color * math.sqrt(3), config.floor, TWO=two, RELATIVE=relative, STRETCH=stretch,
+            BLOCK=_START_BLOCK, num_warps=_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         sums(factors, 1, _NORM.value)
         for _ in range(config.iterations - 1):
@@ -339,9 +352,7 @@ def _run(
     return out
 
 
-def run(
-    values: torch.Tensor, colors: torch.Tensor, windows: torch.Tensor, config: CrfConfig
-) -> torch.Tensor:
+def run(values: torch.Tensor, colors: torch.Tensor, windows: torch.Tensor, config: CrfConfig) -> torch.Tensor:
     """Return probabilities of the second of two classes, from those before the first iteration.
 
     Parameters
@@ -364,10 +375,9 @@ def run(
 
 def masks(values: torch.Tensor, images: PackedImages, windows: Windows, config: CrfConfig) -> torch.Tensor:
     """Return masks, uint8 [pixels]; see `mclc_gpu.kernels.crf.crf_masks`. One iteration at least."""
-    offset, _, _, channels, pitch, plane = images.table.numpy()[windows.image.numpy()].T
-    top, left, height, width = (column.numpy() for column in (windows.top, windows.left, windows.height, windows.width))
-    places = np.column_stack(
-        [height, width, offset + top * pitch + left, pitch, np.where(channels == 3, plane, 0)]
-    )
+    offset, _, _, _, pitch, plane = images.table.numpy()[windows.image.numpy()].T
+    table = windows.table.numpy()
+    top, left, height, width = (table[:, column] for column in range(1, 5))
+    places = np.column_stack([height, width, offset + top * pitch + left, pitch, plane])
     stretch = images.data.dtype != torch.uint8
     return _run(values, None, images.data, places, config, "mask", True, stretch)[0]

@@ -1,4 +1,4 @@
-"""Steps of mean field on torch tensors, shared by the backends of the dense CRF, and of its start in windows."""
+"""Steps of mean field on torch tensors that the backends of the dense CRF share, and extremes of windows."""
 
 import functools
 from collections.abc import Callable

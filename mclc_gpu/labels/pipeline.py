@@ -14,7 +14,7 @@ from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.config import MAX_WINDOW
 from mclc_gpu.kernels.crf import crf_masks
 from mclc_gpu.kernels.mean_field import of_window, relative_to
-from mclc_gpu.kernels.packed import MAX_MARKS, PackedImages, Windows
+from mclc_gpu.kernels.packed import MAX_MARKS, Windows
 from mclc_gpu.labels.config import PRESETS, LabelConfig
 from mclc_gpu.labels.makers import Batch, Maps, maker_of, window_of
 from mclc_gpu.labels.windows import (

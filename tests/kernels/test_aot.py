@@ -48,14 +48,16 @@ def test_clustering(architecture: str) -> None:
 
 @architectures
 def test_dense_crf(architecture: str) -> None:
-    rows, loops = compiled_rows(architecture, "sums")
-    assert len(rows) == len(loops) == 4
+    rows, loops = compiled_rows(architecture, "start", "sums")
+    # The sums of a pass without values, and of those whose outcome is a mask or a probability.
+    assert [row["kernel"] for row in rows] == ["start", "sums", "sums", "start", "sums"]
+    assert len(loops) == 3
     for row in rows:
         # 20 warps of 32 threads fit 65,536 registers: five programs at a time hide what loads cost.
         assert row["registers"] <= 102, row
         assert row["programs"] >= 5, row
     for loop in loops:
-        assert 10 < loop["instructions"] <= 21, loop
+        assert 10 < loop["instructions"] <= 23, loop
 
 
 @architectures

@@ -16,9 +16,9 @@ from devices import BACKENDS, device_of
 from mclc_gpu.data.datasets import find_split, read_list, select
 from mclc_gpu.data.images import find_files, read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
-from mclc_gpu.kernels import crf_cpu
+from mclc_gpu.kernels import crf_cpu, crf_triton
 from mclc_gpu.kernels.config import CrfConfig, TrialConfig
-from mclc_gpu.kernels.crf import dense_crf, dense_crf_images, window_colors
+from mclc_gpu.kernels.crf import crf_masks, dense_crf, dense_crf_images, window_colors
 from mclc_gpu.kernels.crf_simd_cpu import LANES, QUERIES, SUMS, VALUES, receive_plain, receive_simd
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
@@ -277,6 +277,51 @@ def test_window_colors_are_those_of_the_images(dtype: type) -> None:
     alone = Windows.pack([(0, *boxes[1][1:], 0, 0, 0)])
     gray = window_colors(PackedImages.pack(images[1:2]), alone)
     np.testing.assert_array_equal(gray.numpy(), crop(*boxes[1])[:, :1])
+
+
+def masks_case(dtype: type) -> tuple[torch.Tensor, PackedImages, Windows]:
+    """Counts of five windows, one without any, in a gray image, one in color and one of equal channels."""
+    rng = np.random.default_rng(4)
+    color, gray = rng.integers(60, 110, (12, 14, 3)), rng.integers(90, 120, (12, 14, 1))
+    images = [gray[..., 0], color, np.repeat(gray, 3, 2)]
+    boxes = [(0, 3, 4, 5, 8), (1, 0, 0, 12, 7), (2, 11, 13, 1, 1), (2, 1, 3, 6, 9), (0, 0, 0, 4, 4)]
+    windows = Windows.pack((*box, 0, 0, 0) for box in boxes)
+    counts = torch.from_numpy(rng.integers(0, 51, int(windows.sizes.sum())).astype(np.int32))
+    counts[windows.offsets[-2] :] = 0
+    return counts, PackedImages.pack([image.astype(dtype) for image in images], device_of("triton")), windows
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_masks_from_counts(dtype: type) -> None:
+    counts, images, windows = masks_case(dtype)
+    place = images.data.device
+    found = crf_masks(counts.to(place), images, windows, backend="triton").cpu()
+    here = replace(images, data=images.data.cpu())
+    expected = crf_masks(counts / 50, here, windows, backend="cpu")
+    assert found.dtype == torch.bool
+    assert 0 < int(expected.sum()) < len(expected) - 16
+    assert torch.equal(found, expected)
+    assert not found[windows.offsets[-2] :].any()
+    assert torch.equal(crf_masks(counts, here, windows, backend="cpu"), expected)
+
+
+def test_masks_take_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    class Kernel:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]):
+            return lambda *given, **flags: launched.append((self.name, grid))
+
+    for name in ("start_kernel", "sums_kernel"):
+        monkeypatch.setattr(crf_triton, name, Kernel(name))
+    counts, images, windows = masks_case(np.uint8)
+    crf_triton.masks(counts, images, windows, CrfConfig())
+    programs = int((-(-windows.sizes // 32)).sum())
+    sums = ("sums_kernel", (programs,))
+    assert launched == [("start_kernel", (len(windows),)), sums, sums]
 
 
 @pytest.mark.parametrize(
