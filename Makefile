@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
+TRITONS := $(VENV)/.tritons
 TYPES := build/types
 
 .PHONY: demo test test-all lint bench reference try-reference clean
@@ -15,10 +16,10 @@ demo: $(INSTALLED)
 # Two processes; the tests of a file share fixtures and stay in one of them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: lint try-reference
+test: lint try-reference $(TRITONS)
 	$(PYTEST) -m "not slow"
 
-test-all: lint try-reference
+test-all: lint try-reference $(TRITONS)
 	$(PYTEST)
 
 try-reference: $(INSTALLED)
@@ -49,4 +50,13 @@ $(INSTALLED): pyproject.toml constraints/test.txt
 $(REFERENCE): $(INSTALLED) constraints/pydensecrf.txt
 	CYTHON_FORCE_REGEN=1 PIP_CONSTRAINT=constraints/pydensecrf.txt PIP_BUILD_CONSTRAINT=constraints/pydensecrf.txt \
 	  $(PIP) install --quiet --editable '.[reference]'
+	@touch $@
+
+# Releases of Triton beside the installed one, only to compile with: each in a folder of its own.
+$(TRITONS): $(INSTALLED) constraints/triton.txt
+	@for release in $$(grep '^[0-9]' constraints/triton.txt); do \
+	  ls -d $(VENV)/lib/python3*/site-packages/triton-$$release.dist-info > /dev/null 2>&1 && continue; \
+	  $(PIP) install --quiet --no-deps --upgrade --target $(VENV)/triton/$$release triton==$$release \
+	    || echo "Triton $$release did not install: the tests that compile with it are skipped"; \
+	done
 	@touch $@

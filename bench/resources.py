@@ -75,7 +75,9 @@ class Launch:
     signature : dict
         Type of each argument by name, for example ``{"p_x": "*fp32", "size": "i32"}``.
     constants : dict
-        Value of each ``tl.constexpr`` argument by name.
+        Value by name of each ``tl.constexpr`` argument, and of each integer that Triton makes a constant.
+    aligned : tuple of str
+        Arguments that Triton takes for multiples of 16 (pointers: of 16 bytes).
     warps, fusion
         Launch options ``num_warps`` and ``enable_fp_fusion``.
     """
@@ -85,20 +87,27 @@ class Launch:
     function: Any
     signature: dict[str, str]
     constants: dict[str, Any]
+    aligned: tuple[str, ...] = ()
     warps: int = 4
     fusion: bool = True
 
-    def compile(self, architecture: str) -> Machine:
-        """Compile for "sm_80" (A100), "sm_90" (H100, H200), "gfx942" (MI300) or another."""
-        source = ASTSource(fn=self.function, signature=self.signature, constexprs=self.constants)
+    def build(self, architecture: str) -> Any:
+        """Compile for "sm_80" (A100), "sm_90" (H100), "sm_100" (B200), "gfx942" (MI300) or another."""
+        places = (self.function.arg_names.index(name) for name in self.aligned)
+        attributes = {(place,): [["tt.divisibility", 16]] for place in places}
+        source = ASTSource(self.function, self.signature, self.constants, attributes)
         options = {"num_warps": self.warps, "enable_fp_fusion": self.fusion}
-        nvidia = architecture.startswith("sm_")
-        target = (
-            GPUTarget("cuda", int(architecture[3:]), 32) if nvidia else GPUTarget("hip", architecture, 64)
-        )
-        compiled = triton.compile(source, target=target, options=options)
+        if architecture.startswith("sm_"):
+            target = GPUTarget("cuda", int(architecture[3:]), 32)
+        else:
+            target = GPUTarget("hip", architecture, 64)
+        return triton.compile(source, target=target, options=options)
+
+    def compile(self, architecture: str) -> Machine:
+        """Compile for an architecture, see `build`, and take the code apart."""
+        compiled = self.build(architecture)
         shared = compiled.metadata.shared
-        if not nvidia:
+        if not architecture.startswith("sm_"):
             text = compiled.asm["amdgcn"]
             registers, stack = _number(r"; NumVgprs: (\d+)", text), _number(r"; ScratchSize: (\d+)", text)
             return Machine(registers, stack, shared, text)
@@ -130,19 +139,25 @@ def recorded(shape: str) -> Iterator[list[Launch]]:
 
     def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         del grid, warmup
-        warps, fusion = options.pop("num_warps", 4), options.pop("enable_fp_fusion", True)
-        values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
-        constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
-        signature = {
-            name: "constexpr" if name in constants else _type_of(values[name]) for name in kernel.arg_names
-        }
-        name = kernel.fn.__name__.removesuffix("_kernel")
-        launch = Launch(name, shape, kernel, signature, constants, warps, fusion)
+        launch = specialized(kernel, shape, *arguments, **options)
         if launch not in launches:
             launches.append(launch)
 
     with patch.object(triton.JITFunction, "run", record), patch.object(backend, "interpreted", lambda: True):
         yield launches
+
+
+def specialized(kernel: Any, shape: str, *arguments: Any, **options: Any) -> Launch:
+    """Return a launch as Triton specializes it for the values of its arguments."""
+    warps, fusion = options.pop("num_warps", 4), options.pop("enable_fp_fusion", True)
+    values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+    special = {p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize)}
+    constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+    constants |= {name: 1 for name in special if type(values[name]) is int and values[name] == 1}
+    aligned = (n for n in kernel.arg_names if n in special and n not in constants and _aligned(values[n]))
+    signature = {n: "constexpr" if n in constants else _type_of(values[n]) for n in kernel.arg_names}
+    name = kernel.fn.__name__.removesuffix("_kernel")
+    return Launch(name, shape, kernel, signature, constants, tuple(aligned), warps, fusion)
 
 
 def _type_of(value: Any) -> str:
@@ -152,6 +167,13 @@ def _type_of(value: Any) -> str:
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
+def _aligned(value: Any) -> bool:
+    """Check if an argument is a multiple of 16. Allocations on a device are; parts of them need not be."""
+    if isinstance(value, torch.Tensor):
+        return value.storage_offset() * value.element_size() % 16 == 0
+    return type(value) is int and value % 16 == 0
 
 
 def launches() -> list[Launch]:
@@ -284,6 +306,7 @@ _UNITS = 4
 _PROCESSORS = {
     "sm_80": Processor(16384, 8, 16, 32, 164 << 10, 1024, 32),
     "sm_90": Processor(16384, 8, 16, 32, 228 << 10, 1024, 32),
+    "sm_100": Processor(16384, 8, 16, 32, 228 << 10, 1024, 32),
     "gfx942": Processor(512 * 64, 8, 8, 32, 64 << 10, 0, 64),
 }
 
