@@ -8,7 +8,7 @@ REFERENCE := $(VENV)/.reference
 TRITONS := $(VENV)/.tritons
 TYPES := build/types
 
-.PHONY: demo test test-all lint bench reference try-reference clean
+.PHONY: demo test test-all lint bench gpu-check reference try-reference clean
 
 demo: $(INSTALLED)
 	$(BIN)/mclc-gpu demo --out demo-out
@@ -34,6 +34,10 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/mclc-gpu bench
+
+# Needs no set-up but PyTorch and numba, scipy and scikit-image in $(PYTHON). ARGS="--images DIR --masks DIR --list TXT": own frames.
+gpu-check:
+	PYTHONPATH=. $(PYTHON) -m mclc_gpu bench --suite gpu $(ARGS)
 
 reference: $(REFERENCE)
 

@@ -24,7 +24,7 @@ from mclc_gpu.bench.compare import (
     rounded,
     write_rows,
 )
-from mclc_gpu.bench.config import HOST, LIMITS, BenchOptions
+from mclc_gpu.bench.config import GPU, HOST, LIMITS, BenchOptions
 from mclc_gpu.bench.dataset import open_context
 from mclc_gpu.bench.plan import PLAN, run_plan
 from mclc_gpu.bench.suites import BENCHMARKS, COST
@@ -33,11 +33,12 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import RunLayout, keep_apart
 
-CSV, COST_CSV, PLOT, HOST_JSON = "bench.csv", "cost.csv", "cost.png", "host.json"
-LAYOUT = RunLayout("bench", (), (CSV, COST_CSV, PLOT, PLAN, HOST_JSON, "roofline.csv", "resources.csv"))
-NUAA = (
-    "MCLC_NUAA"  # environment variable: folder of NUAA-SIRST; its train split is what `host` takes by default
+CSV, COST_CSV, PLOT, HOST_JSON, GPU_JSON = "bench.csv", "cost.csv", "cost.png", "host.json", "gpu.json"
+LAYOUT = RunLayout(
+    "bench", (), (CSV, COST_CSV, PLOT, PLAN, HOST_JSON, GPU_JSON, "roofline.csv", "resources.csv")
 )
+# Environment variable: folder of NUAA-SIRST, whose train split is the default of the suites `host` and `gpu`.
+NUAA = "MCLC_NUAA"
 _HEADER = ("work", "who", "rate", "unit", "slowest", "fastest", "runs", "ratio")
 _LEGEND = (
     "rate: of the median run, after a warm-up; slowest, fastest: of single runs; ratio: to the fastest "
@@ -107,6 +108,10 @@ def run_bench(options: BenchOptions, command: str = "mclc-gpu bench") -> dict[st
     limits = _limits(device) if LIMITS in options.suites else {}
     if HOST in options.suites:
         _run_host(options, command)
+    if GPU in options.suites:
+        from mclc_gpu.bench.gpu import gpu_check
+
+        gpu_check(device, options.out, command, *_folders(options), quick=options.quick)
     seconds = time.perf_counter() - start
     summary = {
         **circumstances(device, command),
@@ -133,7 +138,7 @@ def run_bench(options: BenchOptions, command: str = "mclc-gpu bench") -> dict[st
     for name, rows in tables.items():
         write_rows(options.out / name, rows)
     written = [LAYOUT.summary(options.out).name, *tables, *([PLOT] if measured.cost else [])]
-    written += [HOST_JSON] if HOST in options.suites else []
+    written += [name for name, suite in ((HOST_JSON, HOST), (GPU_JSON, GPU)) if suite in options.suites]
     print(f"\n{seconds:.0f} s; written to {options.out}: {', '.join(written)}")
     return summary
 
@@ -157,19 +162,21 @@ def _run(suite: str, benchmark: Benchmark) -> Result:
     return measure(benchmark)
 
 
+def _folders(options: BenchOptions) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the given folders of images and masks and list, else those of NUAA-SIRST if it is known."""
+    if options.images is None and (root := os.environ.get(NUAA)):
+        return Path(root, "images"), Path(root, "masks"), Path(root, "splits", "train.txt")
+    return options.images, options.masks, options.list
+
+
 def _run_host(options: BenchOptions, command: str) -> None:
     """Write and print the costs of the label pipeline on the host of a GPU."""
     from mclc_gpu.bench.host import METHOD, HostScale, host_suite, host_table
 
     print("host: label pipeline with a recorded device", file=sys.stderr, flush=True)
-    images, masks, names = options.images, options.masks, options.list
-    if images is None and (root := os.environ.get(NUAA)):
-        images, masks, names = (
-            Path(root, *parts) for parts in (("images",), ("masks",), ("splits", "train.txt"))
-        )
     device = torch.device("cpu")
     scale = HostScale(repeats=1, chunks=2) if options.quick else HostScale()
-    with open_context(images, masks, names, device, options.quick) as context:
+    with open_context(*_folders(options), device, options.quick) as context:
         try:
             costs = host_suite(context.frames, scale)
         except RuntimeError as error:

@@ -44,23 +44,28 @@ class HostScale:
 
 
 @dataclass
-class _Clock:
+class Clock:
     """Milliseconds of stages, in every run."""
 
     stages: dict[str, list[float]] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage once more."""
         start = time.perf_counter()
         yield
         self.stages.setdefault(stage, []).append((time.perf_counter() - start) * 1e3)
 
+    def medians(self, skipped: int) -> dict[str, float]:
+        """Return the median of each stage without the first runs, which warm up."""
+        return {stage: statistics.median(runs[skipped:]) for stage, runs in self.stages.items()}
+
 
 def label(
-    frames: Frames, config: LabelConfig, device: torch.device, clock: _Clock | None = None
+    frames: Frames, config: LabelConfig, device: torch.device, clock: Clock | None = None
 ) -> list[np.ndarray]:
     """Label the frames from their clicks and return their masks, stage by stage."""
-    clock = clock or _Clock()
+    clock = clock or Clock()
     images, points = frames.images, frames.points(0)
     with clock.timed("place"):
         placed, _ = place_targets(images, points, frames.names, config, 0, device)
@@ -110,14 +115,14 @@ def _milliseconds(frames: Frames, config: LabelConfig, repeats: int) -> dict[str
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        clock = _Clock()
+        clock = Clock()
         with recorded_device(counting=False):
             for _ in range(repeats + 2):
                 with clock.timed("total"):
                     label(frames, config, DEVICE, clock)
     finally:
         torch.set_num_threads(threads)
-    return {stage: statistics.median(runs[2:]) for stage, runs in clock.stages.items()}
+    return clock.medians(skipped=2)
 
 
 def _variants(frames: Frames, config: LabelConfig, chunks: int) -> dict[str, Any]:

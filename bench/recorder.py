@@ -202,8 +202,11 @@ class _Functions(TorchFunctionMode):
             wanted = kwargs.pop("device", None)
             if rest and isinstance(rest[0], torch.Tensor):
                 wanted, rest[0] = rest[0].device, rest[0].dtype
-            elif rest and isinstance(rest[0], str | torch.device):
+            elif rest and (rest[0] is None or isinstance(rest[0], str | torch.device)):
                 wanted = rest.pop(0)
+            for part in [part for part in rest if isinstance(part, bool)][:1]:
+                kwargs.setdefault("non_blocking", part)
+            rest = [part for part in rest if isinstance(part, torch.dtype)]
         else:
             rest = []
         source = "cuda" if isinstance(tensor, OnDevice) else "cpu"

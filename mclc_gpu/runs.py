@@ -18,9 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-from tqdm import tqdm
-
 from mclc_gpu.data.files import (
     ARCHIVE_SUFFIX,
     atomic_path,
@@ -58,6 +55,9 @@ def locked(
     InputError
         Another run is active in the folder, or the folder cannot be written.
     """
+    # Only what takes locks needs the package: measurements on a GPU do without.
+    from filelock import FileLock, Timeout
+
     path = out / f".{kind}.lock"
     lock = FileLock(path, timeout=0, is_singleton=True)
 
@@ -441,7 +441,11 @@ class Progress:
     ) -> None:
         self.what, self.total, self.unit, self.count, self.silent = what, total, unit, done, silent
         shown = sys.stderr.isatty() and not silent
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit) if shown else None
+        self.bar = None
+        if shown:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, desc=what, unit=unit)
         self.last = time.monotonic()
 
     def advance(self, items: int, note: str = "") -> None:

@@ -1,13 +1,10 @@
 """The recorder in the place of a CUDA device, and the suite that counts the work of the host with it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from compiling import run_compiling
 
 from mclc_gpu.bench.recorder import recorded_device
 
@@ -57,17 +54,8 @@ with recorded_device() as record:
 """
 
 
-def compiling(*command: str, **variables: str) -> str:
-    """Run a command of Python in a process that can compile Triton kernels; return what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), **variables}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_copies_waits_and_launches_are_recorded() -> None:
-    compiling("-c", _RECORDS)
+    run_compiling("-c", _RECORDS)
 
 
 def test_interpreted_kernels_are_not_recorded() -> None:
@@ -79,7 +67,7 @@ def test_interpreted_kernels_are_not_recorded() -> None:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """Return what the suite prints and writes for little work."""
     out = tmp_path_factory.mktemp("host")
-    shown = compiling(
+    shown = run_compiling(
         "-m", "mclc_gpu", "bench", "--suite", "host", "--quick", "--out", str(out), MCLC_NUAA=""
     )
     return shown, json.loads((out / "host.json").read_text())
