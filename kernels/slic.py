@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 from mclc_gpu.kernels.backend import resolve
-from mclc_gpu.kernels.color import rgb_to_lab
 
 STARTS = ("grid", "gradient")
 _DTYPES = (torch.float32, torch.uint8, torch.uint16)
@@ -94,13 +93,14 @@ def slic(
     if n_segments < 1:
         raise ValueError(f"n_segments must be above 0, got {n_segments}")
     chosen = resolve(backend, images)
-    labels, centers = _cluster(
+    labels, centers, finite = _cluster(
         images, n_segments, compactness, max_iterations, tolerance, start, lab, True, chosen
     )
-    if not enforce_connectivity or labels.numel() == 0:
-        return labels
-    size = labels[0].numel() / centers
-    return _relabel(labels, int(min_size_factor * size), int(max_size_factor * size), chosen)
+    if enforce_connectivity and labels.numel():
+        size = labels[0].numel() / centers
+        labels = _relabel(labels, int(min_size_factor * size), int(max_size_factor * size), chosen)
+    _refuse_infinite(finite)
+    return labels
 
 
 def kmeans(
@@ -162,9 +162,10 @@ def kmeans(
     if n_clusters < 1:
         raise ValueError(f"n_clusters must be above 0, got {n_clusters}")
     chosen = resolve(backend, images)
-    labels, _ = _cluster(
+    labels, _, finite = _cluster(
         images, n_clusters, compactness, max_iterations, tolerance, "grid", lab, False, chosen
     )
+    _refuse_infinite(finite)
     return labels
 
 
@@ -249,20 +250,20 @@ def _cluster(
     lab: bool | None,
     windowed: bool,
     backend: str,
-) -> tuple[torch.Tensor, int]:
+) -> tuple[torch.Tensor, int, torch.Tensor | None]:
     """Cluster images by SLIC, or by K-means if not `windowed`, with the backend resolved.
 
     Arguments are those of `slic`; without windows every center reaches every pixel. Returns int32 labels
-    [B, H, W] and the number of centers on the start grid (0 for images without pixels).
+    [B, H, W], the number of centers on the start grid (0 for images without pixels), and what
+    `_refuse_infinite` has to look at: a GPU goes on with values that are not finite, so that nothing waits.
     """
     _check(images, compactness, max_iterations, tolerance, start, lab)
     batch, channels, height, width = images.shape
     labels = torch.zeros(batch, height, width, dtype=torch.int32, device=images.device)
     if images.numel() == 0:
-        return labels, 0
-    features = _features(images, compactness, channels == 3 if lab is None else lab, backend)
+        return labels, 0, None
+    lab = channels == 3 if lab is None else lab
     ys, xs, step_y, step_x = grid_centers(height, width, clusters)
-    centers = _start_centers(features, ys, xs, start)
     step = np.float32(max(step_y, step_x))
     # A window of two image sizes to each side holds the image, wherever its center is.
     reach = window_steps(height, width, len(ys)) if windowed else (height, width)
@@ -270,15 +271,26 @@ def _cluster(
     if backend == "triton":
         from mclc_gpu.kernels import slic_triton
 
+        features, finite = slic_triton.features_of(images, 1.0 / compactness, lab)
+        grid = (int(ys[0]), int(xs[0])), (step_y, step_x)
+        centers = slic_triton.start_centers(features, len(ys), *grid, start == "gradient")
         slic_triton.cluster(features, centers, *settings, labels)
     else:
         from mclc_gpu.kernels import slic_cpu
 
+        features, finite = _features(images, compactness, lab), None
+        centers = _start_centers(features, ys, xs, start)
         slic_cpu.cluster(
             features.numpy(), centers.numpy(), *settings, labels.numpy(),
             double_sums=not windowed, move_last=False,
         )  # fmt: skip
-    return labels, len(ys)
+    return labels, len(ys), finite
+
+
+def _refuse_infinite(finite: torch.Tensor | None) -> None:
+    """Raise an error if an image has values that are not finite; `finite` [B] is waited for, and 0 for it."""
+    if finite is not None and not bool(finite.cpu().all()):
+        raise ValueError("images must be finite, got NaN or infinite values: replace them first")
 
 
 def _check(
@@ -308,31 +320,21 @@ def _check(
         raise ValueError(f"start must be one of {STARTS}, got {start!r}")
 
 
-def _features(images: torch.Tensor, compactness: float, lab: bool, backend: str) -> torch.Tensor:
-    """Return rescaled colors divided by the compactness, float32 [B, C, H, W]."""
-    # Every floating-point step is scikit-image's: subtract, divide, convert, multiply by the reciprocal.
-    if backend == "triton":
-        low, high = images.to(torch.float32).flatten(1).aminmax(dim=1)
-    else:
-        flat = images.numpy().reshape(len(images), -1)
-        low, high = (torch.from_numpy(values.astype(np.float32)) for values in (flat.min(1), flat.max(1)))
-    if not bool(torch.isfinite(low + high).all()):
-        raise ValueError("images must be finite, got NaN or infinite values: replace them first")
-    span = torch.where(high == low, 1.0, high - low)
-    scale = 1.0 / compactness
-    if backend == "cpu":
-        from mclc_gpu.kernels import color_cpu
+def _features(images: torch.Tensor, compactness: float, lab: bool) -> torch.Tensor:
+    """Return rescaled colors divided by the compactness, float32 [B, C, H, W], on the CPU."""
+    from mclc_gpu.kernels import color_cpu
 
-        return torch.from_numpy(color_cpu.features(images.numpy(), low.numpy(), span.numpy(), scale, lab))
-    features = (images.to(torch.float32) - low[:, None, None, None]) / span[:, None, None, None]
-    if lab:
-        features = rgb_to_lab(features, backend)
-    return (features * scale).contiguous()
+    # Every floating-point step is scikit-image's: subtract, divide, convert, multiply by the reciprocal.
+    flat = images.numpy().reshape(len(images), -1)
+    low, high = (values.astype(np.float32) for values in (flat.min(1), flat.max(1)))
+    _refuse_infinite(torch.from_numpy(np.isfinite(low + high)))
+    span = np.where(high == low, np.float32(1), high - low)
+    return torch.from_numpy(color_cpu.features(images.numpy(), low, span, 1.0 / compactness, lab))
 
 
 def _start_centers(features: torch.Tensor, ys: np.ndarray, xs: np.ndarray, start: str) -> torch.Tensor:
     """Return the centers [y, x, colors...] before the first assignment, float32 [B, N, 2 + C]."""
-    y, x = torch.from_numpy(ys).to(features.device), torch.from_numpy(xs).to(features.device)
+    y, x = torch.from_numpy(ys), torch.from_numpy(xs)
     if start == "gradient":
         return lowest_gradient(features, y.long(), x.long())
     centers = features.new_zeros(len(features), len(ys), 2 + features.shape[1])
