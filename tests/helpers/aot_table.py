@@ -14,6 +14,14 @@ import json, sys
 from mclc_gpu.bench.resources import inner_loops, resources
 print(json.dumps([table([sys.argv[1]], sys.argv[2:]) for table in (resources, inner_loops)]))
 """
+_VARIANTS = """
+import json, sys
+from collections import Counter
+from mclc_gpu.bench.resources import recorded
+with recorded("") as launches:
+    exec(sys.argv[1])
+print(json.dumps(Counter(launch.kernel for launch in launches)))
+"""
 _BUILD = """
 import sys
 from aot_table import build
@@ -44,6 +52,16 @@ def compiled_rows(
         assert row["spills"] <= most_spilled, row
         assert row["registers"] > 0, row
     return rows, loops
+
+
+def variants(script: str) -> dict[str, int]:
+    """Return how many variants of each kernel a script needs that calls operations with backend="triton".
+
+    Their tensors are on the CPU, and no kernel runs.
+    """
+    done = _python(_VARIANTS, script)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def built(triton: Path | None, folder: Path, architectures: Sequence[str], every: bool) -> str:

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from aot_table import variants
 from devices import BACKENDS, device_of
 
 from mclc_gpu.data.datasets import find_split, read_list, select
@@ -322,6 +323,22 @@ def test_masks_take_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = int((-(-windows.sizes // 32)).sum())
     sums = ("sums_kernel", (programs,))
     assert launched == [("start_kernel", (len(windows),)), sums, sums]
+
+
+VARIANTS = """
+import numpy as np, torch
+from mclc_gpu.kernels.crf import crf_masks
+from mclc_gpu.kernels.packed import PackedImages, Windows
+images = PackedImages.pack([np.zeros((64, 64), np.uint8), np.zeros((7, 9, 3), np.uint8)])
+boxes = (0, 0, 0, 64, 64), (1, 0, 0, 1, 1), (0, 3, 5, 16, 31)
+for chosen in ([0], [1], [1, 2], [2, 0, 1]):
+    windows = Windows.pack((*boxes[i], 0, 0, 0) for i in chosen)
+    crf_masks(torch.zeros(int(windows.sizes.sum())), images, windows, backend="triton")
+"""
+
+
+def test_one_variant_of_each_kernel_serves_all_windows() -> None:
+    assert variants(VARIANTS) == {"start": 1, "sums": 2}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from aot_table import variants
 from devices import BACKENDS, device_of
 from PIL import Image
 from skimage.color import rgb2lab
@@ -13,7 +14,7 @@ from skimage.segmentation import slic as skimage_slic
 from skimage.util import regular_grid
 
 from mclc_gpu.kernels import slic_cpu, slic_triton
-from mclc_gpu.kernels.slic import grid_centers, lowest_gradient, slic, window_steps
+from mclc_gpu.kernels.slic import grid_centers, kmeans, lowest_gradient, slic, window_steps
 
 NEAR_TIE = 1e-4
 
@@ -279,6 +280,49 @@ def test_tolerance_ends_the_iterations(backend: str) -> None:
     first = slic(image, max_iterations=1, **options)
     assert torch.equal(slic(image, tolerance=1e6, **options), first)
     assert not torch.equal(slic(image, tolerance=0.0, **options), first)
+
+
+VARIANTS = """
+import torch
+from mclc_gpu.kernels.slic import kmeans, slic
+for shape in ((1, 3, 1, 1), (1, 3, 1, 40), (5, 3, 16, 1), (2, 3, 33, 48)):
+    for number in (1, 16, 1000):
+        slic(torch.zeros(shape), number, enforce_connectivity=False, backend="triton")
+        kmeans(torch.zeros(shape), number, backend="triton")
+"""
+
+
+def test_one_variant_of_each_kernel_serves_all_sizes() -> None:
+    kernels = "range", "features", "centers", "bin", "assign", "update"
+    assert variants(VARIANTS) == dict.fromkeys(kernels, 1)
+
+
+@pytest.mark.parametrize("cluster", [slic, kmeans])
+def test_launches_of_triton(cluster: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    class Kernel:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]):
+            return lambda *given, **flags: launched.append(self.name)
+
+    for name in ("range", "features", "centers", "bin", "assign", "update"):
+        monkeypatch.setattr(slic_triton, f"{name}_kernel", Kernel(name))
+    options = {"enforce_connectivity": False} if cluster is slic else {}
+    cluster(torch.zeros(2, 3, 20, 30, device=device_of("triton")), 9, backend="triton", **options)
+    iterations = ["assign", "update"] * 9
+    assert launched == ["range", "features", "centers", "bin", *iterations, "assign"]
+
+
+@pytest.mark.parametrize("cluster", [slic, kmeans])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_triton_refuses_what_is_not_finite(cluster: Callable[..., torch.Tensor], value: float) -> None:
+    images = torch.rand(2, 1, 4, 5)
+    images[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match="images must be finite"):
+        cluster(images.to(device_of("triton")), 2, max_iterations=2, backend="triton")
 
 
 def test_integer_images_equal_floats() -> None:
