@@ -19,10 +19,10 @@ from mclc_gpu.labels.pipeline import (
     by_image,
     cluster_targets,
     compose,
-    place_targets,
     refine_targets,
     warm_up,
 )
+from mclc_gpu.labels.placing import place_targets
 
 PRESETS = ("default", "paper")
 METHOD = (

@@ -32,11 +32,11 @@ from mclc_gpu.labels.pipeline import (
     by_image,
     cluster_targets,
     compose,
-    place_targets,
     refine_targets,
     warm_up,
 )
-from mclc_gpu.labels.windows import PlacedTarget
+from mclc_gpu.labels.placing import place_targets
+from mclc_gpu.labels.windows import PlacedTarget, PlacedTargets
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import Scores
 
@@ -276,7 +276,7 @@ class Measured:
 
 def measure(
     frames: Frames, setting: Setting, seed: int, device: torch.device
-) -> tuple[Sample, list[PlacedTarget]]:
+) -> tuple[Sample, PlacedTargets]:
     """Label with one seed and score; return also the targets that were labeled.
 
     The time is that of placing, clustering and refining; call `mclc_gpu.labels.pipeline.warm_up` first.
@@ -393,7 +393,7 @@ def measure_makers(tables: Tables) -> None:
     reference: list[Sample] = []
     with Progress("makers", (len(settings) + 1) * tables.seeds, "run") as progress:
         for seed in range(tables.seeds):
-            windows: list[PlacedTarget] = []
+            windows: Sequence[PlacedTarget] = []
             for setting, own in zip(settings, samples, strict=True):
                 sample, placed = measure(tables.frames, setting, seed, tables.device)
                 own.append(sample)

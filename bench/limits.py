@@ -20,7 +20,7 @@ from mclc_gpu.kernels.slic import grid_centers, slic, window_steps
 from mclc_gpu.kernels.trials import run_trials, start_grids
 from mclc_gpu.kernels.trials_cpu import palette, settings, trial_features
 from mclc_gpu.labels.config import PRESETS
-from mclc_gpu.labels.pipeline import place_targets
+from mclc_gpu.labels.placing import place_targets
 
 # Operations per pixel and center that reaches it (eq. 2, 3): five differences, their squares and sums, one
 # weight; a comparison, two choices.

@@ -30,11 +30,11 @@ from mclc_gpu.labels.pipeline import (
     by_image,
     cluster_targets,
     compose,
-    place_targets,
     refine_targets,
     warm_up,
 )
-from mclc_gpu.labels.windows import PlacedTarget, Window, nearest_pixel
+from mclc_gpu.labels.placing import place_targets
+from mclc_gpu.labels.windows import PlacedTargets, Window, nearest_pixel
 from mclc_gpu.networks.zoo import build
 from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch
@@ -230,7 +230,7 @@ def refining(context: Context) -> Benchmark:
     groups = cluster_targets(context.frames.images, placed, config, context.device)
 
     def own() -> list[TargetMask]:
-        return refine_targets(placed, groups, config)
+        return list(refine_targets(placed, groups, config))
 
     contenders = [Contender("mclc-gpu", clocked(own, context.device), len(placed), own=True)]
     items, absent = _items(context)
@@ -273,7 +273,7 @@ _LABEL_BENCHMARKS: dict[str, Callable[[Context], Benchmark]] = {
 }
 
 
-def _placed(context: Context, config: LabelConfig) -> list[PlacedTarget]:
+def _placed(context: Context, config: LabelConfig) -> PlacedTargets:
     frames = context.frames
     return place_targets(frames.images, frames.points(0), frames.names, config, 0, context.device)[0]
 

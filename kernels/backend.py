@@ -1,8 +1,10 @@
 """Choice of backend and device, and copies to and from devices: the only module that queries the hardware."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 
@@ -101,6 +103,37 @@ def synchronize(device: torch.device) -> None:
     """Wait until all work queued on a device is done, so that the clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Moment:
+    """Moment in the work that is queued on a device; on the CPU the time of the clock.
+
+    Parameters
+    ----------
+    device : torch.device
+        The moment is reached when all work that was queued on its current stream is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._time = time.perf_counter()
+        self._event = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record(torch.cuda.current_stream(device))
+
+    def since(self, other: "Moment") -> float:
+        """Return the seconds from an earlier moment of the same device to this one; waits for this one."""
+        if self._event is None or other._event is None:
+            return self._time - other._time
+        self._event.synchronize()
+        return float(other._event.elapsed_time(self._event)) / 1e3
+
+
+def streams(device: torch.device, number: int) -> list[Callable[[], AbstractContextManager[object]]]:
+    """Return context managers that make further streams of a device the current one; no-ops elsewhere."""
+    if device.type != "cuda":
+        return [nullcontext] * number
+    return [partial(torch.cuda.stream, torch.cuda.Stream(device)) for _ in range(number)]
 
 
 def processors(device: torch.device) -> int:

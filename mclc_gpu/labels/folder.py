@@ -26,13 +26,13 @@ from mclc_gpu.data.files import (
 from mclc_gpu.data.images import find_files, read_image
 from mclc_gpu.data.points import load_points, write_points
 from mclc_gpu.errors import InputError, Skipped
+from mclc_gpu.kernels.config import TPM_ONE
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.makers import window_of
-from mclc_gpu.labels.pipeline import TargetMask, compose
+from mclc_gpu.labels.pipeline import TargetMask, compose_levels
 from mclc_gpu.labels.windows import Window
 from mclc_gpu.runs import JournalEntries, RunLayout, read_summary
 
-TPM_ONE = 65535  # value of probability 1 in the 16-bit TPM files
 LOW_CONFIDENCE = 0.6
 MASKS, TPMS, SHARDS = "masks", "tpm", "shards"
 POINTS, TARGETS, OVERVIEW, REPORT = "points.csv", "targets.csv", "overview.png", "report.html"
@@ -70,8 +70,8 @@ def encode(stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]) -> 
     Encoded
         Mask of 8 bit, 0 or 255; TPM of 16 bit, in which 65535 is probability 1.
     """
-    mask, tpm = compose(shape, targets)
-    return Encoded(stem, _png(mask.astype(np.uint8) * 255), _png(np.round(tpm * TPM_ONE).astype(np.uint16)))
+    mask, levels = compose_levels(shape, targets)
+    return Encoded(stem, _png(mask.view(np.uint8) * np.uint8(255)), _png(levels))
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -4,21 +4,30 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from mclc_gpu.data.annotations import CATEGORIES, Point
+from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.images import network_levels
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.components import vote_components
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials, run_until_stable
 from mclc_gpu.labels.config import LabelConfig
-from mclc_gpu.labels.windows import PlacedTarget, Window, centered_window, name_key, published_window
+from mclc_gpu.labels.windows import (
+    Annotated,
+    PlacedTarget,
+    PlacedTargets,
+    Window,
+    centered_window,
+    centered_windows,
+    name_key,
+    published_window,
+    published_windows,
+)
 
 _SPANS = 1e-30, 1e30  # of a window's values: its colors are scaled by them in float32
 _ITERATIONS = 5  # of GrabCut
@@ -33,15 +42,16 @@ class Batch:
     ----------
     images : sequence of ndarray, [H, W] or [H, W, 3]
         Images by `PlacedTarget.image`.
-    targets : sequence of PlacedTarget
+    targets : PlacedTargets
+        A sequence of `PlacedTarget`.
     packed : PackedImages
-        The images of these targets, on the device.
+        What the windows need of the images, on the device.
     windows : Windows
         One of each target, in the packed images.
     """
 
     images: Sequence[np.ndarray]
-    targets: Sequence[PlacedTarget]
+    targets: PlacedTargets
     packed: PackedImages
     windows: Windows
 
@@ -53,12 +63,12 @@ class Batch:
     @property
     def keys(self) -> torch.Tensor:
         """Keys of the random numbers, int64 [targets]."""
-        return torch.tensor([target.key for target in self.targets], dtype=torch.int64)
+        return torch.from_numpy(self.targets.keys)
 
-    @cached_property
+    @property
     def marks(self) -> Marks:
         """Marked pixels of each target beside its click."""
-        return Marks.pack([target.marks for target in self.targets])
+        return self.targets.marks
 
     def box(self, target: PlacedTarget) -> np.ndarray | None:
         """Return the pixels of a target's window in its box, bool [h, w]; None if it is marked otherwise."""
@@ -74,20 +84,27 @@ class Maps:
 
     Attributes
     ----------
-    tpm : Tensor [pixels of all windows], float32, 0..1
-        Target probability maps, window after window in row-major order, on any device.
+    tpm : Tensor [pixels of all windows], float32, 0..1, or int32 with `divisors`
+        Target probability maps, window after window in row-major order, on the batch's device.
     trials : Tensor [targets], int64, on the CPU, or None
         Trials behind each TPM; None: `LabelConfig.trials` of each.
     confidence : Tensor [targets], float32, 0..1, or None
         Expected IoU of the masks; None from makers that do not know it.
-    area : Tensor [targets], int, or None
+    area : Tensor [targets], int32, or None
         Pixels of the targets, for makers that need no category: there it follows from the area.
+    divisors : Tensor [targets], int64, on the CPU, or None
+        Value of `tpm` that means probability 1; None: 1.
+    votes : Tensor [targets], int64, on the CPU, or None
+        Number of maps that a target has behind one another in `tpm`, each with a confidence and an area: the
+        result has the mean of the maps and confidences, and the largest area. None: one map each.
     """
 
     tpm: torch.Tensor
     trials: torch.Tensor | None = None
     confidence: torch.Tensor | None = None
     area: torch.Tensor | None = None
+    divisors: torch.Tensor | None = None
+    votes: torch.Tensor | None = None
 
 
 class Maker(Protocol):
@@ -114,9 +131,32 @@ class Maker(Protocol):
         """
         return published_window(shape, point, key, index)
 
+    def windows(self, targets: Annotated, config: LabelConfig) -> np.ndarray:
+        """Return the windows of many targets at once: int64 [targets, 6] as `Window` has its fields."""
+        if type(self).window is Maker.window:
+            return published_windows(targets)
+        shapes = [(height, width) for height, width in targets.shapes.tolist()]
+        rows = zip(shapes, targets.points, targets.keys.tolist(), targets.numbers.tolist(), strict=True)
+        found = [self.window(shape, point, config, key, n).row for shape, point, key, n in rows]
+        return np.array(found, np.int64).reshape(-1, 6)
+
     def check(self, image: np.ndarray, window: Window, config: LabelConfig) -> str:
         """Return why a target in this window cannot be labeled, and what to do; "" if it can."""
         return ""
+
+    def checks(
+        self, images: Sequence[np.ndarray], owners: np.ndarray, windows: np.ndarray, config: LabelConfig
+    ) -> dict[int, str]:
+        """Return why some of many targets cannot be labeled, by index; see `check`.
+
+        `owners` int64 [targets] are indices of the images, `windows` int64 [targets, 6] as `Window` has its
+        fields.
+        """
+        if type(self).check is Maker.check:
+            return {}
+        places = zip(owners.tolist(), windows.tolist(), strict=True)
+        found = [self.check(images[image], Window(*window), config) for image, window in places]
+        return {t: why for t, why in enumerate(found) if why}
 
     @abstractmethod
     def maps(self, batch: Batch, config: LabelConfig) -> Maps:
@@ -215,6 +255,24 @@ class MonteCarlo(Maker):
             return f"its window's values span {span:g}; scale the image to a range near 1"
         return ""
 
+    def checks(
+        self, images: Sequence[np.ndarray], owners: np.ndarray, windows: np.ndarray, config: LabelConfig
+    ) -> dict[int, str]:
+        """Return why some of many targets cannot be labeled, by index; see `check`."""
+        if type(self).check is not MonteCarlo.check:
+            return super().checks(images, owners, windows, config)
+        found = {}
+        for t, (i, window) in enumerate(zip(owners.tolist(), windows.tolist(), strict=True)):
+            top, left, height, width, row, column = window
+            image = images[i]
+            # Two gray levels of 8 bits that differ are enough; most windows need no second look.
+            plain = image.dtype == np.uint8 and image.ndim == 2 and height * width >= config.trial.clusters
+            if plain and image[top, left] != image[top + row, left + column]:
+                continue
+            if why := self.check(image, Window(*window), config):
+                found[t] = why
+        return found
+
     def maps(self, batch: Batch, config: LabelConfig) -> Maps:
         """Return the share of trials that clustered each pixel with the click (eq. 9).
 
@@ -228,8 +286,7 @@ class MonteCarlo(Maker):
         else:
             counts = run_trials(*arguments, marks=batch.marks).counts
             trials = torch.full((len(batch.targets),), config.trials)
-        divisors = torch.repeat_interleave(trials * (1 + batch.marks.numbers), batch.windows.sizes)
-        return Maps(counts / divisors.to(counts.device), trials)
+        return Maps(counts, trials, divisors=trials * (1 + batch.marks.numbers))
 
 
 class ComponentVote(Maker):
@@ -241,39 +298,31 @@ class ComponentVote(Maker):
         """Return the window of `config.components.radius` pixels around the marks."""
         return centered_window(shape, point, config.components.radius)
 
+    def windows(self, targets: Annotated, config: LabelConfig) -> np.ndarray:
+        """Return the windows of many targets at once, see `Maker.windows`."""
+        if type(self).window is not ComponentVote.window:
+            return super().windows(targets, config)
+        return centered_windows(targets, config.components.radius)
+
     def maps(self, batch: Batch, config: LabelConfig) -> Maps:
         """Return the TPMs of the vote, the confidences, and the areas of the masks.
 
         A target with several marks has the mean of the TPMs and confidences that each of them gives, and the
         largest of the areas.
         """
-        windows, targets = batch.windows, batch.targets
-        marks = 1 + batch.marks.numbers
-        owner = torch.repeat_interleave(torch.arange(len(targets)), marks)
-        clicked = windows[owner]
-        further = torch.ones(len(owner), dtype=torch.bool)
-        further[torch.cumsum(marks, 0) - marks] = False
-        row, column = clicked.click_row.clone(), clicked.click_column.clone()
-        row[further] = batch.marks.pixels // clicked.width[further]
-        column[further] = batch.marks.pixels % clicked.width[further]
-        clicked = clicked.replace(click_row=row, click_column=column)
-        numbers = [CATEGORIES.index(t.point.category) if t.point.category else -1 for t in targets]
-        votes = vote_components(batch.packed, clicked, torch.tensor(numbers)[owner], config.components)
-        area = torch.zeros(len(targets), dtype=votes.area.dtype, device=votes.area.device)
-        area = area.scatter_reduce(0, owner.to(area.device), votes.area, "amax")
-        if len(owner) == len(targets):
-            return Maps(votes.tpm, confidence=votes.confidence, area=area)
-        place = torch.arange(len(votes.tpm)) + torch.repeat_interleave(
-            windows.offsets[owner] - votes.offsets[:-1], votes.offsets.diff()
-        )
-        device = votes.tpm.device
-        owner, share = owner.to(device), (1.0 / marks.float()).to(device)
-        weights = torch.repeat_interleave(share[owner], votes.offsets.diff().to(device))
-        tpm = torch.zeros(int(windows.offsets[-1]), device=device)
-        tpm = tpm.index_add_(0, place.to(device), votes.tpm * weights)
-        confidence = torch.zeros(len(targets), device=device)
-        confidence = confidence.index_add_(0, owner, votes.confidence * share[owner])
-        return Maps(tpm, confidence=confidence, area=area)
+        windows, categories, votes = batch.windows, batch.targets.categories, None
+        if len(batch.marks.pixels):
+            votes = 1 + batch.marks.numbers
+            owner = torch.repeat_interleave(torch.arange(len(windows)), votes)
+            windows, categories = windows[owner], categories[owner]
+            further = torch.ones(len(owner), dtype=torch.bool)
+            further[torch.cumsum(votes, 0) - votes] = False
+            row, column = windows.click_row.clone(), windows.click_column.clone()
+            row[further] = batch.marks.pixels // windows.width[further]
+            column[further] = batch.marks.pixels % windows.width[further]
+            windows = windows.replace(click_row=row, click_column=column)
+        found = vote_components(batch.packed, windows, categories, config.components)
+        return Maps(found.tpm, confidence=found.confidence, area=found.area, votes=votes)
 
 
 class GrabCut(WindowMaker):

@@ -1,34 +1,25 @@
 """The pipeline from images and points to probability maps and masks: place, cluster, refine, compose."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
 
 from mclc_gpu.data.annotations import Point, category_of
-from mclc_gpu.errors import InputError, Skipped
-from mclc_gpu.kernels.backend import pick_device
-from mclc_gpu.kernels.config import MAX_WINDOW
+from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.backend import download, pick_device
+from mclc_gpu.kernels.config import TPM_ONE
 from mclc_gpu.kernels.crf import crf_masks
-from mclc_gpu.kernels.mean_field import of_window, relative_to
-from mclc_gpu.kernels.packed import MAX_MARKS, Windows
+from mclc_gpu.kernels.masks import window_maps
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.labels.config import PRESETS, LabelConfig
-from mclc_gpu.labels.makers import Batch, Maps, maker_of, window_of
-from mclc_gpu.labels.windows import (
-    PlacedTarget,
-    Window,
-    estimate_categories,
-    name_key,
-    nearest_pixel,
-    pack_by_type,
-)
-
-# A TPM is a quotient of integers in float32; "reaches the level" must not depend on its last bit.
-_ROUNDING = 1e-6
-_CPU = torch.device("cpu")
+from mclc_gpu.labels.makers import Batch, Maps, maker_of
+from mclc_gpu.labels.placing import by_type, place_targets
+from mclc_gpu.labels.windows import PlacedTarget, PlacedTargets, Window
 
 
 @dataclass(frozen=True)
@@ -45,9 +36,8 @@ class TargetMask:
         Annotation, with the category that was used.
     window : Window
         Place of the arrays in the image.
-    tpm : ndarray of float32, [h, w], 0..1
-        Target probability map: share of trials that clustered the pixel with the click (eq. 9), or of the
-        weights of the candidates that hold it; with several marks the mean over them.
+    levels : ndarray of uint16, [h, w]
+        The TPM in 16 bits, as files have it: 65535 is probability 1.
     mask : ndarray of bool, [h, w]
     trials : int
         Trials behind the TPM.
@@ -55,96 +45,29 @@ class TargetMask:
         The category was estimated rather than given.
     confidence : float
         Expected IoU 0..1 of the mask; NaN from label makers that do not know it.
+    exact : ndarray of float32, [h, w], or None
+        The TPM as it was made on the CPU; None from other devices, which send it in 16 bits.
     """
 
     image: int
     target: int
     point: Point
     window: Window
-    tpm: np.ndarray
+    levels: np.ndarray
     mask: np.ndarray
     trials: int
     estimated: bool
     confidence: float
+    exact: np.ndarray | None = None
 
+    @property
+    def tpm(self) -> np.ndarray:
+        """Target probability map, float32 [h, w], 0..1.
 
-def place_targets(
-    images: Sequence[np.ndarray],
-    points: Sequence[Sequence[Point]],
-    names: Sequence[str],
-    config: LabelConfig,
-    seed: int,
-    device: torch.device = _CPU,
-) -> tuple[list[PlacedTarget], list[Skipped]]:
-    """Find the category and the window of every target.
-
-    Parameters
-    ----------
-    images : sequence of ndarray, [H, W] or [H, W, 3]
-    points : sequence of sequence of Point
-        Targets of each image.
-    names : sequence of str
-        Names of the images, without folder and suffix.
-    config : LabelConfig
-    seed : int
-        Any integer.
-    device : torch.device
-        Where missing categories are estimated, if the label maker needs them.
-
-    Returns
-    -------
-    placed : list of PlacedTarget
-    skipped : list of Skipped
-        Targets that cannot be labeled, by the name of their image, and why.
-    """
-    known = [list(own) for own in points]
-    kept = config.category == "given"
-    estimated = [
-        (i, j) for i, own in enumerate(known) for j, p in enumerate(own) if not (kept and p.category)
-    ]
-    categories: Sequence[str | None] = [None] * len(estimated)
-    if config.entry.needs_category:
-        categories = estimate_categories(images, [(i, known[i][j]) for i, j in estimated], device)
-    for (i, j), category in zip(estimated, categories, strict=True):
-        known[i][j] = replace(known[i][j], category=category)
-    of_estimate = set(estimated)
-    placed: list[PlacedTarget] = []
-    skipped: list[Skipped] = []
-    for i, (image, own, name) in enumerate(zip(images, known, names, strict=True)):
-        shape = image.shape[0], image.shape[1]
-        key = name_key(seed, name)
-        key -= (key >> 63) << 64  # the same bits as a signed integer
-        usable = 0  # numbers the targets, so that the usable points alone give the same labels
-        for j, point in enumerate(own):
-            window = window_of(shape, point, config, seed, name, usable)
-            if why := _obstacle(image, point, window, config):
-                skipped.append(Skipped(name, f"target {j} at ({point.x:g}, {point.y:g}): {why}"))
-                continue
-            marks = _marks(point, window, shape)
-            placed.append(PlacedTarget(i, usable, point, window, key, (i, j) in of_estimate, marks))
-            usable += 1
-    return placed, skipped
-
-
-def _obstacle(image: np.ndarray, point: Point, window: Window, config: LabelConfig) -> str:
-    """Return why a target cannot be labeled; empty if it can."""
-    height, width = image.shape[:2]
-    corners = [] if point.box is None else [point.box[:2], point.box[2:]]
-    pixels = (nearest_pixel(x, y, height, width) for x, y in (*point.marks, *corners))
-    if max(window.shape) > MAX_WINDOW or not all(window.holds(*pixel) for pixel in pixels):
-        return (
-            f"its marks need a window larger than {MAX_WINDOW} x {MAX_WINDOW} pixels; "
-            "mark a smaller target or scale the image down"
-        )
-    return maker_of(config).check(image, window, config)
-
-
-def _marks(point: Point, window: Window, shape: tuple[int, int]) -> tuple[int, ...]:
-    """Return the marked pixels beside the click: row * width + column in the window."""
-    # Of a scribble with more pixels than can be counted, pixels spread evenly over it stand for all.
-    chosen = point.seeds[:: -(-len(point.seeds) // MAX_MARKS) or 1]
-    pixels = (nearest_pixel(x, y, *shape) for x, y in chosen)
-    return tuple((row - window.top) * window.width + column - window.left for row, column in pixels)
+        Share of trials that clustered the pixel with the click (eq. 9), or of the weights of the candidates
+        that hold it; with several marks the mean over them.
+        """
+        return self.levels.astype(np.float32) / TPM_ONE if self.exact is None else self.exact
 
 
 @dataclass(frozen=True)
@@ -153,104 +76,195 @@ class ClusteredTargets:
 
     Attributes
     ----------
-    members : list of int
+    members : ndarray of int64
         Indices of the targets among the placed ones.
     batch : Batch
-        These targets, their images and windows.
+        These targets, what is needed of their images, and their windows.
     maps : Maps
         Output of the label maker, on the device.
-    inside : Tensor [pixels of all windows], bool, or None
-        Pixels where boxes allow the target to be; None without any box.
     """
 
-    members: list[int]
+    members: np.ndarray
     batch: Batch
     maps: Maps
-    inside: torch.Tensor | None
 
 
 def cluster_targets(
-    images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig, device: torch.device
+    images: Sequence[np.ndarray], placed: PlacedTargets, config: LabelConfig, device: torch.device
 ) -> list[ClusteredTargets]:
     """Make the TPMs of all placed targets (eq. 1-9), in a group for each of the two kinds of images.
+
+    Nothing waits for the device, unless the label maker does.
 
     Parameters
     ----------
     images : sequence of ndarray, [H, W] or [H, W, 3]
-    placed : sequence of PlacedTarget
-        In any order; see `place_targets`.
+    placed : PlacedTargets
+        See `mclc_gpu.labels.placing.place_targets`.
     config : LabelConfig
     device : torch.device
     """
     groups = []
-    for members, places, packed in pack_by_type(images, [target.image for target in placed], device):
-        targets = [placed[t] for t in members]
-        rows = zip(places, targets, strict=True)
-        windows = Windows.pack((place, *astuple(own.window), own.target) for place, own in rows)
-        batch = Batch(images, targets, packed, windows)
-        maps, inside = maker_of(config).maps(batch, config), None
-        if any(target.point.box is not None for target in targets):
-            allowed = [target.inside(images[target.image].shape[:2]).ravel() for target in targets]
-            inside = torch.from_numpy(np.concatenate(allowed)).to(device)
-            maps = replace(maps, tpm=maps.tpm.to(device) * inside)
-        groups.append(ClusteredTargets(members, batch, maps, inside))
+    for members in by_type(images, placed.windows.image.numpy()):
+        own = placed if len(members) == len(placed) else placed.take(members)
+        packed, windows = PackedImages.pack_windows(images, own.windows, device)
+        batch = Batch(images, own, packed, windows)
+        groups.append(ClusteredTargets(members, batch, maker_of(config).maps(batch, config)))
     return groups
 
 
 def refine_targets(
-    placed: Sequence[PlacedTarget], groups: Sequence[ClusteredTargets], config: LabelConfig
-) -> list[TargetMask]:
-    """Make masks from TPMs, in the order of the placed targets."""
-    done: dict[int, TargetMask] = {}
-    for group in groups:
-        batch, tpm = group.batch, group.maps.tpm
-        if config.refine == "crf":
-            masks = crf_masks(tpm, batch.packed, batch.windows, config.crf)
-        else:
-            masks = threshold_masks(tpm, batch.windows.sizes, config.threshold)
-        if group.inside is not None:
-            masks &= group.inside
-        done.update(zip(group.members, _target_masks(group, masks, config), strict=True))
-    return [done[t] for t in range(len(placed))]
+    placed: PlacedTargets, groups: Sequence[ClusteredTargets], config: LabelConfig
+) -> "LabeledTargets":
+    """Make masks from TPMs, in the order of the placed targets.
 
-
-def _target_masks(group: ClusteredTargets, masks: torch.Tensor, config: LabelConfig) -> list[TargetMask]:
-    maps, sizes = group.maps, group.batch.windows.sizes.tolist()
-    count = len(sizes)
-    trials = [config.trials] * count if maps.trials is None else maps.trials.tolist()
-    confidences = [math.nan] * count if maps.confidence is None else maps.confidence.tolist()
-    areas = [None] * count if maps.area is None else maps.area.tolist()
-    tpms, parts = maps.tpm.cpu().split(sizes), masks.cpu().split(sizes)
-    targets = []
-    for placed, number, confidence, area, tpm, mask in zip(
-        group.batch.targets, trials, confidences, areas, tpms, parts, strict=True
-    ):
-        point, window = placed.point, placed.window
-        if not point.category:
-            point = replace(point, category=category_of(int(mask.sum()) if area is None else area))
-        arrays = tpm.numpy().reshape(window.shape), mask.numpy().reshape(window.shape)
-        about = placed.image, placed.target, point, window
-        targets.append(TargetMask(*about, *arrays, number, placed.estimated, confidence))
-    return targets
-
-
-def threshold_masks(tpm: torch.Tensor, sizes: torch.Tensor, level: float) -> torch.Tensor:
-    """Select the pixels whose TPM is above 0 and reaches a share of the window's maximum.
-
-    Parameters
-    ----------
-    tpm : Tensor [pixels of all windows], float32, 0..1
-    sizes : Tensor [windows], int64, on the CPU
-        Pixels of each window.
-    level : float in 0..1
-        Least TPM / max(TPM).
-
-    Returns
-    -------
-    Tensor [pixels of all windows], bool
+    On a device this queues the work and one copy to the host; the result waits for it when it is first read.
     """
-    relative = relative_to(tpm, of_window(tpm, sizes, "amax"))
-    return (relative > 0) & (relative >= level - _ROUNDING)
+    return LabeledTargets(placed, [_refined(group, config) for group in groups])
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """Labels of a group's targets on the host, in order; see `TargetMask`."""
+
+    levels: list[np.ndarray]
+    masks: list[np.ndarray]
+    exact: Sequence[np.ndarray | None]
+    trials: Sequence[int]
+    confidences: Sequence[float]
+    areas: Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class _Refined:
+    """A group whose labels are on their way to the host."""
+
+    members: np.ndarray
+    fetch: Callable[[], _Fetched]
+
+
+def _refined(group: ClusteredTargets, config: LabelConfig) -> _Refined:
+    """Make the masks of a group, and begin to fetch them."""
+    maps, batch = group.maps, group.batch
+    windows, boxes = batch.windows, batch.targets.boxes
+    made = window_maps(
+        maps.tpm.to(batch.device),
+        windows,
+        config.threshold,
+        divisors=maps.divisors,
+        votes=maps.votes,
+        boxes=boxes,
+    )
+    masks = made.masks
+    if config.refine == "crf":
+        masks = crf_masks(made.tpm, batch.packed, windows, config.crf).view(torch.uint8)
+    about = [part for part in (maps.confidence, maps.area) if part is not None]
+    # Floating-point maps are not sent from a device: the files have 16 bits.
+    exact = made.tpm if batch.device.type == "cpu" else None
+    arrived = download(made.levels, masks, *(part.to(batch.device) for part in about))
+
+    def fetch() -> _Fetched:
+        levels, found, *numbers = (part.numpy() for part in arrived())
+        confidence = numbers.pop(0) if maps.confidence is not None else None
+        area = numbers.pop(0) if maps.area is not None else None
+        if maps.votes is not None:
+            confidence, area = _of_votes(maps.votes.numpy(), confidence, area)
+        shapes = windows.shapes.tolist()
+        split = _Split(windows.offsets.tolist(), shapes)
+        masks_of = split(found.view(bool))
+        if boxes is not None and config.refine == "crf":
+            for mask, (top, bottom, left, right) in zip(masks_of, boxes.tolist(), strict=True):
+                mask[:top] = mask[bottom:] = mask[:, :left] = mask[:, right:] = False
+        count = len(shapes)
+        return _Fetched(
+            split(levels.view(np.uint16)),
+            masks_of,
+            [None] * count if exact is None else split(exact.numpy()),
+            [config.trials] * count if maps.trials is None else maps.trials.tolist(),
+            [math.nan] * count if confidence is None else confidence.tolist(),
+            [None] * count if area is None else area.tolist(),
+        )
+
+    return _Refined(group.members, fetch)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Cutting of flat arrays into windows, by the offsets and shapes of these."""
+
+    offsets: list[int]
+    shapes: list[list[int]]
+
+    def __call__(self, flat: np.ndarray) -> list[np.ndarray]:
+        bounds = zip(self.offsets[:-1], self.offsets[1:], self.shapes, strict=True)
+        return [flat[first:end].reshape(shape) for first, end, shape in bounds]
+
+
+def _of_votes(
+    votes: np.ndarray, confidence: np.ndarray | None, area: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the mean confidence of each target's votes, added in their order, and the largest area."""
+    owner = np.repeat(np.arange(len(votes)), votes)
+    mean, largest = None, None
+    if confidence is not None:
+        share = np.float32(1) / votes.astype(np.float32)
+        mean = np.zeros(len(votes), np.float32)
+        np.add.at(mean, owner, confidence * share[owner])
+    if area is not None:
+        largest = np.zeros(len(votes), area.dtype)
+        np.maximum.at(largest, owner, area)
+    return mean, largest
+
+
+class LabeledTargets(Sequence[TargetMask]):
+    """Labels of the placed targets, in their order; the first access waits for the device. For threads too.
+
+    Attributes
+    ----------
+    placed : PlacedTargets
+    """
+
+    def __init__(self, placed: PlacedTargets, groups: Sequence[_Refined]) -> None:
+        self.placed, self._groups, self._lock = placed, groups, threading.Lock()
+        self._targets: list[TargetMask] | None = None
+
+    @property
+    def targets(self) -> list[TargetMask]:
+        """All labels."""
+        with self._lock:
+            if self._targets is None:
+                self._targets = self._made()
+        return self._targets
+
+    def _made(self) -> list[TargetMask]:
+        made: list[TargetMask | None] = [None] * len(self.placed)
+        placed = list(self.placed)
+        for group in self._groups:
+            own = group.fetch()
+            arrays, numbers = (own.levels, own.masks, own.exact), (own.trials, own.confidences, own.areas)
+            for t, levels, mask, exact, trials, confidence, area in zip(
+                group.members.tolist(), *arrays, *numbers, strict=True
+            ):
+                target, point = placed[t], placed[t].point
+                if not point.category:
+                    pixels = int(np.count_nonzero(mask)) if area is None else area
+                    point = replace(point, category=category_of(pixels))
+                about = target.image, target.target, point, target.window
+                made[t] = TargetMask(*about, levels, mask, trials, target.estimated, confidence, exact)
+        return [target for target in made if target is not None]
+
+    def __len__(self) -> int:
+        return len(self.placed)
+
+    def __iter__(self) -> Iterator[TargetMask]:
+        return iter(self.targets)
+
+    @overload
+    def __getitem__(self, chosen: int) -> TargetMask: ...
+    @overload
+    def __getitem__(self, chosen: slice) -> list[TargetMask]: ...
+    def __getitem__(self, chosen: int | slice) -> TargetMask | list[TargetMask]:
+        return self.targets[chosen]
 
 
 OfImage = TypeVar("OfImage", PlacedTarget, TargetMask)
@@ -288,7 +302,7 @@ def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.n
 
 
 def label_targets(
-    images: Sequence[np.ndarray], placed: Sequence[PlacedTarget], config: LabelConfig, device: torch.device
+    images: Sequence[np.ndarray], placed: PlacedTargets, config: LabelConfig, device: torch.device
 ) -> list[TargetMask]:
     """Label placed targets: cluster, then refine.
 
@@ -301,16 +315,38 @@ def label_targets(
         groups = cluster_targets(images, placed, config, device)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return refine_targets(placed, groups, config)
+    return list(refine_targets(placed, groups, config))
+
+
+def compose_levels(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.ndarray, np.ndarray]:
+    """Compose the labels of one image like `compose`, with the TPM in 16 bits.
+
+    Returns
+    -------
+    mask : ndarray of bool, [H, W]
+    levels : ndarray of uint16, [H, W]
+        65535 is probability 1.
+    """
+    mask = np.zeros(shape, bool)
+    levels = np.zeros(shape, np.uint16)
+    for target in targets:
+        area = target.window.area
+        part, own = mask[area], levels[area]
+        np.logical_or(part, target.mask, out=part)
+        np.maximum(own, target.levels, out=own)
+    return mask, levels
 
 
 def warm_up(config: LabelConfig, device: torch.device) -> None:
-    """Compile the kernels of a config at the usual window sizes, so that later timings hold none of it."""
+    """Compile the kernels of a config at all window sizes, so that later timings hold none of it."""
     image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
-    sides = (6, 10, 16, 22, 32, 50, 63) if device.type == "cuda" else (6,)
-    windows = [Window(0, 0, side, side, side // 2, side // 2) for side in sides]
+    # On a GPU windows of each power of two of pixels have kernels of their own.
+    sides = (5, 6, 10, 16, 22, 32, 45, 63) if device.type == "cuda" else (6,)
+    count = len(sides)
+    table = [(0, 0, 0, side, side, side // 2, side // 2, t) for t, side in enumerate(sides)]
     points = [Point(side // 2, side // 2) for side in sides]
-    placed = [PlacedTarget(0, t, points[t], window, 0, False) for t, window in enumerate(windows)]
+    nothing = np.zeros(count, np.int64), np.zeros(count, bool), Marks.pack([[]] * count)
+    placed = PlacedTargets(points, Windows.pack(table), *nothing)
     brief = replace(config, trials=min(config.trials, 16))
     for version in (image, image.astype(np.float32)) if device.type == "cpu" else (image,):
         label_targets([version], placed, brief, device)

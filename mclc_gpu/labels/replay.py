@@ -17,8 +17,9 @@ from mclc_gpu.kernels.noise import add_noise
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import POINTS, LabelRun, Target
 from mclc_gpu.labels.makers import marked_mask
-from mclc_gpu.labels.pipeline import TargetMask, by_image, compose, label_targets, place_targets
-from mclc_gpu.labels.windows import PlacedTarget, Window
+from mclc_gpu.labels.pipeline import TargetMask, by_image, compose, label_targets
+from mclc_gpu.labels.placing import place_targets
+from mclc_gpu.labels.windows import PlacedTarget, PlacedTargets, Window
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import mask_iou
 
@@ -176,8 +177,8 @@ def trace_targets(run: LabelRun, targets: Sequence[Target], device: str = "auto"
     placed, problems = place_targets(arrays, points, stems, config, run.seed, place)
     if problems:
         raise InputError(f"{problems[0].file}: {problems[0].why}; the image changed since the run")
-    by_name = {Target(stems[own.image], own.target): own for own in placed}
-    chosen = [by_name[target] for target in targets]
+    by_name = {Target(stems[own.image], own.target): t for t, own in enumerate(placed)}
+    chosen = placed.take(np.array([by_name[target] for target in targets], np.int64))
     stages, final = _stages(arrays, chosen, placed, config, place)
     masks = [compose(shape, own)[0] for shape, own in zip(shapes, by_image(final, len(stems)), strict=True)]
     return [
@@ -197,14 +198,17 @@ def trace_targets(run: LabelRun, targets: Sequence[Target], device: str = "auto"
 
 def _stages(
     arrays: Sequence[np.ndarray],
-    chosen: Sequence[PlacedTarget],
-    placed: Sequence[PlacedTarget],
+    chosen: PlacedTargets,
+    placed: PlacedTargets,
     config: LabelConfig,
     device: torch.device,
 ) -> tuple[list[list[Stage]], list[TargetMask]]:
     """Return the stages of each chosen target, and the labels of all targets whose windows overlap theirs."""
-    near = [p for p in placed if any(p.image == c.image and p.window.overlaps(c.window) for c in chosen)]
-    final = label_targets(arrays, near, config, device)
+    overlapping = [
+        any(own.image == other.image and own.window.overlaps(other.window) for other in chosen)
+        for own in placed
+    ]
+    final = label_targets(arrays, placed.take(np.flatnonzero(overlapping)), config, device)
     whole = {(own.image, own.target): own for own in final}
     stages: list[list[Stage]] = [[] for _ in chosen]
     for planned in _trials_shown(config):

@@ -1,9 +1,11 @@
 """Label a data set: streamed in chunks of bounded memory, resumable, files written atomically.
 
-On a GPU three stages overlap: threads read and decode the next chunk of images, the device labels one,
-and threads encode and write the previous one. On the CPU the stages take turns, since each uses all cores.
+On a GPU the stages overlap: threads read and decode the next chunk of images, the device labels one while
+the next is on its way to it, and threads encode and write the previous one. This thread queues the work and
+waits for files alone. On the CPU the stages take turns, since each uses all cores.
 """
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from mclc_gpu.data.points import read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError, Skipped
-from mclc_gpu.kernels.backend import device_name, pick_device, synchronize
+from mclc_gpu.kernels.backend import Moment, device_name, pick_device, streams
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.folder import (
     LAYOUT,
@@ -43,13 +45,12 @@ from mclc_gpu.labels.folder import (
     write_tables,
 )
 from mclc_gpu.labels.pipeline import (
-    TargetMask,
-    by_image,
+    LabeledTargets,
     cluster_targets,
-    place_targets,
     refine_targets,
     warm_up,
 )
+from mclc_gpu.labels.placing import place_targets
 from mclc_gpu.labels.stream import CHUNKS, WORKERS, Chunks, Loaded, Reader, Stages
 from mclc_gpu.runs import (
     Journal,
@@ -64,6 +65,7 @@ from mclc_gpu.runs import (
 )
 
 STAGES = ("read", "cluster", "refine", "write")
+_CHUNKS_AHEAD = 2  # queued chunks whose files are not yet made, where stages overlap
 
 
 @dataclass(frozen=True)
@@ -348,10 +350,20 @@ def _without_points(inputs: Inputs) -> list[Skipped]:
 
 
 class _Pending(NamedTuple):
-    """A labeled image whose files are being made; None for an image without files."""
+    """An image that is being labeled, or the record of one that could not be.
 
-    record: ImageRecord
-    files: "Future[tuple[Encoded, float]] | None"
+    The future gives the record, the files, and the seconds that these took.
+    """
+
+    record: ImageRecord | None
+    made: "Future[tuple[ImageRecord, Encoded, float]] | None" = None
+
+
+class _Chunk(NamedTuple):
+    """Images that are being labeled together, and the moments before, between and after the two stages."""
+
+    images: list[_Pending]
+    moments: tuple[Moment, Moment, Moment]
 
 
 class _Work:
@@ -381,11 +393,13 @@ class _Work:
         self.targets = self.trials = 0
         self.chunks = chunks
         self.overlap = ranks.device.type == "cuda" if chunks.overlap is None else chunks.overlap
+        # In turns: a chunk is on its way to the device, or back, while the other's kernels run.
+        self.streams = itertools.cycle(streams(ranks.device, 2 if self.overlap else 1))
         self.block: list[tuple[ImageRecord, Encoded | None]] = []
 
     def run(self, stems: Sequence[str], journal: Journal, before: int) -> None:
         """Label these images; `before` images of the job were finished at the start."""
-        pending: deque[list[_Pending]] = deque()
+        pending: deque[_Chunk] = deque()
         with ExitStack() as stack:
             # Rank 0 reports the progress of all processes by its own.
             world, silent = self.ranks.world, not self.ranks.main
@@ -397,64 +411,77 @@ class _Work:
             stack.callback(pool.shutdown, cancel_futures=True)
             for chunk in reader.chunks():
                 pending.append(self._label(chunk, pool))
-                while len(pending) > self.overlap:
+                while len(pending) > (_CHUNKS_AHEAD if self.overlap else 0):
                     self._finish(pending.popleft(), journal, progress)
             while pending:
                 self._finish(pending.popleft(), journal, progress)
 
-    def _label(self, chunk: Sequence[Loaded], pool: ThreadPoolExecutor) -> list[_Pending]:
-        """Label one chunk and start to make its files."""
+    def _label(self, chunk: Sequence[Loaded], pool: ThreadPoolExecutor) -> _Chunk:
+        """Queue the work of one chunk, and the making of its files once it is done."""
         config, device, points = self.options.config, self.ranks.device, self.inputs.points
         good = {item.stem: item.image for item in chunk if item.image is not None}
         stems, images = list(good), list(good.values())
-        with self.stages.timed("cluster"):
+        with next(self.streams)():
+            start = Moment(device)
             clicks = [points[stem] for stem in stems]
             placed, problems = place_targets(images, clicks, stems, config, self.options.seed, device)
             groups = cluster_targets(images, placed, config, device)
-            synchronize(device)
-        with self.stages.timed("refine"):
-            targets = refine_targets(placed, groups, config)
-        of_image = dict(zip(stems, by_image(targets, len(stems)), strict=True))
+            clustered = Moment(device)
+            labels = refine_targets(placed, groups, config)
+            moments = start, clustered, Moment(device)
+        counts = np.bincount(placed.windows.image.numpy(), minlength=len(stems))
+        ends = np.cumsum(counts)
+        parts = {
+            stem: slice(end - count, end)
+            for stem, end, count in zip(stems, ends.tolist(), counts.tolist(), strict=True)
+        }
         reasons: dict[str, list[str]] = {stem: [] for stem in stems}
         for problem in problems:
             reasons[problem.file].append(problem.why)
         pending = []
         for item in chunk:
+            stem = item.stem
             if item.image is None:
-                pending.append(_Pending(ImageRecord(item.stem, None, [item.problem]), None))
+                pending.append(_Pending(ImageRecord(stem, None, [item.problem])))
                 continue
-            own, why = of_image[item.stem], reasons[item.stem]
-            if not own and points[item.stem]:
-                pending.append(_Pending(ImageRecord(item.stem, None, why), None))
+            own, why = parts[stem], reasons[stem]
+            if own.start == own.stop and points[stem]:
+                pending.append(_Pending(ImageRecord(stem, None, why)))
                 continue
-            record = ImageRecord(item.stem, [TargetRow.of(target) for target in own], why)
-            pending.append(_Pending(record, pool.submit(self._make, item.stem, item.image.shape[:2], own)))
-        return pending
+            made = pool.submit(self._make, stem, item.image.shape[:2], labels, own, why)
+            pending.append(_Pending(None, made))
+        return _Chunk(pending, moments)
 
     def _make(
-        self, stem: str, shape: tuple[int, int], targets: Sequence[TargetMask]
-    ) -> tuple[Encoded, float]:
-        """Make the files of an image, and write them unless an archive is to hold them; with the seconds."""
+        self, stem: str, shape: tuple[int, int], labels: LabeledTargets, own: slice, why: list[str]
+    ) -> tuple[ImageRecord, Encoded, float]:
+        """Make the record and the files of an image, and write these unless an archive is to hold them."""
+        targets = labels[own]  # waits for the device
         start = time.perf_counter()
         files = encode(stem, shape, targets)
         if not self.options.shards:
             write_files(self.options.out, files)
-        return files, time.perf_counter() - start
+        record = ImageRecord(stem, [TargetRow.of(target) for target in targets], why)
+        return record, files, time.perf_counter() - start
 
-    def _finish(self, chunk: Sequence[_Pending], journal: Journal, progress: Progress) -> None:
+    def _finish(self, chunk: _Chunk, journal: Journal, progress: Progress) -> None:
         """Wait for the files of a chunk, and journal its images."""
-        for record, future in chunk:
+        for record, made in chunk.images:
             files = None
-            if future is not None:
-                files, busy = future.result()
+            if made is not None:
+                record, files, busy = made.result()
                 self.stages.add("write", busy)
+            assert record is not None
             self.block.append((record, files))
             rows = record.rows or []
             self.targets += len(rows)
             self.trials += sum(row.trials or 0 for row in rows)
             if record.image in self.ends:
                 self._end_block(self.ends[record.image], journal)
-        progress.advance(len(chunk) * self.ranks.world)
+        start, clustered, refined = chunk.moments
+        self.stages.seconds["cluster"] += clustered.since(start)
+        self.stages.seconds["refine"] += refined.since(clustered)
+        progress.advance(len(chunk.images) * self.ranks.world)
 
     def _end_block(self, number: int, journal: Journal) -> None:
         """Write the archive of a block, if it is to have one, and journal its images."""

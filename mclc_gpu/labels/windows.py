@@ -4,15 +4,16 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 import torch
 
-from mclc_gpu.data.annotations import Point, category_of
+from mclc_gpu.data.annotations import CATEGORIES, Point
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.components import component_windows, vote_components
-from mclc_gpu.kernels.config import MAX_WINDOW, ComponentConfig
-from mclc_gpu.kernels.packed import PackedImages
+from mclc_gpu.kernels.config import MAX_WINDOW
+from mclc_gpu.kernels.packed import Marks, Windows
 
 # Inclusive ranges in pixels for (up, down, left, right), per target category, of the published procedure
 # (Li et al., ICCV 2023); the fixed right side of points is part of it.
@@ -22,6 +23,12 @@ HALF_EXTENTS: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int],
     "extended": ((15, 25), (15, 25), (15, 25), (15, 25)),
 }
 BOX_MARGIN = 3  # pixels beside a box, the least extent of the published windows
+_CODES = {name: code for code, name in enumerate(HALF_EXTENTS)}
+_EXTENTS = np.array(list(HALF_EXTENTS.values()), np.int64)  # [categories, sides, least and greatest]
+_LOWER = np.uint64(0xFFFFFFFF)
+# Philox 4x64 (Salmon et al., SC 2011): factors of a round, and what it adds to the key.
+_FACTORS = np.array([[0xD2E7470EE14C6C93], [0xCA5A826395121157]], np.uint64)
+_WEYL = np.array([[0x9E3779B97F4A7C15], [0xBB67AE8584CAA73B]], np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,11 @@ class Window:
     width: int
     click_row: int
     click_column: int
+
+    @property
+    def row(self) -> tuple[int, int, int, int, int, int]:
+        """All fields, in order."""
+        return self.top, self.left, self.height, self.width, self.click_row, self.click_column
 
     @property
     def bottom(self) -> int:
@@ -205,6 +217,120 @@ def centered_window(shape: tuple[int, int], point: Point, radius: int) -> Window
     return _clipped(*sides, (rows[0], columns[0]), shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Annotated:
+    """Annotations of some targets, with all that their windows may depend on.
+
+    Attributes
+    ----------
+    points : sequence of Point
+        With their categories, if the label maker needs them.
+    shapes : ndarray of int64, [targets, 2]
+        Height and width of the targets' images in pixels.
+    keys : ndarray of uint64, [targets]
+        Keys of the images, see `name_key`.
+    numbers : ndarray of int64, [targets]
+        Number of each target in its image, from 0.
+    """
+
+    points: Sequence[Point]
+    shapes: np.ndarray
+    keys: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def take(self, chosen: np.ndarray) -> "Annotated":
+        """Return some of the targets, by index."""
+        points = [self.points[t] for t in chosen.tolist()]
+        return Annotated(points, self.shapes[chosen], self.keys[chosen], self.numbers[chosen])
+
+    @cached_property
+    def clicked(self) -> np.ndarray:
+        """Targets with a single click at a finite position in an image with pixels, bool [targets]."""
+        single = np.array([not point.seeds and point.box is None for point in self.points], bool)
+        return single & np.isfinite(self._positions).all(1) & (self.shapes >= 1).all(1)
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """Row and column of each click, see `nearest_pixel`: int64 [targets, 2]; 0 if it is not finite."""
+        finite = np.where(np.isfinite(self._positions), self._positions, 0.0)
+        return np.clip(np.floor(finite + 0.5), 0, self.shapes - 1).astype(np.int64)
+
+    @cached_property
+    def _positions(self) -> np.ndarray:
+        return np.array([(point.y, point.x) for point in self.points], np.float64).reshape(-1, 2)
+
+
+def published_windows(targets: Annotated) -> np.ndarray:
+    """Return the windows of `published_window`, int64 [targets, 6] as `Window` has its fields."""
+    codes = np.array([_CODES.get(point.category or "", -1) for point in targets.points], np.int64)
+    usual = targets.clicked & (codes >= 0)
+    low, high = _EXTENTS[codes].transpose(2, 0, 1)
+    number = (high - low + 1).astype(np.uint64)
+    words, half = random_words(targets.keys, targets.numbers), np.uint64(32)
+    # words * number / 2^64 in whole numbers
+    scaled = ((words >> half) * number + ((words & _LOWER) * number >> half)) >> half
+    up, down, left, right = (low + scaled.astype(np.int64)).T
+    row, column = targets.pixels.T
+    found = _clipped_all((row - up, row + down), (column - left, column + right), targets)
+    for t in np.flatnonzero(~usual).tolist():
+        place = (
+            tuple(targets.shapes[t].tolist()),
+            targets.points[t],
+            int(targets.keys[t]),
+            int(targets.numbers[t]),
+        )
+        found[t] = published_window(*place).row
+    return found
+
+
+def centered_windows(targets: Annotated, radius: int) -> np.ndarray:
+    """Return the windows of `centered_window`, int64 [targets, 6] as `Window` has its fields."""
+    row, column = targets.pixels.T
+    sides = (row - radius, row + radius + 1), (column - radius, column + radius + 1)
+    found = _clipped_all(*sides, targets)
+    for t in np.flatnonzero(~targets.clicked).tolist():
+        found[t] = centered_window(tuple(targets.shapes[t].tolist()), targets.points[t], radius).row
+    return found
+
+
+def _clipped_all(
+    rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray], targets: Annotated
+) -> np.ndarray:
+    """Return the windows of these rows and columns (ends exclusive), as far as they lie in the images."""
+    first = np.maximum(np.stack([rows[0], columns[0]], 1), 0)
+    end = np.minimum(np.stack([rows[1], columns[1]], 1), targets.shapes)
+    return np.concatenate([first, end - first, targets.pixels - first], 1)
+
+
+def random_words(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the first four words, uint64 [targets, 4], of Philox 4x64-10 with two words of key.
+
+    They are those of ``numpy.random.Philox(key=key | number << 64).random_raw(4)``, where a generator for
+    each target would take far longer.
+    """
+    counter = np.zeros((4, len(keys)), np.uint64)
+    counter[0] = 1
+    key = np.stack([keys, numbers.astype(np.uint64)])
+    for _ in range(10):
+        high, low = _product(counter[::2])
+        counter = np.stack([high[1] ^ counter[1] ^ key[0], low[1], high[0] ^ counter[3] ^ key[1], low[0]])
+        key += _WEYL
+    return counter.T
+
+
+def _product(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return upper and lower 64 bits of the values of uint64 [2, targets] times Philox's two factors."""
+    half = np.uint64(32)
+    low, high = values & _LOWER, values >> half
+    factor_low, factor_high = _FACTORS & _LOWER, _FACTORS >> half
+    middle = high * factor_low + (low * factor_low >> half)
+    other = low * factor_high + (middle & _LOWER)
+    return high * factor_high + (middle >> half) + (other >> half), values * _FACTORS
+
+
 def _clipped(
     rows: tuple[int, int], columns: tuple[int, int], click: tuple[int, int], shape: tuple[int, int]
 ) -> Window:
@@ -280,73 +406,63 @@ class PlacedTarget:
         return allowed
 
 
-def pack_by_type(
-    images: Sequence[np.ndarray], owners: Sequence[int], device: torch.device
-) -> Iterator[tuple[list[int], list[int], PackedImages]]:
-    """Pack the images in which items lie: those of uint8, and apart from them all others.
+@dataclass(frozen=True, eq=False)
+class PlacedTargets(Sequence[PlacedTarget]):
+    """Targets with their categories and windows; a `PlacedTarget` of each is made when it is asked for.
 
-    Parameters
+    Attributes
     ----------
-    images : sequence of ndarray, [H, W] or [H, W, 3]
-    owners : sequence of int
-        Index of each item's image.
-    device : torch.device
-
-    Yields
-    ------
-    members : list of int
-        Indices of the items in these images.
-    places : list of int
-        Index of each member's image among the packed ones.
-    packed : PackedImages
+    points : list of Point
+    windows : Windows
+        Their images are indices of the call's sequence.
+    keys : ndarray of int64, [targets]
+    estimated : ndarray of bool, [targets]
+    marks : Marks
+    boxes : Tensor [targets, 4], int64, or None
+        First and last row, first and last column of the window (the last ones exclusive) that belong to the
+        target's box, or to the window if it has none; None if no target has one.
     """
-    for byte in (True, False):
-        members = [n for n, image in enumerate(owners) if (images[image].dtype == np.uint8) == byte]
-        if members:
-            used = sorted({owners[n] for n in members})
-            index = {image: place for place, image in enumerate(used)}
-            places = [index[owners[n]] for n in members]
-            yield members, places, PackedImages.pack([images[image] for image in used], device)
 
+    points: list[Point]
+    windows: Windows
+    keys: np.ndarray
+    estimated: np.ndarray
+    marks: Marks
+    boxes: torch.Tensor | None = None
 
-def estimate_areas(
-    images: Sequence[np.ndarray], clicks: Sequence[tuple[int, Point]], device: torch.device
-) -> list[int]:
-    """Estimate the area in pixels of the target under each click, by the vote of components.
+    def __len__(self) -> int:
+        return len(self.points)
 
-    On the 270 targets of NUAA-SIRST's train split, clicked at their centers, the category of this area is the
-    true one for 96 %. Where nothing stands out it is that of the 3 x 3 pixels around the click.
+    def __iter__(self) -> Iterator[PlacedTarget]:
+        offsets, pixels = self.marks.offsets.tolist(), self.marks.pixels.tolist()
+        rows = zip(
+            self.points, self.windows.table.tolist(), self.keys.tolist(), self.estimated.tolist(), strict=True
+        )
+        for t, (point, (image, *window, target), key, estimated) in enumerate(rows):
+            marks = tuple(pixels[offsets[t] : offsets[t + 1]])
+            yield PlacedTarget(image, target, point, Window(*window), key, estimated, marks)
 
-    Parameters
-    ----------
-    images : sequence of ndarray, [H, W] or [H, W, 3]
-    clicks : sequence of (int, Point)
-        Index of the image, and the click.
-    device : torch.device
-    """
-    areas = [0] * len(clicks)
-    for members, places, packed in pack_by_type(images, [image for image, _ in clicks], device):
-        pixels = [
-            (place, *nearest_pixel(point.x, point.y, *images[image].shape[:2]))
-            for place, (image, point) in zip(places, (clicks[n] for n in members), strict=True)
-        ]
-        windows = component_windows(packed, torch.tensor(pixels, dtype=torch.int64))
-        unknown = torch.full((len(members),), -1)
-        found = vote_components(packed, windows, unknown, ComponentConfig()).area.tolist()
-        for n, area in zip(members, found, strict=True):
-            areas[n] = area
-    return areas
+    @overload
+    def __getitem__(self, chosen: int) -> PlacedTarget: ...
+    @overload
+    def __getitem__(self, chosen: slice) -> list[PlacedTarget]: ...
+    def __getitem__(self, chosen: int | slice) -> PlacedTarget | list[PlacedTarget]:
+        return list(self)[chosen]
 
+    def take(self, chosen: np.ndarray) -> "PlacedTargets":
+        """Return some of the targets, by index."""
+        at = torch.from_numpy(chosen)
+        return PlacedTargets(
+            [self.points[t] for t in chosen.tolist()],
+            self.windows[at],
+            self.keys[chosen],
+            self.estimated[chosen],
+            self.marks[at],
+            None if self.boxes is None else self.boxes[at],
+        )
 
-def estimate_categories(
-    images: Sequence[np.ndarray], clicks: Sequence[tuple[int, Point]], device: torch.device
-) -> list[str]:
-    """Estimate the category of each target: of its box, else of the area at its click (`estimate_areas`)."""
-    without_box = [(image, point) for image, point in clicks if point.box is None]
-    areas = iter(estimate_areas(images, without_box, device))
-    return [category_of(next(areas) if point.box is None else _box_area(point.box)) for _, point in clicks]
-
-
-def _box_area(box: tuple[float, float, float, float]) -> int:
-    left, top, right, bottom = box
-    return round((right - left + 1) * (bottom - top + 1))
+    @property
+    def categories(self) -> torch.Tensor:
+        """Category of each target, an index of `CATEGORIES`, or -1 if it is unknown: int64 [targets]."""
+        codes = {name: code for code, name in enumerate(CATEGORIES)}
+        return torch.tensor([codes.get(point.category or "", -1) for point in self.points], dtype=torch.int64)

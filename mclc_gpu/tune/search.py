@@ -18,10 +18,10 @@ from mclc_gpu.labels.pipeline import (
     by_image,
     cluster_targets,
     compose,
-    place_targets,
     refine_targets,
 )
-from mclc_gpu.labels.windows import PlacedTarget
+from mclc_gpu.labels.placing import place_targets
+from mclc_gpu.labels.windows import PlacedTargets
 
 Values = dict[str, Any]
 
@@ -128,7 +128,7 @@ class _Clustered(NamedTuple):
     """Clustered targets of one part and seed, reused as long as only the refinement changes."""
 
     key: LabelConfig
-    placed: list[PlacedTarget]
+    placed: PlacedTargets
     groups: list[ClusteredTargets]
 
 

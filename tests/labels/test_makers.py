@@ -13,7 +13,7 @@ from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import MAKERS, PRESETS, LabelOptions, MakerEntry, preset
 from mclc_gpu.labels.folder import LabelRun
 from mclc_gpu.labels.makers import WindowMaker, grabcut_mask, marked_mask, window_of
-from mclc_gpu.labels.pipeline import place_targets
+from mclc_gpu.labels.placing import place_targets
 from mclc_gpu.labels.replay import trace_targets
 from mclc_gpu.labels.run import label_dataset
 from mclc_gpu.labels.windows import Window, box_pixels, centered_window, published_window

@@ -11,10 +11,12 @@ import torch
 from mclc_gpu import InputError, LabelConfig, Point, TrialConfig, label_images
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.kernels.config import CrfConfig
+from mclc_gpu.kernels.crf import crf_masks
+from mclc_gpu.kernels.masks import window_maps
 from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.labels.config import PRESETS, preset
-from mclc_gpu.labels.pipeline import compose, crf_masks, threshold_masks
-from mclc_gpu.labels.windows import estimate_areas, estimate_categories
+from mclc_gpu.labels.pipeline import compose
+from mclc_gpu.labels.placing import estimate_areas, estimate_categories
 
 QUICK = LabelConfig(trials=12)
 
@@ -126,9 +128,10 @@ def test_stop_rule_ends_early_and_does_not_depend_on_the_batch(scenes):
 
 def test_threshold_is_relative_to_each_windows_own_maximum():
     tpm = torch.tensor([0.2, 0.4, 0.0, 0.28, 0.0, 0.0, 1.0, 0.7, 0.69])
-    masks = threshold_masks(tpm, torch.tensor([4, 2, 3]), 0.7)
-    assert masks.tolist() == [False, True, False, True, False, False, True, True, False]
-    assert threshold_masks(tpm, torch.tensor([4, 2, 3]), 0.0).tolist() == (tpm > 0).tolist()
+    windows = Windows.pack([(0, 0, 0, 1, width, 0, 0, t) for t, width in enumerate((4, 2, 3))])
+    masks = window_maps(tpm, windows, 0.7).masks
+    assert masks.tolist() == [0, 1, 0, 1, 0, 0, 1, 1, 0]
+    assert window_maps(tpm, windows, 0.0).masks.tolist() == (tpm > 0).tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

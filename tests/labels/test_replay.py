@@ -20,7 +20,7 @@ from mclc_gpu.kernels.packed import PackedImages, Windows
 from mclc_gpu.kernels.trials import run_trials
 from mclc_gpu.labels.config import LabelConfig
 from mclc_gpu.labels.folder import LabelRun, Target, mask_path, read_tpm, tpm_path
-from mclc_gpu.labels.pipeline import place_targets
+from mclc_gpu.labels.placing import place_targets
 from mclc_gpu.labels.replay import find_targets, noisy_window, rank_targets, trace_targets
 from mclc_gpu.report.sheets import trace_sheet
 
