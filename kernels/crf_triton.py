@@ -128,6 +128,17 @@ def _place(pixel, width, per_row, unit):
 
 
 @triton.jit
+def _axis_sums(places, length, unit, sharper, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Return the row sums of the smoothness kernel along one axis, on which the queries have these places."""
+    weights = tl.zeros([QUERIES, KEYS], tl.float32)
+    for start in range(0, length, KEYS):
+        k = start + tl.arange(0, KEYS)
+        d = places[:, None] - tl.where(k < length, k.to(tl.float32) * unit, float("inf"))[None, :]
+        weights += tl.exp2(d * d * -sharper)
+    return tl.sum(weights, 1)
+
+
+@triton.jit
 def _factor(sums, NORMALIZATION: tl.constexpr):
     """Return what is kept of a kernel's row sums: a factor, or the sums where their mean counts."""
     if NORMALIZATION == _SYMMETRIC:
@@ -218,21 +229,23 @@ def sums_kernel(
             else:
                 value = _values(p_bilateral, belief, k, in_keys, NORMALIZATION)
                 bilateral = tl.fma(weights, value[None, :], bilateral)
-        if SMOOTH:
+        if SMOOTH and OUTPUT != _NORM:
             near = (start < near_last) & (start + KEYS > near_first)
             if near:
                 weights = tl.exp2(places * -sharper)
-                if OUTPUT == _NORM:
-                    smoothed += weights
-                else:
-                    value = _values(p_smooth, belief, k, in_keys, NORMALIZATION)
-                    smoothed = tl.fma(weights, value[None, :], smoothed)
-    bilateral_sum = tl.where(in_window, tl.sum(bilateral, 1), 1.0)
-    smooth_sum = tl.where(in_window, tl.sum(smoothed, 1), 1.0)
+                value = _values(p_smooth, belief, k, in_keys, NORMALIZATION)
+                smoothed = tl.fma(weights, value[None, :], smoothed)
+    bilateral_sum = tl.sum(bilateral, 1)
+    smooth_sum = tl.sum(smoothed, 1)
     if OUTPUT == _NORM:
         if BILATERAL:
+            bilateral_sum = tl.where(in_window, bilateral_sum, 1.0)
             tl.store(p_out + first + q, _factor(bilateral_sum, NORMALIZATION), in_window)
         if SMOOTH:
+            # The sum over all pixels is a product: that over the rows times that over the columns.
+            along_y = _axis_sums(q_y, size // width, unit, sharper, QUERIES, KEYS)
+            smooth_sum = along_y * _axis_sums(q_x, width, unit, sharper, QUERIES, KEYS)
+            smooth_sum = tl.where(in_window, smooth_sum, 1.0)
             tl.store(p_out + pixels + first + q, _factor(smooth_sum, NORMALIZATION), in_window)
     else:
         p_out += label * pixels + first + q
