@@ -183,10 +183,11 @@ def upload(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """
     if device.type == "cpu":
         return list(tensors)
-    staging = torch.empty(_places(tensors)[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for part, tensor in zip(_parts(staging, tensors), tensors, strict=True):
+    places = _places(tensors)
+    staging = torch.empty(places[-1][1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for part, tensor in zip(_parts(staging, tensors, places), tensors, strict=True):
         part.copy_(tensor)
-    return _parts(copy_to_device(staging, device), tensors)
+    return _parts(copy_to_device(staging, device), tensors, places)
 
 
 def download(*tensors: torch.Tensor) -> Callable[[], list[torch.Tensor]]:
@@ -211,11 +212,12 @@ def download(*tensors: torch.Tensor) -> Callable[[], list[torch.Tensor]]:
     """
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return lambda: list(tensors)
-    packed = torch.empty(_places(tensors)[-1], dtype=torch.uint8, device=tensors[0].device)
-    for part, tensor in zip(_parts(packed, tensors), tensors, strict=True):
+    places = _places(tensors)
+    packed = torch.empty(places[-1][1], dtype=torch.uint8, device=tensors[0].device)
+    for part, tensor in zip(_parts(packed, tensors, places), tensors, strict=True):
         part.copy_(tensor)
     arrived = copy_to_host(packed)
-    return lambda: _parts(arrived(), tensors)
+    return lambda: _parts(arrived(), tensors, places)
 
 
 def copy_to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -238,18 +240,25 @@ def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return arrived
 
 
-def _places(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """Return the first byte of each tensor in a buffer that holds all of them, and the buffer's size."""
-    places = [0]
+def _places(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Return the first byte of each tensor in a buffer that holds all of them, and the first behind it.
+
+    A last place begins and ends at the end of the buffer.
+    """
+    places, end = [], 0
     for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        places.append(places[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
-    return places
+        size = tensor.nbytes
+        places.append((end, end + size))
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return [*places, (end, end)]
 
 
-def _parts(buffer: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _parts(
+    buffer: torch.Tensor, tensors: Sequence[torch.Tensor], places: Sequence[tuple[int, int]]
+) -> list[torch.Tensor]:
     """Return the parts of a buffer that belong to tensors, in their dtypes and shapes."""
-    return [
-        buffer[first : first + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
-        for first, like in zip(_places(tensors), tensors, strict=False)
-    ]
+    parts = []
+    for (first, end), like in zip(places, tensors, strict=False):
+        part = buffer[first:end].view(like.dtype)
+        parts.append(part if like.ndim == 1 else part.view(like.shape))
+    return parts

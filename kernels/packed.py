@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -270,14 +271,14 @@ class Windows:
     @property
     def shapes(self) -> torch.Tensor:
         """Height and width of each window, int64 [windows, 2]."""
-        return torch.stack([self.height, self.width], 1)
+        return self.table[:, 3:5].contiguous()
 
-    @property
+    @cached_property
     def sizes(self) -> torch.Tensor:
         """Pixels of each window, int64 [windows]."""
         return self.height * self.width
 
-    @property
+    @cached_property
     def offsets(self) -> torch.Tensor:
         """Start of each window among the pixels of all, and their number: int64 [windows + 1]."""
         return starts_of(self.sizes)
@@ -290,17 +291,16 @@ class Windows:
         ValueError
             Names the first window that does not.
         """
-        if bool(((self.image < 0) | (self.image >= len(images.table))).any()):
+        # Numpy takes a fraction of PyTorch's time for arrays as small as these.
+        image, corner, size = (self.table.numpy()[:, part] for part in (0, slice(1, 3), slice(3, 5)))
+        if ((image < 0) | (image >= len(images.table))).any():
             raise ValueError(f"a window names an image outside 0..{len(images.table) - 1}")
-        rows, columns = images.table[self.image, 1:3].unbind(1)
-        wrong = (self.height < 1) | (self.width < 1) | (self.height > MAX_WINDOW) | (self.width > MAX_WINDOW)
-        wrong |= (self.top < 0) | (self.left < 0)
-        wrong |= (self.top + self.height > rows) | (self.left + self.width > columns)
-        wrong |= (self.click_row < 0) | (self.click_row >= self.height)
-        wrong |= (self.click_column < 0) | (self.click_column >= self.width)
-        wrong |= (self.target < 0) | (self.target >= 2**31)
-        if bool(wrong.any()):
-            first = int(torch.nonzero(wrong)[0])
+        click, target = self.table.numpy()[:, 5:7], self.table.numpy()[:, 7]
+        wrong = (size < 1) | (size > MAX_WINDOW) | (corner < 0) | (click < 0) | (click >= size)
+        wrong |= corner + size > images.table.numpy()[image, 1:3]
+        bad = wrong.any(1) | (target < 0) | (target >= 2**31)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
             values = dict(zip(WINDOW_COLUMNS, self.table[first].tolist(), strict=True))
             raise ValueError(
                 f"window {first} {values} must be 1..{MAX_WINDOW} pixels per side, lie inside its image and "
@@ -361,13 +361,13 @@ class Marks:
         ValueError
             Says which of these fails.
         """
-        numbers, targets = self.numbers, len(windows)
-        rising = bool((numbers >= 0).all()) and int(self.offsets[-1]) == len(self.pixels)
-        if len(numbers) != targets or not rising:
-            raise ValueError(f"marks must have offsets [{targets + 1}] that rise to {len(self.pixels)}")
-        if targets and int(numbers.max()) > MAX_MARKS:
-            raise ValueError(f"a target has {int(numbers.max())} marks beside its click, at most {MAX_MARKS}")
-        if bool(((self.pixels < 0) | (self.pixels >= windows.sizes.repeat_interleave(numbers))).any()):
+        offsets, pixels, targets = self.offsets.numpy(), self.pixels.numpy(), len(windows)
+        numbers = np.diff(offsets)
+        if len(numbers) != targets or (numbers < 0).any() or offsets[-1] != len(pixels):
+            raise ValueError(f"marks must have offsets [{targets + 1}] that rise to {len(pixels)}")
+        if targets and numbers.max() > MAX_MARKS:
+            raise ValueError(f"a target has {numbers.max()} marks beside its click, at most {MAX_MARKS}")
+        if ((pixels < 0) | (pixels >= np.repeat(windows.sizes.numpy(), numbers))).any():
             raise ValueError("a mark lies outside its window")
 
 

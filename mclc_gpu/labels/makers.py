@@ -265,10 +265,12 @@ class MonteCarlo(Maker):
         for t, (i, window) in enumerate(zip(owners.tolist(), windows.tolist(), strict=True)):
             top, left, height, width, row, column = window
             image = images[i]
-            # Two gray levels of 8 bits that differ are enough; most windows need no second look.
-            plain = image.dtype == np.uint8 and image.ndim == 2 and height * width >= config.trial.clusters
-            if plain and image[top, left] != image[top + row, left + column]:
-                continue
+            # Two levels of 8 bits that differ are enough; most windows need no second look.
+            if image.dtype == np.uint8 and height * width >= config.trial.clusters:
+                levels = image if image.ndim == 2 else image[:, :, 0]
+                click = levels[top + row, left + column]
+                if click != levels[top, left] or click != levels[top + height - 1, left + width - 1]:
+                    continue
             if why := self.check(image, Window(*window), config):
                 found[t] = why
         return found

@@ -238,19 +238,24 @@ class LabeledTargets(Sequence[TargetMask]):
 
     def _made(self) -> list[TargetMask]:
         made: list[TargetMask | None] = [None] * len(self.placed)
-        placed = list(self.placed)
+        placed, points, estimated = (
+            self.placed.windows.table.tolist(),
+            self.placed.points,
+            self.placed.estimated.tolist(),
+        )
         for group in self._groups:
             own = group.fetch()
             arrays, numbers = (own.levels, own.masks, own.exact), (own.trials, own.confidences, own.areas)
             for t, levels, mask, exact, trials, confidence, area in zip(
                 group.members.tolist(), *arrays, *numbers, strict=True
             ):
-                target, point = placed[t], placed[t].point
+                image, *window, target = placed[t]
+                point = points[t]
                 if not point.category:
                     pixels = int(np.count_nonzero(mask)) if area is None else area
                     point = replace(point, category=category_of(pixels))
-                about = target.image, target.target, point, target.window
-                made[t] = TargetMask(*about, levels, mask, trials, target.estimated, confidence, exact)
+                about = image, target, point, Window(*window)
+                made[t] = TargetMask(*about, levels, mask, trials, estimated[t], confidence, exact)
         return [target for target in made if target is not None]
 
     def __len__(self) -> int:

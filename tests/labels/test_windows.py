@@ -2,12 +2,25 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mclc_gpu.data.annotations import CATEGORIES, Point
 from mclc_gpu.errors import InputError
-from mclc_gpu.labels.windows import HALF_EXTENTS, Window, draw_window, name_key
+from mclc_gpu.labels.windows import (
+    HALF_EXTENTS,
+    Annotated,
+    Window,
+    centered_window,
+    centered_windows,
+    draw_window,
+    name_key,
+    published_window,
+    published_windows,
+    random_words,
+)
 
 FAR = 500  # a click this far inside a 1001 x 1001 image has its whole window inside
 
@@ -136,3 +149,42 @@ def test_bad_input_is_named(height: int, width: int, x: float, category: str, wo
         draw_window(height, width, x, 5.0, category, 0, "Misc_1", 0)
     assert "Misc_1: target 0" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_many_windows_at_once_are_those_of_each_target() -> None:
+    rng = np.random.default_rng(5)
+    points, shapes = [], []
+    for n in range(600):
+        height, width = rng.integers(1, 90, 2).tolist()
+        x, y = rng.uniform(-0.5, width - 0.5), rng.uniform(-0.5, height - 0.5)
+        category = CATEGORIES[int(rng.integers(3))]
+        seeds = ((x / 2, y / 2), (x / 3, y)) if n % 7 == 0 else ()
+        box = (x / 2, y / 2, x, y) if n % 11 == 0 else None
+        points.append(Point(round(x) if n % 2 else x, y, category, seeds, box))
+        shapes.append((height, width))
+    keys = rng.integers(0, 2**64, len(points), np.uint64)
+    numbers = rng.integers(0, 2**31, len(points))
+    targets = Annotated(points, np.array(shapes), keys, numbers)
+    rows = list(zip(shapes, points, keys.tolist(), numbers.tolist(), strict=True))
+    assert published_windows(targets).tolist() == [list(published_window(*row).row) for row in rows]
+    centered = [list(centered_window(shape, point, 9).row) for shape, point, _, _ in rows]
+    assert centered_windows(targets, 9).tolist() == centered
+
+
+def test_random_words_are_those_of_numpy() -> None:
+    keys = np.array([0, 1, 2**63, 2**64 - 1, 0x0123456789ABCDEF], np.uint64)
+    numbers = np.array([0, 5, 2**31 - 1, 1, 77])
+    expected = [
+        np.random.Philox(key=key | number << 64).random_raw(4).tolist()
+        for key, number in zip(keys.tolist(), numbers.tolist(), strict=True)
+    ]
+    assert random_words(keys, numbers).tolist() == expected
+
+
+def test_many_windows_name_what_is_wrong_with_one() -> None:
+    keys = numbers = np.zeros(2, np.int64)
+    targets = Annotated(
+        [Point(4, 4, "spot"), Point(float("nan"), 4, "spot")], np.full((2, 2), 9), keys, numbers
+    )
+    with pytest.raises(InputError, match="not a position"):
+        published_windows(targets)
