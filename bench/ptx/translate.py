@@ -370,7 +370,7 @@ def _load(program: Program) -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    target = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=1)
+    target = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=0)
     state = [program.text, _source(), cpu, features, str(llvm.llvm_version_info)]
     cached = get_cache_manager(hashlib.sha256("\0".join(state).encode()).hexdigest())
     name = f"{program.name}.o"
