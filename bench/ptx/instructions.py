@@ -279,14 +279,16 @@ class Writer:
         self.set(target, "b32", self.cast("trunc", "b64", shifted, "b32"))
 
     def extract_bits(self, i: Instruction) -> None:
+        """bfe: some bits of a number, the uppermost one as the sign if the type has one."""
         target, source, first, length = i.operands
-        if i.kind[0] != "u":
+        width, start, number = width_of(i.kind), int(first, 0), int(length, 0)
+        if number == 0 or start + number > width:
             raise UnknownInstruction
-        mask = every_lane((1 << int(length, 0)) - 1, width_of(i.kind))
         value = self.binary(
-            "lshr", i.kind, self.read(source, i.kind), every_lane(int(first, 0), width_of(i.kind))
+            "shl", i.kind, self.read(source, i.kind), every_lane(width - start - number, width)
         )
-        self.set(target, i.kind, self.binary("and", i.kind, value, mask))
+        shift = "ashr" if i.kind[0] == "s" else "lshr"
+        self.set(target, i.kind, self.binary(shift, i.kind, value, every_lane(width - number, width)))
 
     def add(self, i: Instruction) -> None:
         self.only(i, "rn")

@@ -153,6 +153,7 @@ class Machine:
         RaceError, MachineError
         """
         context, arena = self._context, _Arena(tensors, self._races)
+        self._areas = arena.table
         context[Slot.AREAS], context[Slot.AREAS_NUMBER] = arena.table.ctypes.data, len(arena.table)
         parameters = np.zeros((max(1, len(values)), 8), np.uint8)
         for row, value in zip(parameters, values, strict=False):
@@ -226,9 +227,13 @@ class Machine:
             site, address, thread = (
                 int(self._context[slot]) for slot in (Slot.FAULT_SITE, Slot.FAULT_ADDRESS, Slot.FAULT_THREAD)
             )
-            offset = (address & ((1 << AREA_BITS) - 1)) - (1 << (AREA_BITS - 1))
-            detail = f" (thread {thread}, {offset} bytes into its tensor)" if kind == Fault.OUTSIDE else ""
-            raise MachineError(f"{_MESSAGES[Fault(kind)]}: {self._where(site)}{detail}")
+            number = (address >> AREA_BITS) - 1
+            if kind == Fault.OUTSIDE and 0 <= number < len(self._areas):
+                start, end = self._areas[number, Area.FIRST], self._areas[number, Area.END]
+                detail = f" by thread {thread}, {address - start} bytes into a tensor of {end - start}"
+            else:
+                detail = f" by thread {thread}, address {address:#x}" if kind != Fault.ALONE else ""
+            raise MachineError(f"{self._where(site)}: {_MESSAGES[Fault(kind)]}{detail}")
 
     def _check_races(self) -> None:
         found = [

@@ -149,13 +149,18 @@ def parse(ptx: str) -> Program:
 def _statements(body: str) -> list[str]:
     """Split the body of a kernel into instructions, labels ("name:") and locations (".loc 1 20 4")."""
     found = []
+    begun = ""
     for raw in re.sub(r"//[^\n]*", "", body).split("\n"):
-        line = raw.strip()
+        line = begun + raw.strip()
         if line.startswith(".section"):
             break
         if line.startswith(".loc") or re.fullmatch(r"[$\w]+:", line):
             found.append(line)
             continue
+        if line and line[-1] not in ";{}:" and not line.startswith("."):
+            begun = line + " "
+            continue
+        begun = ""
         # Inline assembly has braces of its own around declarations and several statements on a line.
         if line.startswith("{ .reg"):
             line = line.strip("{} ")
