@@ -18,7 +18,7 @@ from mclc_gpu.labels.config import LabelConfig, preset
 from mclc_gpu.labels.pipeline import (
     by_image,
     cluster_targets,
-    compose,
+    compose_levels,
     refine_targets,
     warm_up,
 )
@@ -26,7 +26,7 @@ from mclc_gpu.labels.placing import place_targets
 
 PRESETS = ("default", "paper")
 METHOD = (
-    "Images and clicks in memory to masks in memory, on a CUDA device that is recorded instead of used: "
+    "Images and clicks in memory to masks and 16-bit maps of every image, on a CUDA device that is recorded: "
     "Triton binds and looks up every launch, but no kernel runs, and PyTorch's operations on the device run "
     "on the CPU. host_ms: medians of runs in one thread, in which only launches are recorded; marking "
     "tensors costs some microseconds an operation, about what a launch does. copies, bytes, waits: of one "
@@ -61,10 +61,8 @@ class Clock:
         return {stage: statistics.median(runs[skipped:]) for stage, runs in self.stages.items()}
 
 
-def label(
-    frames: Frames, config: LabelConfig, device: torch.device, clock: Clock | None = None
-) -> list[np.ndarray]:
-    """Label the frames from their clicks and return their masks, stage by stage."""
+def label(frames: Frames, config: LabelConfig, device: torch.device, clock: Clock | None = None) -> None:
+    """Label the frames from their clicks stage by stage, up to the pixels of each image's files."""
     clock = clock or Clock()
     images, points = frames.images, frames.points(0)
     with clock.timed("place"):
@@ -74,8 +72,8 @@ def label(
     with clock.timed("refine"):
         targets = refine_targets(placed, groups, config)
     with clock.timed("compose"):
-        both = zip(images, by_image(targets, len(images)), strict=True)
-        return [compose(image.shape[:2], found)[0] for image, found in both]
+        for image, found in zip(images, by_image(targets, len(images)), strict=True):
+            compose_levels(image.shape[:2], found)
 
 
 def host_costs(frames: Frames, config: LabelConfig, scale: HostScale = HostScale()) -> dict[str, Any]:

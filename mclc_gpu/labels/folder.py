@@ -5,7 +5,7 @@ import io
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", 
 _COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
 _LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits
 _REMEDY = "label again"
+_POINT = [item.name for item in fields(Point)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,9 @@ class ImageRecord:
             }
             for row in rows
         ]
-        points = None if self.rows is None else [asdict(row.point) for row in rows]
+        points = None
+        if self.rows is not None:
+            points = [{name: getattr(row.point, name) for name in _POINT} for row in rows]
         return {"image": self.image, "points": points, "skipped": self.skipped, "targets": facts}
 
     @staticmethod

@@ -225,7 +225,8 @@ class LabeledTargets(Sequence[TargetMask]):
     """
 
     def __init__(self, placed: PlacedTargets, groups: Sequence[_Refined]) -> None:
-        self.placed, self._groups, self._lock = placed, groups, threading.Lock()
+        self.placed, self._lock = placed, threading.Lock()
+        self._groups: Sequence[_Refined] = groups
         self._targets: list[TargetMask] | None = None
 
     @property
@@ -234,6 +235,7 @@ class LabeledTargets(Sequence[TargetMask]):
         with self._lock:
             if self._targets is None:
                 self._targets = self._made()
+                self._groups = ()  # their arrays on the device are no longer needed
         return self._targets
 
     def _made(self) -> list[TargetMask]:

@@ -182,9 +182,7 @@ def test_random_words_are_those_of_numpy() -> None:
 
 
 def test_many_windows_name_what_is_wrong_with_one() -> None:
-    keys = numbers = np.zeros(2, np.int64)
-    targets = Annotated(
-        [Point(4, 4, "spot"), Point(float("nan"), 4, "spot")], np.full((2, 2), 9), keys, numbers
-    )
+    points = [Point(4, 4, "spot"), Point(float("nan"), 4, "spot")]
+    targets = Annotated(points, np.full((2, 2), 9), np.zeros(2, np.uint64), np.zeros(2, np.int64))
     with pytest.raises(InputError, match="not a position"):
         published_windows(targets)
