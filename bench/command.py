@@ -175,7 +175,7 @@ def _run_host(options: BenchOptions, command: str) -> None:
 
     print("host: label pipeline with a recorded device", file=sys.stderr, flush=True)
     device = torch.device("cpu")
-    scale = HostScale(repeats=1, chunks=2) if options.quick else HostScale()
+    scale = HostScale(repeats=1, chunks=2, sampled=0) if options.quick else HostScale()
     with open_context(*_folders(options), device, options.quick) as context:
         try:
             costs = host_suite(context.frames, scale)

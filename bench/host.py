@@ -1,9 +1,8 @@
 """Cost of the label pipeline on the host of a GPU: time, launches, copies and waits, without a GPU."""
 
-import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from mclc_gpu.bench.compare import markdown, shown
 from mclc_gpu.bench.dataset import Frames
+from mclc_gpu.bench.ptx.launch import emulated
 from mclc_gpu.bench.recorder import DEVICE, recorded_device
 from mclc_gpu.labels.config import LabelConfig, preset
 from mclc_gpu.labels.pipeline import (
@@ -23,24 +23,44 @@ from mclc_gpu.labels.pipeline import (
     warm_up,
 )
 from mclc_gpu.labels.placing import place_targets
+from mclc_gpu.labels.windows import PlacedTargets
 
 PRESETS = ("default", "paper")
 METHOD = (
     "Images and clicks in memory to masks and 16-bit maps of every image, on a CUDA device that is recorded: "
     "Triton binds and looks up every launch, but no kernel runs, and PyTorch's operations on the device run "
-    "on the CPU. host_ms: medians of runs in one thread, in which only launches are recorded; marking "
+    "on the CPU. host_ms: least of several runs in one thread, in which only launches are recorded; marking "
     "tensors costs some microseconds an operation, about what a launch does. copies, bytes, waits: of one "
     "run after the warm-up, hidden ones too, such as bool(tensor). variants: compiled kernels that chunks "
-    "of random images need; unready: those of them that the warm-up did not compile."
+    "of random images need; unready: those of them that the warm-up did not compile. warp_instructions: of "
+    "the PTX compiled for sm_90, counted in an emulator for a sample of the targets with all their trials, "
+    "times all pixels over the sample's in each class of windows (powers of two of pixels); "
+    "warp_instructions_error: standard error of that, from two halves of the sample."
 )
+_NOT_EMULATED: dict[str, Any] = {
+    "warp_instructions": None,
+    "warp_instructions_error": None,
+    "instructions_by_kernel": {},
+}
 
 
 @dataclass(frozen=True)
 class HostScale:
-    """Amounts of work: timed runs, and chunks of random images whose variants are counted."""
+    """Amounts of work.
 
-    repeats: int = 7
+    Attributes
+    ----------
+    repeats : int
+        Timed runs.
+    chunks : int
+        Chunks of random images whose variants are counted.
+    sampled : int
+        One of how many targets of a class of windows is emulated; at least two are. 0: none.
+    """
+
+    repeats: int = 9
     chunks: int = 30
+    sampled: int = 12
 
 
 @dataclass
@@ -56,9 +76,9 @@ class Clock:
         yield
         self.stages.setdefault(stage, []).append((time.perf_counter() - start) * 1e3)
 
-    def medians(self, skipped: int) -> dict[str, float]:
-        """Return the median of each stage without the first runs, which warm up."""
-        return {stage: statistics.median(runs[skipped:]) for stage, runs in self.stages.items()}
+    def least(self) -> dict[str, float]:
+        """Return the least time of each stage: other processes only ever add to it."""
+        return {stage: min(runs) for stage, runs in self.stages.items()}
 
 
 def label(frames: Frames, config: LabelConfig, device: torch.device, clock: Clock | None = None) -> None:
@@ -85,6 +105,7 @@ def host_costs(frames: Frames, config: LabelConfig, scale: HostScale = HostScale
         host_ms: dict of stage to milliseconds, and their "total". launches, copies, upload_bytes,
         download_bytes, waits, variants, unready: int, see `METHOD`. operations: int, PyTorch's on the device.
         by_kernel: dict of kernel to launches. by_wait: dict of what made the host wait to times.
+        warp_instructions, warp_instructions_error: float; instructions_by_kernel: dict of kernel to float.
     """
     frames.points(0)  # simulated from the true masks: no part of the pipeline
     with recorded_device() as record:
@@ -105,22 +126,23 @@ def host_costs(frames: Frames, config: LabelConfig, scale: HostScale = HostScale
         "host_ms": _milliseconds(frames, config, scale.repeats),
         **counts,
         **_variants(frames, config, scale.chunks),
+        **(_instructions(frames, config, scale.sampled) if scale.sampled else _NOT_EMULATED),
     }
 
 
 def _milliseconds(frames: Frames, config: LabelConfig, repeats: int) -> dict[str, float]:
-    """Return the median time of each stage, and of the whole, in one thread of PyTorch."""
+    """Return the least time of each stage, and of the whole, in one thread of PyTorch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         clock = Clock()
         with recorded_device(counting=False):
-            for _ in range(repeats + 2):
+            for _ in range(repeats):
                 with clock.timed("total"):
                     label(frames, config, DEVICE, clock)
     finally:
         torch.set_num_threads(threads)
-    return clock.medians(skipped=2)
+    return clock.least()
 
 
 def _variants(frames: Frames, config: LabelConfig, chunks: int) -> dict[str, Any]:
@@ -143,20 +165,53 @@ def _variants(frames: Frames, config: LabelConfig, chunks: int) -> dict[str, Any
     }
 
 
+def _instructions(frames: Frames, config: LabelConfig, sampled: int) -> dict[str, Any]:
+    """Estimate the instructions that the warps of all kernels run for the targets of the frames."""
+    images = frames.images
+    placed, _ = place_targets(images, frames.points(0), frames.names, config, 0)
+    sizes = placed.windows.sizes.numpy()
+    classes = np.maximum(np.ceil(np.log2(sizes)), 5)
+    total: Counter[str] = Counter()
+    variance = 0.0
+    for size in np.unique(classes):
+        own = np.nonzero(classes == size)[0]
+        own = own[np.argsort(sizes[own], kind="stable")]
+        number = min(max(2, len(own) // sampled), len(own))
+        spread = own[(2 * np.arange(number) + 1) * len(own) // (2 * number)]
+        halves = [half for half in (spread[::2], spread[1::2]) if len(half)]
+        sums = []
+        for half in halves:
+            factor = sizes[own].sum() / sizes[half].sum() / len(halves)
+            counts = _emulated(images, placed.take(half), config)
+            counted = {name: float(factor * count) for name, count in counts.items()}
+            total.update(counted)
+            sums.append(sum(counted.values()))
+        variance += (sums[0] - sums[-1]) ** 2
+    return {
+        "warp_instructions": sum(total.values()),
+        "warp_instructions_error": variance**0.5,
+        "instructions_by_kernel": dict(total),
+    }
+
+
+def _emulated(images: Sequence[np.ndarray], placed: PlacedTargets, config: LabelConfig) -> dict[str, int]:
+    """Label some targets by emulated kernels; return the instructions of each kernel."""
+    with recorded_device(counting=False), emulated() as emulator:
+        list(refine_targets(placed, cluster_targets(images, placed, config, DEVICE), config))
+    counts: Counter[str] = Counter()
+    for launch in emulator.launches:
+        counts[launch.kernel.removesuffix("_kernel")] += launch.counts.total
+    return counts
+
+
 def host_suite(frames: Frames, scale: HostScale = HostScale()) -> dict[str, dict[str, Any]]:
     """Return `host_costs` of the presets by name."""
     return {name: host_costs(frames, preset(name), scale) for name in PRESETS}
 
 
 _COUNTS = (
-    "launches",
-    "operations",
-    "copies",
-    "upload_bytes",
-    "download_bytes",
-    "waits",
-    "variants",
-    "unready",
+    *("launches", "operations", "copies", "upload_bytes", "download_bytes", "waits", "variants", "unready"),
+    *("warp_instructions", "warp_instructions_error"),
 )
 
 
@@ -168,7 +223,7 @@ def host_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
         for stage in columns[0]["host_ms"]
     ]
     rows += [[name.replace("_", " "), *(shown(column[name], 0) for column in columns)] for name in _COUNTS]
-    for name in ("by_wait", "variants_by_kernel"):
+    for name in ("by_wait", "variants_by_kernel", "instructions_by_kernel"):
         for part in dict.fromkeys(part for column in columns for part in column[name]):
             cells = [shown(column[name].get(part, 0), 0) for column in columns]
             rows.append([f"{name.split('_')[0].replace('by', 'waits')}: {part}", *cells])
