@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ from mclc_gpu.labels.windows import PlacedTargets
 
 PRESETS = ("default", "paper")
 METHOD = (
-    "Images and clicks in memory to masks and 16-bit maps of every image, on a CUDA device that is recorded: "
-    "Triton binds and looks up every launch, but no kernel runs, and PyTorch's operations on the device run "
-    "on the CPU. host_ms: least of several runs in one thread, in which only launches are recorded; marking "
-    "tensors costs some microseconds an operation, about what a launch does. copies, bytes, waits: of one "
-    "run after the warm-up, hidden ones too, such as bool(tensor). variants: compiled kernels that chunks "
-    "of random images need; unready: those of them that the warm-up did not compile. warp_instructions: of "
-    "the PTX compiled for sm_90, counted in an emulator for a sample of the targets with all their trials, "
-    "times all pixels over the sample's in each class of windows (powers of two of pixels); "
+    "Images and clicks in memory to masks and 16-bit maps of every image, on a recorded CUDA device: "
+    "Triton binds and looks up every launch, but no kernel runs, and PyTorch's operations on the device "
+    "run on the CPU. host_ms: processor time, least of several runs in one thread; marking_ms of it, "
+    "estimated, are what marking tensors as on the device costs. copies, bytes, waits: of one run after "
+    "the warm-up, hidden ones too, such as bool(tensor). variants: compiled kernels that chunks of random "
+    "images need; unready: those of them that the warm-up did not compile. warp_instructions: of the PTX "
+    "compiled for sm_90, counted in an emulator for a sample of the targets with all their trials, times "
+    "all pixels over the sample's in each class of windows (powers of two of pixels); "
     "warp_instructions_error: standard error of that, from two halves of the sample."
 )
 _NOT_EMULATED: dict[str, Any] = {
@@ -65,16 +66,23 @@ class HostScale:
 
 @dataclass
 class Clock:
-    """Milliseconds of stages, in every run."""
+    """Milliseconds of stages, in every run.
 
+    Attributes
+    ----------
+    read : callable
+        Clock in seconds; `time.process_time` counts the processor's time of all threads of this process.
+    """
+
+    read: Callable[[], float] = time.perf_counter
     stages: dict[str, list[float]] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Time a stage once more."""
-        start = time.perf_counter()
+        start = self.read()
         yield
-        self.stages.setdefault(stage, []).append((time.perf_counter() - start) * 1e3)
+        self.stages.setdefault(stage, []).append((self.read() - start) * 1e3)
 
     def least(self) -> dict[str, float]:
         """Return the least time of each stage: other processes only ever add to it."""
@@ -102,10 +110,10 @@ def host_costs(frames: Frames, config: LabelConfig, scale: HostScale = HostScale
     Returns
     -------
     dict
-        host_ms: dict of stage to milliseconds, and their "total". launches, copies, upload_bytes,
-        download_bytes, waits, variants, unready: int, see `METHOD`. operations: int, PyTorch's on the device.
-        by_kernel: dict of kernel to launches. by_wait: dict of what made the host wait to times.
-        warp_instructions, warp_instructions_error: float; instructions_by_kernel: dict of kernel to float.
+        host_ms: dict of stage to milliseconds, and their "total". marking_ms, launches, copies, upload_bytes,
+        download_bytes, waits, variants, unready, warp_instructions, warp_instructions_error: see `METHOD`.
+        operations: int, PyTorch's on the device. by_kernel, variants_by_kernel, instructions_by_kernel: dict
+        of kernel to number. by_wait: dict of what made the host wait to times.
     """
     frames.points(0)  # simulated from the true masks: no part of the pipeline
     with recorded_device() as record:
@@ -121,6 +129,7 @@ def host_costs(frames: Frames, config: LabelConfig, scale: HostScale = HostScale
             "operations": sum(record.operations.values()),
             "by_kernel": dict(Counter(launch.kernel for launch in record.launches)),
             "by_wait": dict(record.waits),
+            "marking_ms": record.calls * _marking_ms(),
         }
     return {
         "host_ms": _milliseconds(frames, config, scale.repeats),
@@ -130,12 +139,28 @@ def host_costs(frames: Frames, config: LabelConfig, scale: HostScale = HostScale
     }
 
 
+def _marking_ms(calls: int = 2000) -> float:
+    """Return the milliseconds by which a call of PyTorch takes longer while tensors are marked."""
+    tensor = torch.zeros(4)
+    times = []
+    for recorder in (nullcontext, partial(recorded_device, counting=False)):
+        with recorder():
+            runs = []
+            for _ in range(5):
+                start = time.process_time()
+                for _ in range(calls):
+                    torch.add(tensor, tensor)
+                runs.append(time.process_time() - start)
+        times.append(min(runs))
+    return max(times[1] - times[0], 0.0) / calls * 1e3
+
+
 def _milliseconds(frames: Frames, config: LabelConfig, repeats: int) -> dict[str, float]:
     """Return the least time of each stage, and of the whole, in one thread of PyTorch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        clock = Clock()
+        clock = Clock(time.process_time)
         with recorded_device(counting=False):
             for _ in range(repeats):
                 with clock.timed("total"):
@@ -222,6 +247,7 @@ def host_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
         [f"{stage}, ms", *(shown(column["host_ms"][stage], 1) for column in columns)]
         for stage in columns[0]["host_ms"]
     ]
+    rows.append(["of that marking, ms", *(shown(column["marking_ms"], 1) for column in columns)])
     rows += [[name.replace("_", " "), *(shown(column[name], 0) for column in columns)] for name in _COUNTS]
     for name in ("by_wait", "variants_by_kernel", "instructions_by_kernel"):
         for part in dict.fromkeys(part for column in columns for part in column[name]):

@@ -71,6 +71,8 @@ class Record:
         Occasions at which the host waited for the device, by what made it wait.
     compiled : list of (str, str)
         Kernel and key of every variant that Triton would have compiled, in order.
+    calls : int
+        Calls of PyTorch's functions from Python, each of which takes longer by the marking of tensors.
     """
 
     launches: list[Launch] = field(default_factory=list)
@@ -79,13 +81,17 @@ class Record:
     downloads: list[int] = field(default_factory=list)
     waits: Counter[str] = field(default_factory=Counter)
     compiled: list[tuple[str, str]] = field(default_factory=list)
+    calls: int = 0
 
     def clear(self) -> None:
         """Forget what was recorded. Variants that were compiled stay so."""
         for part in (self.launches, self.operations, self.uploads, self.downloads, self.waits, self.compiled):
             part.clear()
+        self.calls = 0
 
 
+# Functions that ask about a tensor.
+_QUESTIONS = frozenset(("__get__", "numel", "element_size", "data_ptr", "size", "dim", "__len__", "stride"))
 # Functions that give another view of a tensor, or ask about it: no work of the device.
 _VIEWS = frozenset(
     (
@@ -123,6 +129,10 @@ class _Functions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
+        self.record.calls += 1
+        if name in _QUESTIONS:
+            answer = func(*args, **(kwargs or {}))
+            return _tagged(answer) if isinstance(args[0], OnDevice) else answer
         kwargs = dict(kwargs) if kwargs else {}
         first: Any = args[0] if args else None
         if name in ("to", "cpu", "cuda"):
