@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mclc_gpu.bench.compare import Absent
 from mclc_gpu.bench.reference import ReferencePool
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.datasets import pair_files, read_list, select
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.datasets import find_images_and_masks, pair_files, read_list, select
+from mclc_gpu.data.images import read_image, read_truth
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
@@ -33,9 +33,9 @@ def pair_set(images: Path, masks: Path, names: Path | None) -> dict[str, tuple[P
     InputError
         No image has a mask.
     """
-    found = find_files(images)
+    found, truths = find_images_and_masks(images, masks)
     chosen, skipped = select(found, found if names is None else read_list(names))
-    pairs, unpaired = pair_files(chosen, find_files(masks))
+    pairs, unpaired = pair_files(chosen, truths)
     for item in skipped + unpaired:
         print(f"{item.file}: left out: {item.why}", file=sys.stderr)
     if not pairs:
@@ -48,7 +48,7 @@ def read_pairs(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
     """Read images, and true masks as bool [H, W], by name."""
     pixels = {name: read_image(image) for name, (image, _) in pairs.items()}
-    return pixels, {name: read_mask(mask, pixels[name].shape[:2]) for name, (_, mask) in pairs.items()}
+    return pixels, {name: read_truth(mask, pixels[name].shape[:2]) for name, (_, mask) in pairs.items()}
 
 
 def read_set(

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import read_image, read_mask, stem_of
+from mclc_gpu.data.images import find_files, read_image, read_truth, stem_of
 from mclc_gpu.errors import InputError, Skipped, attempt
 
 Item = TypeVar("Item")
@@ -18,6 +18,9 @@ Item = TypeVar("Item")
 # (50_50/).
 _LISTS = ("splits/{}.txt", "img_idx/{}.txt", "img_idx/{}_*.txt", "{}.txt", "[0-9]*_[0-9]*/{}.txt")
 _SPLIT_NAMES = {"train": ("train", "trainval"), "test": ("test",)}
+# What may follow an image's stem in the name of its mask; MDvsFA numbers both.
+_MASK_ENDINGS = ("_mask", "_masks", "_gt", "_GT", "_label", "-mask", "-gt")
+_NUMBERED = ("_1", "_2")
 
 
 def read_list(path: Path | str) -> list[str]:
@@ -125,13 +128,66 @@ def find_split(root: Path | str, split: Literal["train", "test"]) -> Path:
     raise InputError(f"{root}: no {split} list (splits/{split}.txt, img_idx/{split}_NAME.txt, {split}.txt)")
 
 
+def find_images_and_masks(images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Find the images of a folder and the masks of another, or of the same one.
+
+    A mask has the stem of its image, or this stem and `_mask`, `_gt` or `_label`. One folder may hold both,
+    if the masks have such endings, or if every image is NAME_1 and its mask NAME_2 (as in MDvsFA).
+
+    Parameters
+    ----------
+    images, masks : Path
+        Folders, see `mclc_gpu.data.images.find_files`.
+
+    Returns
+    -------
+    images, masks : dict of str to Path
+        Files by stem of the image.
+
+    Raises
+    ------
+    InputError
+        A folder cannot be read or holds no images, or images and masks cannot be told apart.
+    """
+    found, of_masks = find_files(images), find_files(masks)
+    if images.resolve() == masks.resolve():
+        return _told_apart(found, images)
+    for stem in list(of_masks):
+        image = next((own for own in _without_ending(stem) if own in found), None)
+        if image is not None and stem not in found and image not in of_masks:
+            of_masks[image] = of_masks.pop(stem)
+    return found, dict(sorted(of_masks.items()))
+
+
+def _without_ending(stem: str) -> Iterator[str]:
+    return (stem.removesuffix(ending) for ending in _MASK_ENDINGS if stem.endswith(ending))
+
+
+def _told_apart(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Split the files of one folder into images and masks, both by stem of the image."""
+    masks = {image: path for stem, path in files.items() for image in _without_ending(stem) if image in files}
+    if masks:
+        taken = set(masks.values())
+        return {stem: path for stem, path in files.items() if path not in taken}, masks
+    image_end, mask_end = _NUMBERED
+    stems = [stem.removesuffix(image_end) for stem in files if stem.endswith(image_end)]
+    if stems and files.keys() == {stem + end for stem in stems for end in _NUMBERED}:
+        return {stem: files[stem + image_end] for stem in stems}, {
+            stem: files[stem + mask_end] for stem in stems
+        }
+    raise InputError(
+        f"{folder}: given for images and masks, each file would be its own mask; name the mask of NAME.png "
+        "NAME_mask.png, or give the folder of the masks"
+    )
+
+
 def pair_files(
     images: Mapping[str, Path], masks: Mapping[str, Path]
 ) -> tuple[dict[str, tuple[Path, Path]], list[Skipped]]:
     """Pair images and masks of the same stem.
 
     Masks without an image are passed over: a folder of masks often serves several lists. Sizes are compared
-    when a mask is read (`read_mask` with the image's shape).
+    when a mask is read (`read_truth` with the image's shape).
 
     Parameters
     ----------
@@ -227,4 +283,4 @@ class ValidationSet:
 
 def _read(sample: Sample) -> Named:
     image = read_image(sample.image)
-    return sample.name, image, read_mask(sample.mask, image.shape[:2])
+    return sample.name, image, read_truth(sample.mask, image.shape[:2])

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,9 @@ from mclc_gpu.data.images import read_image
 from mclc_gpu.errors import InputError, Skipped
 
 Positions = tuple[tuple[object, object], ...]
+_LOSSY = (".jpg", ".jpeg")
+_NO_TARGET = ("background", "bg", "negative", "none")  # names of objects that stand for no target
+_CLICKS_SIDE_BY_SIDE = 3  # pixels that touch and may still be clicks on as many targets
 
 
 class Grid(NamedTuple):
@@ -77,6 +80,9 @@ class Entry:
         Coordinates of all shapes.
     size : (height, width) or None
         Size of the image that was annotated, if the file states it; 0 means unknown.
+    relative : bool
+        Coordinates are shares 0..1 of the image's width and height from its left and upper edge; `grid` is
+        then that of the image.
 
     Examples
     --------
@@ -94,6 +100,7 @@ class Entry:
     target: str | None = None
     grid: Grid = PIXEL_CENTERS
     size: tuple[object, object] | None = None
+    relative: bool = False
 
 
 class LabelFile:
@@ -242,7 +249,9 @@ def parse_table(file: LabelFile) -> Entries:
     """
     text = file.text()
     header, delimiter = _header_of(text, file.path)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # Blanks before names belong to them, unless what follows each blank is quoted.
+    padded = f'{delimiter} "' in text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=padded)
     try:
         width = len(next(rows))
         for row in rows:
@@ -291,7 +300,9 @@ def _readings(text: str) -> Iterator[tuple[dict[str, list[int]] | None, str]]:
     """Split the header by each delimiter: the columns of each role, or None where a needed one is missing."""
     for delimiter in ",;\t":
         try:
-            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+            cells = next(
+                csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True), []
+            )
         except csv.Error:
             cells = []
         names = [cell.strip().lower() for cell in cells]
@@ -306,25 +317,54 @@ def _readings(text: str) -> Iterator[tuple[dict[str, list[int]] | None, str]]:
 
 
 def parse_lines(file: LabelFile) -> Entries:
-    """Parse a DOTA-like list, one file per image of the same name: a line "x y" or "x y category" per point.
+    """Parse a list of one file per image of the same name: "x y", "x y category", or YOLO's lines.
 
     Blanks or commas separate; DOTA's head lines (imagesource:, gsd:) are passed over; an image whose file
-    holds no line has no target.
+    holds no line has no target. A line of five numbers, the last four in 0..1, is YOLO's box
+    (class, center x, center y, width, height as shares of the image's size); three more are its keypoint
+    (x, y, visibility). YOLO's polygons (class and three or more corners) give their bounding boxes.
     """
-    empty = True
+    name, empty = (file.path.stem,), True
     for number, line in enumerate(file.text(may_be_empty=True).splitlines(), 1):
         cells = line.replace(",", " ").split()
         if not cells or line.lower().startswith(("imagesource:", "gsd:")):
             continue
-        empty = False
-        if len(cells) not in (2, 3):
-            why = f"line {number}: {len(cells)} values, not 'x y' or 'x y category'"
-            yield Skipped(str(file.path), why)
-            continue
-        category = cells[2] if len(cells) == 3 else None
-        yield Entry((file.path.stem,), f"line {number}", ((cells[0], cells[1]),), category=category)
+        empty, where = False, f"line {number}"
+        if len(cells) in (2, 3):
+            category = cells[2] if len(cells) == 3 else None
+            yield Entry(name, where, ((cells[0], cells[1]),), category=category)
+        elif (shares := _shares(cells[1:])) and (entry := _yolo_entry(name, where, shares)):
+            yield entry
+        else:
+            yield Skipped(
+                str(file.path),
+                f"{where}: {len(cells)} values, not 'x y', 'x y category' or YOLO's class, center, width and "
+                "height as shares 0..1 of the image's size",
+            )
     if empty:
-        yield Entry((file.path.stem,), "the whole file")
+        yield Entry(name, "the whole file")
+
+
+def _shares(cells: Sequence[str]) -> list[float]:
+    """Return numbers that are shares of the image's size, but for a visibility; else an empty list."""
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return []
+    return numbers if len(numbers) >= 4 and all(0 <= number <= 1 for number in numbers[:6]) else []
+
+
+def _yolo_entry(names: tuple[str, ...], where: str, numbers: Sequence[float]) -> Entry | None:
+    """Return the entry of a line of YOLO's without its class; None for a number of values that it lacks."""
+    if len(numbers) in (4, 7):
+        x, y, width, height = numbers[:4]
+        clicks = () if len(numbers) == 4 or not numbers[6] else ((numbers[4], numbers[5]),)
+        box = Box((x - width / 2, y - height / 2, width, height), "size")
+        return Entry(names, where, clicks, box=box, relative=True)
+    if len(numbers) >= 6 and len(numbers) % 2 == 0:
+        xs, ys = numbers[::2], numbers[1::2]
+        return Entry(names, where, box=Box((min(xs), min(ys), max(xs), max(ys)), "corners"), relative=True)
+    return None
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -340,7 +380,8 @@ def parse_xml(file: LabelFile) -> Entries:
     A <bndbox> holds xmin, ymin, xmax and ymax, both ends inside. All coordinates count from 1, as in MATLAB,
     and 1 is subtracted. For boxes VOC says so; as to centroids, the 533 of NUAA-SIRST's `centroids/` exceed
     those of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 % between 0.9 and 1.1).
-    The image is the one named like the file, else the one of <filename>.
+    The image is the one named like the file, else the one of <filename>. SIRST-v2 marks an image without
+    targets by an object of the pixel id 0; an object named background does so too.
     """
     path, data = file.path, file.content()
     if not data.strip():
@@ -362,7 +403,11 @@ def parse_xml(file: LabelFile) -> Entries:
     for number, item in enumerate(objects, 1):
         centroid, bounds = item.find("centroid"), item.find("bndbox")
         if centroid is None and bounds is None:
-            yield Skipped(str(path), f"object {number} has neither <centroid> nor <bndbox>")
+            named = (item.findtext("name") or "").strip().lower()
+            if named in _NO_TARGET or (item.findtext("pixels/id") or "").strip() == "0":
+                yield Entry(names, f"object {number}", size=size)
+            else:
+                yield Skipped(str(path), f"object {number} has neither <centroid> nor <bndbox>")
             continue
         # "" for an absent coordinate: a bad number, to be reported as such.
         clicks = () if centroid is None else ((centroid.findtext("xc", ""), centroid.findtext("yc", "")),)
@@ -390,14 +435,16 @@ def parse_mask(file: LabelFile) -> Entries:
     """Parse an image of marked pixels by the requested supervision; no nonzero pixel means no target.
 
     "point": each nonzero pixel is a click. "multi-point": pixels of one value or color are the clicks on one
-    target. "scribble": each 8-connected component is a stroke. Raises InputError for boxes, and for clicks
-    when 2x2 nonzero pixels touch: then the file is a mask of whole targets.
+    target. "scribble": each 8-connected component is a stroke. Raises InputError for boxes, for JPEG, and for
+    clicks when 2x2 nonzero pixels touch (a mask of whole targets) or many in a line (a drawn mark).
     """
     path = file.path
     if file.supervision == "box":
         raise InputError(
             f"{path}: an image holds no boxes; give masks of whole targets to --points-from-masks"
         )
+    if path.suffix.lower() in _LOSSY:
+        raise InputError(f"{path}: JPEG changes the pixels beside a mark; save the marks as PNG")
     pixels = np.atleast_3d(read_image(path))
     marked = pixels.max(axis=2) > 0
     if not marked.any():
@@ -406,6 +453,11 @@ def parse_mask(file: LabelFile) -> Entries:
         yield from _strokes(marked, path)
     elif (marked[:-1, :-1] & marked[1:, :-1] & marked[:-1, 1:] & marked[1:, 1:]).any():
         raise InputError(f"{path}: nonzero pixels form areas, not points; give masks to --points-from-masks")
+    elif drawn := [rows for rows, _ in components(marked) if len(rows) > _CLICKS_SIDE_BY_SIDE]:
+        raise InputError(
+            f"{path}: {len(drawn[0])} connected pixels are a line, not clicks; mark single pixels, or use "
+            "--supervision scribble"
+        )
     elif file.supervision == "multi-point":
         yield from _numbered_clicks(pixels, marked, path)
     else:

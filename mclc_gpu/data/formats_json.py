@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
@@ -150,14 +151,22 @@ def _parse_labelme(file: LabelFile) -> Entries:
         )
         if kind not in _LABELME_CORNERS:
             yield Skipped(path, f"{where} is a {kind}, not a point, line, linestrip or rectangle")
-        elif not at or len(at) != len(corners) or len(at) != (_LABELME_CORNERS[kind] or len(at)):
+        elif not at or len(at) != len(corners) or not _is_shape(kind, at):
             yield Skipped(path, f"{where} is a {kind} of {len(corners)} points; draw it again")
         elif kind == "point":
             yield replace(entry, clicks=at)
         elif kind == "rectangle":
-            yield replace(entry, box=Box((*at[0], *at[1]), "corners"))
+            (x0, y0), (x1, y1) = at if len(at) == 2 else (at[0], at[2])
+            yield replace(entry, box=Box((x0, y0, x1, y1), "corners"))
         else:
             yield replace(entry, stroke=at, polyline=True)
+
+
+def _is_shape(kind: str, corners: Positions) -> bool:
+    """Return whether a LabelMe shape has as many corners as its kind; X-AnyLabeling gives rectangles four."""
+    if kind == "rectangle" and len(corners) == 4:
+        return all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise((*corners, corners[0])))
+    return len(corners) == (_LABELME_CORNERS[kind] or len(corners))
 
 
 def _is_label_studio(file: LabelFile) -> bool:
@@ -198,6 +207,10 @@ def _label_studio_result(result: dict[str, Any], names: tuple[str, ...], where: 
         return f"a {kind} without original_width and original_height"
     if kind == "rectangle" and value.get("rotation"):
         return "a rotated rectangle; a box lies along rows and columns"
+    if result.get("image_rotation"):
+        return (
+            f"a {kind} on an image rotated by {result['image_rotation']} degrees; rotate it back and export"
+        )
     labels = _list(value.get(key))
     x, y = value.get("x"), value.get("y")
     return Entry(
@@ -226,7 +239,10 @@ def _minimal_results(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _uploaded_names(texts: tuple[str, ...]) -> Iterator[str]:
     """Yield file names from Label Studio's addresses, with and without the eight hex digits of an upload."""
     for text in texts:
-        name = re.split(r"[/\\=]", unquote(text))[-1]
+        address = text.partition("?")
+        # A local file's path is the value of ?d=; of other addresses, what follows the ? is a token.
+        place = address[2] if address[2].startswith("d=") else address[0]
+        name = re.split(r"[/\\=]", unquote(place.partition("&")[0]))[-1]
         yield name
         yield re.sub(r"^[0-9a-f]{8}-", "", name)
 

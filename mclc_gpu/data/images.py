@@ -28,6 +28,7 @@ Color = tuple[int, int, int]  # RGB, 0 to 255
 MASK_COLOR: Color = (255, 176, 0)  # of predicted masks in figures
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+_MOST_TARGET = 0.5  # share of an image that its targets, which are small, may cover
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
@@ -93,9 +94,9 @@ def read_image(path: Path | str) -> np.ndarray:
 def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Read a mask.
 
-    True is a value > 127, or > 0 when the largest value of the file is 1 (masks written as 0/1) or the file
-    has 1 bit per pixel. A 16-bit mask with values above 255 is cut at half of its range (> 32767), a float
-    mask with values up to 1 at > 0.5. In a color mask a pixel is true where any of its channels is.
+    Of a file of two values, such as 0 and 1, 0 and 255 or 0 and 4095, the larger one is true. Of other files
+    a value is true above 127, in a 16-bit file with values above 255 above half of the largest, and in a
+    float file with values up to 1 above 0.5. In a color mask a pixel is true where any of its channels is.
 
     Parameters
     ----------
@@ -111,7 +112,8 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndar
     Raises
     ------
     InputError
-        The mask has another size than `shape` (it is never resized), and as `read_image` does.
+        The mask has another size than `shape` (it is never resized), or more than two values of which none is
+        above 127 (numbers of classes or targets), and as `read_image` does.
     """
     pixels = read_image(path)
     if shape is not None and pixels.shape[:2] != tuple(shape):
@@ -122,16 +124,48 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndar
         )
     if pixels.ndim == 3:
         pixels = pixels.max(axis=2)
-    return pixels > _mask_threshold(pixels)
+    return pixels > _mask_threshold(pixels, path)
 
 
-def _mask_threshold(pixels: np.ndarray) -> float:
-    largest = pixels.max()
+def _mask_threshold(pixels: np.ndarray, path: Path | str) -> float:
+    """Return the value above which a pixel of a mask is true."""
+    largest = float(pixels.max())
+    if largest <= 0:
+        return 0.0
+    full = pixels == largest
+    if not full.all() and (full | (pixels == 0)).all():
+        return 0.0
     if pixels.dtype == np.float32 and largest <= 1:
         return 0.5
-    if largest == 1:
-        return 0
-    return 32767 if pixels.dtype == np.uint16 and largest > 255 else 127
+    if pixels.dtype == np.uint16 and largest > 255:
+        return largest / 2
+    if 1 < largest <= 127:
+        values = np.unique(pixels)
+        some = ", ".join(f"{value:g}" for value in values[:4]) + (
+            f" ... {largest:g}" if len(values) > 4 else ""
+        )
+        raise InputError(
+            f"{path}: the mask holds the values {some}, none above 127; save targets as 255 and all else as 0"
+        )
+    return 127.0 if largest > 1 else 0.0
+
+
+def read_truth(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the true mask of an image, see `read_mask`; one that is true on most of the image is refused.
+
+    Raises
+    ------
+    InputError
+        More than half of the image is target: an inverted mask, or an image in its place; and as `read_mask`.
+    """
+    mask = read_mask(path, shape)
+    share = float(mask.mean())
+    if share > _MOST_TARGET:
+        raise InputError(
+            f"{path}: {share:.0%} of the image are target; invert the mask if its targets are dark, or give "
+            "masks in place of images"
+        )
+    return mask
 
 
 def read_probability(path: Path | str) -> np.ndarray:
@@ -378,7 +412,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         page = _single_page(tiff)
         if math.prod(page.shape) > _MOST_NUMBERS:
             raise InputError(f"the image has shape {page.shape}, too large to be read at once; cut it up")
-        if page.compression == tifffile.COMPRESSION.NONE and page.nbytes > len(data):
+        if page.compression == tifffile.COMPRESSION.NONE and _stored_bytes(page) > len(data):
             raise InputError("the image data is truncated")
         _check_claim(page.nbytes, data)
         if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind != "i"):
@@ -397,6 +431,13 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels
+
+
+def _stored_bytes(page: Any) -> int:
+    """Return the bytes that the pixels of an uncompressed page take at least: rows end at whole bytes."""
+    if page.bitspersample % 8 == 0:
+        return int(page.nbytes)
+    return int(math.prod(page.shape) // page.imagewidth * -(-page.imagewidth * page.bitspersample // 8))
 
 
 def _check_claim(size: int, data: bytes) -> None:

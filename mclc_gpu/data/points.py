@@ -3,7 +3,11 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -20,6 +24,9 @@ from mclc_gpu.data.annotations import (
 from mclc_gpu.data.files import write_csv
 from mclc_gpu.data.formats import (
     BOX_COLUMNS,
+    COUNTED_FROM_ONE,
+    IMAGE_EDGE,
+    PIXEL_CENTERS,
     Entries,
     Entry,
     LabelFile,
@@ -36,6 +43,8 @@ from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.registry import Registry
 
 _TEXT_SUFFIX = ".txt"
+_CLASSES = "classes"  # stem of the list of class names beside YOLO's labels
+_PIXEL_GRIDS = (PIXEL_CENTERS, IMAGE_EDGE, COUNTED_FROM_ONE)
 
 # A file is offered to the formats from the last registered to the first: general ones come first.
 FORMATS: Registry[PointFormat] = Registry(
@@ -123,6 +132,7 @@ def read_points(
         if source.suffix.lower() == _TEXT_SUFFIX:
             file.text()  # raises if empty: in a folder that means no target, alone it is a mistake
         collector.take(file)
+    collector.check(source)
     if not collector.points and not collector.skipped:
         raise InputError(f"{source}: holds no points; it must name at least one image")
     return collector.points, collector.skipped
@@ -246,7 +256,12 @@ def _label_files(folder: Path, images: Mapping[str, Path]) -> list[Path]:
             continue
         files = images_found if suffix in IMAGE_SUFFIXES else kinds.setdefault(kind_of(suffix), [])
         files.append(path)
-    named = {kind: files for kind, files in kinds.items() if any(file.stem in images for file in files)}
+    if _CLASSES not in images:
+        for files in kinds.values():
+            files[:] = [file for file in files if file.name != _CLASSES + _TEXT_SUFFIX]
+    named = {
+        kind: files for kind, files in kinds.items() if any(stem_of(file.stem) in images for file in files)
+    }
     if kind_of(_TEXT_SUFFIX) not in named:
         kinds.pop(kind_of(_TEXT_SUFFIX), None)
     if len(kinds) > 1:
@@ -286,10 +301,33 @@ class _Collector:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._seen: set[tuple[object, ...]] = set()
         self._reported: set[tuple[str, str]] = set()
+        self._within_one = self._whole = True  # all coordinates of pixels in 0..1; all whole or half
 
     def take(self, file: LabelFile) -> None:
         """Add the targets of one file."""
-        self._take(file.path, _format_of(file).parse(file))
+        self._take(file.path, self._watched(_format_of(file).parse(file)))
+
+    def _watched(self, entries: Entries) -> Entries:
+        """Pass entries on and note whether their coordinates look like shares of the image's size."""
+        for entry in entries:
+            if not self._within_one or isinstance(entry, Skipped):
+                pass
+            elif not entry.relative and entry.grid in _PIXEL_GRIDS:
+                box = () if entry.box is None else entry.box.values
+                for value in (*chain(*entry.clicks), *chain(*entry.stroke), *box):
+                    with suppress(InputError):
+                        number = finite_number(value, "")
+                        self._whole &= (2 * number).is_integer()
+                        self._within_one &= 0 <= number <= 1
+            yield entry
+
+    def check(self, source: Path) -> None:
+        """Raise InputError where all coordinates of the source are shares of the image's size, not pixels."""
+        if self._within_one and not self._whole:
+            raise InputError(
+                f"{source}: all coordinates lie in 0..1, as shares of the image's size do; multiply x by the "
+                "image's width and y by its height"
+            )
 
     def _take(self, path: Path, entries: Entries) -> None:
         """Add targets; entries that share image and target are checked together, as one target."""
@@ -299,10 +337,12 @@ class _Collector:
                 self.skipped.append(entry)
             elif (stem := self._usable(path, entry)) is None:
                 continue
-            elif entry.target is None or self._supervision == "box":
-                self._take_target(path, stem, [entry])
             else:
-                parts.setdefault((stem, entry.target), []).append(entry)
+                entry = self._scaled(stem, entry)
+                if entry.target is None or self._supervision == "box":
+                    self._take_target(path, stem, [entry])
+                else:
+                    parts.setdefault((stem, entry.target), []).append(entry)
         for (stem, _), entries_of_target in parts.items():
             self._take_target(path, stem, entries_of_target)
 
@@ -312,6 +352,8 @@ class _Collector:
         if stem is None:
             name = entry.names[0] if entry.names else ""
             why = f"{entry.where}: no image is named {name!r}; its points are left out"
+            if not name.isascii():
+                why += "; if the name looks wrong, save the file as UTF-8"
             self._report_once(path, name, why)
             return None
         kinds = [kind for field, kind in _KIND.items() if getattr(entry, field)]
@@ -323,6 +365,13 @@ class _Collector:
             self.skipped.append(Skipped(str(path), why))
             return None
         return stem if self._fits(path, stem, entry) else None
+
+    def _scaled(self, stem: str, entry: Entry) -> Entry:
+        """Give an entry in shares of the image's size the grid of its image."""
+        if not entry.relative:
+            return entry
+        height, width = self._size(stem)
+        return replace(entry, grid=IMAGE_EDGE._replace(scale_x=width, scale_y=height))
 
     def _fits(self, path: Path, stem: str, entry: Entry) -> bool:
         """Return whether the image can be opened and has the size that the entry states."""
@@ -392,7 +441,15 @@ class _Collector:
                 return name
             if (stem := stem_of(name)) in self._images:
                 return stem
+            # macOS decomposes accented letters in file names.
+            if not stem.isascii() and (composed := normalize("NFC", stem)) in self._composed:
+                return self._composed[composed]
         return None
+
+    @cached_property
+    def _composed(self) -> dict[str, str]:
+        """Stems of the images by their composed Unicode form."""
+        return {normalize("NFC", stem): stem for stem in self._images}
 
     def _size(self, stem: str) -> tuple[int, int]:
         if stem not in self._sizes:

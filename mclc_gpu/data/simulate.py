@@ -19,7 +19,7 @@ from mclc_gpu.data.annotations import (
     scribble,
 )
 from mclc_gpu.data.datasets import pair_files
-from mclc_gpu.data.images import image_size, read_mask
+from mclc_gpu.data.images import image_size, read_truth
 from mclc_gpu.errors import InputError, Skipped, attempt
 
 
@@ -151,7 +151,7 @@ def simulate_points(
 
 
 def _mask_of(mask: Path, image: Path) -> np.ndarray:
-    return read_mask(mask, image_size(image))
+    return read_truth(mask, image_size(image))
 
 
 def _generator(seed: int, stem: str) -> np.random.Generator:

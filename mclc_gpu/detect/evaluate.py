@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.data.datasets import Named, listed, pair_files
+from mclc_gpu.data.datasets import Named, find_images_and_masks, listed, pair_files
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.images import read_image, read_truth
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
 from mclc_gpu.detect.config import EvaluateOptions
 from mclc_gpu.detect.inference import Predictor
@@ -151,7 +151,7 @@ def score_files(
 
         def named() -> Named:
             image = read_image(image_path)
-            return stem, image, read_mask(mask_path, image.shape[:2])
+            return stem, image, read_truth(mask_path, image.shape[:2])
 
         return attempt(image_path, named)
 
@@ -217,8 +217,8 @@ def evaluate_images(options: EvaluateOptions, callback: Callable[[Case], None] |
     >>> evaluation.scores.compute().images
     2
     """
-    images, missing = listed(find_files(options.images), options.list, options.images)
-    masks = find_files(options.masks)
+    files, masks = find_images_and_masks(options.images, options.masks)
+    images, missing = listed(files, options.list, options.images)
     trained = load_checkpoint(options.checkpoint, pick_device(options.device))
     evaluation = score_files(
         Predictor(trained.network, trained.normalization, options.tile, options.overlap, options.amp),

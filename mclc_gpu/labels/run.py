@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.datasets import listed
+from mclc_gpu.data.datasets import find_images_and_masks, listed
 from mclc_gpu.data.files import fingerprint_of
 from mclc_gpu.data.images import find_files, stem_of
 from mclc_gpu.data.points import read_points
@@ -101,11 +101,10 @@ def read_inputs(options: LabelOptions) -> Inputs:
     InputError
         A folder, file or list cannot be read, or names nothing that can be used.
     """
-    files = find_files(options.images)
-    images, missing = listed(files, options.list, options.images)
     source = options.supervision
     if options.points_from_masks is not None:
-        truths = find_files(options.points_from_masks)
+        files, truths = find_images_and_masks(options.images, options.points_from_masks)
+        images, missing = listed(files, options.list, options.images)
         simulated, problems = simulate_points(
             truths,
             images,
@@ -122,6 +121,8 @@ def read_inputs(options: LabelOptions) -> Inputs:
         raise InputError("no annotations: give points or points_from_masks")
     if options.jitter:
         raise InputError(f"--jitter {options.jitter:g} only applies to simulated clicks; remove it")
+    files = find_files(options.images)
+    images, missing = listed(files, options.list, options.images)
     points, problems = read_points(options.points, files, options.supervision)
     if not points:
         why = f"{problems[0].file}: {problems[0].why}" if problems else "it names no image"

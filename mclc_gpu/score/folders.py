@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mclc_gpu.data.datasets import listed, pair_files
+from mclc_gpu.data.datasets import find_images_and_masks, listed, pair_files
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import find_files, read_mask, read_probability
+from mclc_gpu.data.images import read_mask, read_probability, read_truth
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.config import CONVENTIONS, ScoreOptions
@@ -103,7 +103,7 @@ def score_folders(
     if curve and options.threshold is None:
         raise InputError("threshold None: a curve over thresholds needs probability maps; give a threshold")
     convention, threshold = CONVENTIONS.find(options.convention), options.threshold
-    predictions, truths = find_files(options.pred), find_files(options.truth)
+    predictions, truths = find_images_and_masks(options.pred, options.truth)
     predictions, skipped = listed(predictions, options.list, options.pred)
     pairs, unpaired = pair_files(predictions, truths)
     skipped += unpaired
@@ -116,7 +116,7 @@ def score_folders(
         else:
             tpm = read_probability(prediction)
             mask = tpm > np.float32(threshold)  # as the curve over all thresholds compares
-        truth = read_mask(truth_file)
+        truth = read_truth(truth_file)
         score = score_image(mask, truth, stem, convention)
         if curve and tpm is not None:
             at_all = roc_counts(tpm, truth, stem, convention)

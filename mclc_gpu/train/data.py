@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mclc_gpu.data.datasets import Sample
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import network_levels, read_image, read_mask
+from mclc_gpu.data.images import network_levels, read_image, read_truth
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
 
@@ -374,7 +374,7 @@ def _read(channels: int, sample: Sample) -> Frame:
     image = read_image(sample.image)
     levels = network_levels(image, channels)
     stored = np.rint(levels).astype(np.uint8) if image.dtype == np.uint8 else levels.astype(np.float16)
-    return stored, read_mask(sample.mask, image.shape[:2])
+    return stored, read_truth(sample.mask, image.shape[:2])
 
 
 def _read_crops(samples: Sequence[Sample], channels: int, size: int, pin: bool, plan: Plan) -> Tensor:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
+from mclc_gpu.data.datasets import Sample, ValidationSet, find_images_and_masks, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of
-from mclc_gpu.data.images import find_files
 from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
@@ -183,8 +182,9 @@ def _prefixed(sets: Sequence[DataSet]) -> Iterator[tuple[DataSet, str]]:
 
 def _masked(one: DataSet, prefix: str) -> tuple[list[Sample], list[Skipped]]:
     """Return the samples of a data set with true masks, and what was skipped."""
-    files, missing = listed(find_files(one.images), one.list, one.images)
-    samples, unpaired = pair_samples(files, find_files(one.source), prefix)
+    images, masks = find_images_and_masks(one.images, one.source)
+    files, missing = listed(images, one.list, one.images)
+    samples, unpaired = pair_samples(files, masks, prefix)
     if not samples:
         raise InputError(
             f"{one.source}: holds no mask of an image in {one.images}; check the paths and lists"

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
+from mclc_gpu.data.datasets import Sample, ValidationSet, find_images_and_masks, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of, write_csv, write_json
-from mclc_gpu.data.images import find_files
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name, pick_device
@@ -113,8 +112,9 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
 
 def _read_set(options: TuneOptions, seeds: int) -> tuple[TuneSet, list[Skipped]]:
     """Read all usable images that have a target, simulate their clicks, and report what was skipped."""
-    images, missing = listed(find_files(options.images), options.list, options.images)
-    samples, unpaired = pair_samples(images, find_files(options.masks))
+    files, masks = find_images_and_masks(options.images, options.masks)
+    images, missing = listed(files, options.list, options.images)
+    samples, unpaired = pair_samples(images, masks)
     frames = ValidationSet(samples, budget=sys.maxsize)
     skipped = [*missing, *unpaired, *frames.skipped]
     usable = [(name, image, mask) for name, image, mask in frames if mask.any()]

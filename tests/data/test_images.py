@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mclc_gpu.data.images import find_files, image_size, read_image, read_mask, stem_of
+from mclc_gpu.data.images import find_files, image_size, read_image, read_mask, read_truth, stem_of
 from mclc_gpu.errors import InputError
 
 GRAY = np.arange(6 * 5, dtype=np.uint8).reshape(6, 5) * 8
@@ -247,7 +247,9 @@ def test_damaged_deep_png_raises_input_errors_only(tmp_path_factory, at, value):
         pytest.param([[0, 127, 128, 255]], [[0, 0, 1, 1]], id="gray-levels"),
         pytest.param([[0, 1, 1, 0]], [[0, 1, 1, 0]], id="0/1"),
         pytest.param([[0, 0, 0, 0]], [[0, 0, 0, 0]], id="empty"),
-        pytest.param([[0, 2, 1, 0]], [[0, 0, 0, 0]], id="0/2-is-not-0/1"),
+        pytest.param([[0, 2, 2, 0]], [[0, 1, 1, 0]], id="0/2"),
+        pytest.param([[0, 127, 0, 0]], [[0, 1, 0, 0]], id="0/127"),
+        pytest.param([[255, 255, 255, 255]], [[1, 1, 1, 1]], id="full"),
     ],
 )
 def test_mask_values(tmp_path, stored, true):
@@ -255,6 +257,42 @@ def test_mask_values(tmp_path, stored, true):
     mask = read_mask(tmp_path / "a.png", (1, 4))
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, np.array(true, bool))
+
+
+@pytest.mark.parametrize("stored", [[0, 1, 2, 0], [0, 38, 75, 113], [2, 2, 2, 2]])
+def test_masks_of_class_numbers_are_refused(tmp_path, stored):
+    Image.fromarray(np.array([stored], np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(
+        InputError, match=rf"a\.png: the mask holds the values {stored[0]}.*save targets as 255"
+    ):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("top", [1023, 4095, 32767])
+def test_masks_of_fewer_than_16_bits(tmp_path, top):
+    Image.fromarray(np.array([[0, top, 0, top]], np.uint16)).save(tmp_path / "two.png")
+    Image.fromarray(np.array([[0, top, top // 4, top - 1]], np.uint16)).save(tmp_path / "many.png")
+    assert read_mask(tmp_path / "two.png").tolist() == [[False, True, False, True]]
+    assert read_mask(tmp_path / "many.png").tolist() == [[False, True, False, True]]
+
+
+def test_true_masks_that_cover_the_image_are_refused(tmp_path):
+    mask = np.full((10, 10), 255, np.uint8)
+    mask[4:6, 4:6] = 0
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png").sum() == 96
+    with pytest.raises(InputError, match=r"a\.png: 96% of the image are target; invert the mask"):
+        read_truth(tmp_path / "a.png", (10, 10))
+
+
+def test_uncompressed_bits_in_tiff(tmp_path):
+    true = np.zeros((5, 13), bool)
+    true[2, 3:6] = True
+    tifffile.imwrite(tmp_path / "a.tif", true, photometric="minisblack")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), true)
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-4])
+    with pytest.raises(InputError, match="truncated"):
+        read_mask(tmp_path / "b.tif")
 
 
 def test_mask_kinds(tmp_path):
