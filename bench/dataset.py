@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from mclc_gpu.bench.compare import Absent
 from mclc_gpu.bench.reference import ReferencePool
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.datasets import find_images_and_masks, pair_files, read_list, select
+from mclc_gpu.data.datasets import pair_files, read_list, select
 from mclc_gpu.data.images import read_image, read_truth
+from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError

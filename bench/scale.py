@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 
 from mclc_gpu.bench.compare import Row, machine, versions, write_rows
 from mclc_gpu.data.files import atomic_path, write_json
-from mclc_gpu.data.images import find_files, read_mask
+from mclc_gpu.data.images import read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import write_points
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import write_dataset

@@ -397,7 +397,7 @@ def _clear(layout: RunLayout, out: Path) -> None:
     """Remove the files of an earlier run except the journal of rank 0."""
     for folder in layout.folders:
         for pattern in ("*.png", f"*{ARCHIVE_SUFFIX}"):
-            for path in (out / folder).glob(pattern):
+            for path in (out / folder).rglob(pattern):
                 path.unlink()
     for path in (*(out / name for name in layout.files), layout.summary(out), *layout.journals(out)[1:]):
         path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mclc_gpu.cli.main import parser
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

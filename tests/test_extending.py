@@ -20,7 +20,8 @@ from training_data import write_frames
 
 from mclc_gpu.cli.main import main, parser
 from mclc_gpu.data.formats import Entry, PointFormat
-from mclc_gpu.data.images import find_files, read_mask
+from mclc_gpu.data.images import read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import FORMATS
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels.noise import NOISES, Noise, add_noise

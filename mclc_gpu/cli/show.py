@@ -6,7 +6,7 @@ from pathlib import Path
 from mclc_gpu.cli.commands import ShowOptions
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.folder import LAYOUT, LabelRun, Target
 from mclc_gpu.labels.replay import find_targets, rank_targets, trace_targets
@@ -49,7 +49,7 @@ def _check_out(options: ShowOptions) -> None:
 
 def _chosen(options: ShowOptions, run: LabelRun) -> list[Target]:
     """Return the targets to draw, each once: those named, then the worst, then the best."""
-    stems, _ = listed(dict.fromkeys(run.rows), options.list, options.labels)
+    stems, _ = listed({stem: Path(stem) for stem in run.rows}, options.list, options.labels)
     targets = [target for word in options.target for target in find_targets(run, word)]
     counts = {"--worst": options.worst, "--best": options.best}
     asked = {option: count for option, count in counts.items() if count is not None}

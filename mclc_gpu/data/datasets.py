@@ -4,29 +4,25 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from mclc_gpu.data.files import prefetch_map
-from mclc_gpu.data.images import find_files, read_image, read_truth, stem_of
+from mclc_gpu.data.images import read_image, read_truth
+from mclc_gpu.data.names import FileNames
 from mclc_gpu.errors import InputError, Skipped, attempt
-
-Item = TypeVar("Item")
 
 # Where the releases keep their lists: NUAA-SIRST; IRSTD-1k, NUDT-SIRST and NUDT-SIRST-sea; DNANet's copies
 # (50_50/).
 _LISTS = ("splits/{}.txt", "img_idx/{}.txt", "img_idx/{}_*.txt", "{}.txt", "[0-9]*_[0-9]*/{}.txt")
 _SPLIT_NAMES = {"train": ("train", "trainval"), "test": ("test",)}
-# What may follow an image's stem in the name of its mask; MDvsFA numbers both.
-_MASK_ENDINGS = ("_mask", "_masks", "_gt", "_GT", "_label", "-mask", "-gt")
-_NUMBERED = ("_1", "_2")
 
 
 def read_list(path: Path | str) -> list[str]:
     """Read the names of a split list, one a line.
 
-    Line ends of any system, a missing last one, blank lines, folders and image suffixes are accepted.
+    Line ends of any system, a missing last one and blank lines are accepted.
 
     Parameters
     ----------
@@ -35,7 +31,7 @@ def read_list(path: Path | str) -> list[str]:
     Returns
     -------
     list of str
-        Stems (see `mclc_gpu.data.images.stem_of`) in order, each once.
+        Names as they stand there, with or without folders and suffixes, in order, each once.
 
     Raises
     ------
@@ -49,33 +45,30 @@ def read_list(path: Path | str) -> list[str]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path of the list") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; give a list with one file name a line") from error
-    stems = [stem_of(line.strip()) for line in text.splitlines() if line.strip()]
-    if not stems:
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
         raise InputError(f"{path}: the list names no file; give one file name a line")
-    return list(dict.fromkeys(stems))
+    return list(dict.fromkeys(names))
 
 
-def select(files: Mapping[str, Item], names: Iterable[str]) -> tuple[dict[str, Item], list[Skipped]]:
-    """Return the items of `files` under `names`, in the order of `names`, and report the missing names."""
-    chosen: dict[str, Item] = {}
-    skipped: list[Skipped] = []
-    for name in names:
-        if name in files:
-            chosen[name] = files[name]
-        else:
-            skipped.append(Skipped(name, "the list names it, but there is no such file"))
-    return chosen, skipped
+def select(files: Mapping[str, Path], names: Iterable[str]) -> tuple[dict[str, Path], list[Skipped]]:
+    """Return the files of some names (see `FileNames`) in the order of the names; report missing ones."""
+    names = list(names)
+    matched = FileNames(files).match(names)
+    chosen = {matched[name]: files[matched[name]] for name in names if name in matched}
+    missing = [name for name in names if name not in matched]
+    return chosen, [Skipped(name, "the list names it, but there is no such file") for name in missing]
 
 
 def listed(
-    files: Mapping[str, Item], names: Path | None, folder: Path
-) -> tuple[dict[str, Item], list[Skipped]]:
+    files: Mapping[str, Path], names: Path | None, folder: Path
+) -> tuple[dict[str, Path], list[Skipped]]:
     """Return the files of a folder that a split list names, in its order, and the names without a file.
 
     Parameters
     ----------
-    files : mapping
-        Anything by stem, such as the paths that `mclc_gpu.data.images.find_files` returns.
+    files : mapping of str to Path
+        Files by name, see `mclc_gpu.data.names.find_files`.
     names : Path or None
         The list (see `read_list`); None selects all files.
     folder : Path
@@ -126,59 +119,6 @@ def find_split(root: Path | str, split: Literal["train", "test"]) -> Path:
             if found:
                 return found[0]
     raise InputError(f"{root}: no {split} list (splits/{split}.txt, img_idx/{split}_NAME.txt, {split}.txt)")
-
-
-def find_images_and_masks(images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Find the images of a folder and the masks of another, or of the same one.
-
-    A mask has the stem of its image, or this stem and `_mask`, `_gt` or `_label`. One folder may hold both,
-    if the masks have such endings, or if every image is NAME_1 and its mask NAME_2 (as in MDvsFA).
-
-    Parameters
-    ----------
-    images, masks : Path
-        Folders, see `mclc_gpu.data.images.find_files`.
-
-    Returns
-    -------
-    images, masks : dict of str to Path
-        Files by stem of the image.
-
-    Raises
-    ------
-    InputError
-        A folder cannot be read or holds no images, or images and masks cannot be told apart.
-    """
-    found, of_masks = find_files(images), find_files(masks)
-    if images.resolve() == masks.resolve():
-        return _told_apart(found, images)
-    for stem in list(of_masks):
-        image = next((own for own in _without_ending(stem) if own in found), None)
-        if image is not None and stem not in found and image not in of_masks:
-            of_masks[image] = of_masks.pop(stem)
-    return found, dict(sorted(of_masks.items()))
-
-
-def _without_ending(stem: str) -> Iterator[str]:
-    return (stem.removesuffix(ending) for ending in _MASK_ENDINGS if stem.endswith(ending))
-
-
-def _told_apart(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Split the files of one folder into images and masks, both by stem of the image."""
-    masks = {image: path for stem, path in files.items() for image in _without_ending(stem) if image in files}
-    if masks:
-        taken = set(masks.values())
-        return {stem: path for stem, path in files.items() if path not in taken}, masks
-    image_end, mask_end = _NUMBERED
-    stems = [stem.removesuffix(image_end) for stem in files if stem.endswith(image_end)]
-    if stems and files.keys() == {stem + end for stem in stems for end in _NUMBERED}:
-        return {stem: files[stem + image_end] for stem in stems}, {
-            stem: files[stem + mask_end] for stem in stems
-        }
-    raise InputError(
-        f"{folder}: given for images and masks, each file would be its own mask; name the mask of NAME.png "
-        "NAME_mask.png, or give the folder of the masks"
-    )
 
 
 def pair_files(

@@ -67,7 +67,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder that no process writes to now."""
-    for path in folder.glob(f".{'[0-9a-f]' * 2 * _RANDOM}{_MARK}*"):
+    for path in folder.rglob(f".{'[0-9a-f]' * 2 * _RANDOM}{_MARK}*"):
         path.unlink(missing_ok=True)
 
 
@@ -273,8 +273,8 @@ def write_archive(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def key_of(stem: str) -> str:
-    """Return an image's key in an archive: its stem with dots, which would end the key, escaped."""
-    return stem.replace("%", "%25").replace(".", "%2E")
+    """Return an image's key in an archive, which a dot would end: its name with dots and slashes escaped."""
+    return stem.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
 
 
 def stem_of_mask(name: str) -> str:

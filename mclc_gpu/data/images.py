@@ -1,4 +1,4 @@
-"""Read images, masks and probability maps of the usual formats; find them in folders and archives.
+"""Read images, masks and probability maps of the usual formats.
 
 Pixels are given as stored (`read_image`). Three functions convert them: `network_levels` for a detector,
 `luma` for the gray levels of a color image, `display_rgb` for figures.
@@ -7,29 +7,26 @@ Pixels are given as stored (`read_image`). Three functions convert them: `networ
 import io
 import logging
 import math
-import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from mclc_gpu.data.files import ARCHIVE_SUFFIX, MASK_PART, in_archive, members_of, read_file, stem_of_mask
+from mclc_gpu.data.files import in_archive, read_file
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import LUMA
 
 Color = tuple[int, int, int]  # RGB, 0 to 255
 MASK_COLOR: Color = (255, 176, 0)  # of predicted masks in figures
 
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _MOST_TARGET = 0.5  # share of an image that its targets, which are small, may cover
-_MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
 _DIRECT_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
@@ -282,93 +279,6 @@ def display_rgb(image: np.ndarray) -> np.ndarray:
     if gray.ndim == 2:
         gray = np.repeat(gray[:, :, None], 3, axis=2)
     return np.rint(gray * 255).astype(np.uint8)
-
-
-def stem_of(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
-    """Return the stem by which files of one scene find each other.
-
-    Parameters
-    ----------
-    name : str
-        File name or path of any operating system.
-    suffixes : tuple of str
-        Suffixes to drop, lower case.
-
-    Returns
-    -------
-    str
-        The name without folders, suffix and the ending `_pixels0` of NUAA-SIRST's masks; other dots stay.
-
-    Examples
-    --------
-    >>> stem_of("masks/Misc_1_pixels0.PNG"), stem_of("frame.0.5")
-    ('Misc_1', 'frame.0.5')
-    """
-    base = PurePosixPath(name.replace("\\", "/")).name
-    head, suffix = os.path.splitext(base)
-    if suffix.lower() in suffixes:
-        base = head
-    return base.removesuffix(_MASK_ENDING) or base
-
-
-def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Find the files of one folder by stem (see `stem_of`).
-
-    Sub-folders, hidden files and files of other suffixes (XML beside masks) are passed over. A folder without
-    such files that holds tar archives stands for the files in these (`mclc_gpu.data.files`); archives that
-    `label` wrote stand for their masks.
-
-    Parameters
-    ----------
-    directory : Path or str
-    suffixes : iterable of str
-        Their case does not matter.
-
-    Returns
-    -------
-    dict of str to Path
-        Sorted by stem.
-
-    Raises
-    ------
-    InputError
-        The folder is missing, holds no such file, or holds two files of the same stem.
-    """
-    directory = Path(directory)
-    wanted = tuple(suffix.lower() for suffix in suffixes)
-    try:
-        with os.scandir(directory) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith((*wanted, ARCHIVE_SUFFIX))
-                and not entry.name.startswith(".")
-                and entry.is_file()
-            )
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be read as a folder ({error.strerror})") from error
-    paths = [directory / name for name in names if not name.lower().endswith(ARCHIVE_SUFFIX)]
-    if not paths:
-        paths = [path for name in names for path in _archived(directory / name, wanted)]
-    found: dict[str, Path] = {}
-    for path in paths:
-        labels = path.name.endswith(MASK_PART) and in_archive(path)
-        stem = stem_of_mask(path.name) if labels else stem_of(path.name, wanted)
-        if stem in found:
-            raise InputError(
-                f"{directory}: {found[stem].name} and {path.name} are both named {stem!r}; keep one"
-            )
-        found[stem] = path
-    if not found:
-        raise InputError(f"{directory}: the folder holds no {', '.join(wanted)} file; check the path")
-    return dict(sorted(found.items()))
-
-
-def _archived(archive: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Return the paths of the images in an archive, or of the masks in one of labels."""
-    names = [name for name in members_of(archive) if name.lower().endswith(suffixes)]
-    masks = [name for name in names if name.endswith(MASK_PART)]
-    return (archive / name for name in masks or names)
 
 
 @contextmanager

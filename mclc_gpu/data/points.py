@@ -4,10 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 
@@ -38,7 +36,8 @@ from mclc_gpu.data.formats import (
     parse_table,
     parse_xml,
 )
-from mclc_gpu.data.images import IMAGE_SUFFIXES, image_size, stem_of
+from mclc_gpu.data.images import image_size
+from mclc_gpu.data.names import IMAGE_SUFFIXES, FileNames, stem_of
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.registry import Registry
 
@@ -76,7 +75,7 @@ def read_points(
         A file or a folder of files, recognized by suffix, then content (see `FORMATS`). In a folder, files of
         other kinds beside the labels (the images, a README) are passed over.
     images : mapping of str to Path
-        Image files by stem (see `mclc_gpu.data.images.find_files`). Give all that the labels may name and
+        Image files by stem (see `mclc_gpu.data.names.find_files`). Give all that the labels may name and
         select from the result: points of images that are missing here are reported.
     supervision : {"point", "multi-point", "scribble", "box"}
         What to take from files that hold several kinds of marks. "point" and "multi-point" take clicks, which
@@ -298,6 +297,8 @@ class _Collector:
         self.skipped: list[Skipped] = []
         self._supervision = supervision
         self._images = images
+        self._names = FileNames(images)
+        self._stems: dict[str, str] = {}  # of the images, by their names in the current file
         self._sizes: dict[str, tuple[int, int]] = {}
         self._seen: set[tuple[object, ...]] = set()
         self._reported: set[tuple[str, str]] = set()
@@ -305,7 +306,7 @@ class _Collector:
 
     def take(self, file: LabelFile) -> None:
         """Add the targets of one file."""
-        self._take(file.path, self._watched(_format_of(file).parse(file)))
+        self._take(file.path, list(self._watched(_format_of(file).parse(file))))
 
     def _watched(self, entries: Entries) -> Entries:
         """Pass entries on and note whether their coordinates look like shares of the image's size."""
@@ -329,8 +330,10 @@ class _Collector:
                 "image's width and y by its height"
             )
 
-    def _take(self, path: Path, entries: Entries) -> None:
+    def _take(self, path: Path, entries: Sequence[Entry | Skipped]) -> None:
         """Add targets; entries that share image and target are checked together, as one target."""
+        named = (entry.names for entry in entries if isinstance(entry, Entry))
+        self._stems = self._names.match(chain.from_iterable(named))
         parts: dict[tuple[str, str], list[Entry]] = {}
         for entry in entries:
             if isinstance(entry, Skipped):
@@ -348,7 +351,7 @@ class _Collector:
 
     def _usable(self, path: Path, entry: Entry) -> str | None:
         """Return the image stem of an entry that holds the requested kind of marks; else report, and None."""
-        stem = self._known_stem(entry.names)
+        stem = next((self._stems[name] for name in entry.names if name in self._stems), None)
         if stem is None:
             name = entry.names[0] if entry.names else ""
             why = f"{entry.where}: no image is named {name!r}; its points are left out"
@@ -434,22 +437,6 @@ class _Collector:
             raise InputError(f"{what}({point.x:g}, {point.y:g}) in {stem!r} was given before; kept once")
         self._seen.add(key)
         self.points.setdefault(stem, []).append(point)
-
-    def _known_stem(self, names: Iterable[str]) -> str | None:
-        for name in names:
-            if name in self._images:
-                return name
-            if (stem := stem_of(name)) in self._images:
-                return stem
-            # macOS decomposes accented letters in file names.
-            if not stem.isascii() and (composed := normalize("NFC", stem)) in self._composed:
-                return self._composed[composed]
-        return None
-
-    @cached_property
-    def _composed(self) -> dict[str, str]:
-        """Stems of the images by their composed Unicode form."""
-        return {normalize("NFC", stem): stem for stem in self._images}
 
     def _size(self, stem: str) -> tuple[int, int]:
         if stem not in self._sizes:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.data.datasets import Named, find_images_and_masks, listed, pair_files
+from mclc_gpu.data.datasets import Named, listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_image, read_truth
+from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
 from mclc_gpu.detect.config import EvaluateOptions
 from mclc_gpu.detect.inference import Predictor

@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write_csv
-from mclc_gpu.data.images import MASK_COLOR, display_rgb, find_files, read_image
+from mclc_gpu.data.images import MASK_COLOR, display_rgb, read_image
+from mclc_gpu.data.names import find_files
 from mclc_gpu.detect.checkpoint import load_checkpoint
 from mclc_gpu.detect.config import PredictOptions
 from mclc_gpu.detect.inference import Predictor

@@ -23,7 +23,8 @@ from mclc_gpu.data.files import (
     write_archive,
     write_csv,
 )
-from mclc_gpu.data.images import find_files, read_image
+from mclc_gpu.data.images import read_image
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import load_points, write_points
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.config import TPM_ONE

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.images import read_image, read_mask, stem_of
+from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.names import stem_of
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.kernels.config import TrialConfig

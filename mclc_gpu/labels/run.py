@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.datasets import find_images_and_masks, listed
+from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import fingerprint_of
-from mclc_gpu.data.images import find_files, stem_of
+from mclc_gpu.data.names import find_files, find_images_and_masks, stem_of
 from mclc_gpu.data.points import read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks

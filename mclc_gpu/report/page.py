@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from mclc_gpu.data.files import atomic_path, is_file, prefetch_map
-from mclc_gpu.data.images import MASK_COLOR, display_rgb, find_files, read_image, read_mask, read_probability
+from mclc_gpu.data.images import MASK_COLOR, display_rgb, read_image, read_mask, read_probability
+from mclc_gpu.data.names import find_files
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.labels.folder import LAYOUT, REPORT, LabelRun, read_tpm
 from mclc_gpu.report.check import (

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mclc_gpu.data.datasets import find_images_and_masks, listed, pair_files
+from mclc_gpu.data.datasets import listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_mask, read_probability, read_truth
+from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.config import CONVENTIONS, ScoreOptions

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from mclc_gpu.data.datasets import Sample, ValidationSet, find_images_and_masks, listed, pair_samples
+from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of
+from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mclc_gpu.data.datasets import Sample, ValidationSet, find_images_and_masks, listed, pair_samples
+from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of, write_csv, write_json
+from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name, pick_device

@@ -21,7 +21,8 @@ from mclc_gpu.bench.reference import (
 )
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.datasets import read_list
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.windows import Window

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mclc_gpu.bench.scale import Reading, digests, growth, main, write_frames
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import load_points
 
 

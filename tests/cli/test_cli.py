@@ -13,7 +13,7 @@ from PIL import Image
 
 from mclc_gpu.cli.commands import COMMANDS
 from mclc_gpu.cli.main import main
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.labels import run as labelrun

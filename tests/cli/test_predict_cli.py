@@ -12,7 +12,8 @@ from PIL import Image
 
 from mclc_gpu import runs as journal
 from mclc_gpu.cli.main import main
-from mclc_gpu.data.images import MASK_COLOR, find_files, read_mask, read_probability
+from mclc_gpu.data.images import MASK_COLOR, read_mask, read_probability
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.detect import predict as predictrun
 from mclc_gpu.detect.checkpoint import Normalization, save_checkpoint

@@ -1,9 +1,11 @@
 """Split lists and pairs in the layouts of the field's releases."""
 
+from pathlib import Path
+
 import pytest
 
 from mclc_gpu.data.datasets import find_split, listed, pair_files, read_list, select
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.errors import InputError
 
 
@@ -16,9 +18,11 @@ from mclc_gpu.errors import InputError
         pytest.param(b"images/a.png\nimages\\b.1.bmp\na\n", id="folders-twice"),
     ],
 )
-def test_read_list(tmp_path, content):
+def test_lists(tmp_path, content):
     (tmp_path / "list.txt").write_bytes(content)
-    assert read_list(tmp_path / "list.txt") == ["a", "b.1"]
+    files = {name: tmp_path / f"{name}.png" for name in ("a", "b.1", "c")}
+    chosen, skipped = select(files, read_list(tmp_path / "list.txt"))
+    assert (list(chosen), skipped) == (["a", "b.1"], [])
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\r\n \n", "names no file"), (b"\xff\xfea", "not UTF-8")])
@@ -34,8 +38,9 @@ def test_missing_list(tmp_path):
 
 
 def test_select_keeps_the_order_and_reports_what_is_missing():
-    chosen, skipped = select({"a": 1, "b": 2, "c": 3}, ["c", "ghost", "a"])
-    assert list(chosen.items()) == [("c", 3), ("a", 1)]
+    files = {name: Path(f"{name}.png") for name in "abc"}
+    chosen, skipped = select(files, ["c", "ghost", "a"])
+    assert list(chosen.items()) == [("c", files["c"]), ("a", files["a"])]
     assert [item.file for item in skipped] == ["ghost"]
 
 

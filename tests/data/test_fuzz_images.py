@@ -12,7 +12,8 @@ from fuzzing import damaged, only_input_errors, rngs
 from PIL import Image
 
 from mclc_gpu.data.files import read_file, write_archive
-from mclc_gpu.data.images import find_files, image_size, read_image, read_mask
+from mclc_gpu.data.images import image_size, read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mclc_gpu.data.images import find_files, image_size, read_image, read_mask, read_truth, stem_of
+from mclc_gpu.data.images import image_size, read_image, read_mask, read_truth
+from mclc_gpu.data.names import find_files, stem_of
 from mclc_gpu.errors import InputError
 
 GRAY = np.arange(6 * 5, dtype=np.uint8).reshape(6, 5) * 8

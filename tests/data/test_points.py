@@ -8,7 +8,8 @@ from PIL import Image
 
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.formats import Entry, PointFormat
-from mclc_gpu.data.images import find_files, read_mask
+from mclc_gpu.data.images import read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import FORMATS, read_points, write_points
 from mclc_gpu.errors import InputError
 

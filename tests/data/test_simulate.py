@@ -11,7 +11,8 @@ from PIL import Image
 from skimage.measure import label, regionprops
 
 from mclc_gpu.data.annotations import SUPERVISIONS, Point, category_of
-from mclc_gpu.data.images import find_files, read_mask
+from mclc_gpu.data.images import read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import read_points, write_points
 from mclc_gpu.data.simulate import points_from_mask, simulate_points
 from mclc_gpu.errors import InputError

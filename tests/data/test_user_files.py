@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclc_gpu.data.datasets import find_images_and_masks
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.datasets import select
+from mclc_gpu.data.names import find_files, find_images_and_masks
 from mclc_gpu.data.points import read_points
 from mclc_gpu.errors import InputError
 
@@ -169,7 +169,7 @@ def test_lossy_and_drawn_marks_are_no_clicks(tmp_path, images):
 
 
 def touched(folder, *names):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     for name in names:
         (folder / f"{name}.png").touch()
     return folder
@@ -203,3 +203,60 @@ def test_a_folder_is_not_its_own_masks(tmp_path):
     folder = touched(tmp_path / "frames", "a_1", "a_2", "b")
     with pytest.raises(InputError, match="each file would be its own mask"):
         find_images_and_masks(folder, tmp_path / "frames" / ".." / "frames")
+
+
+def sequences(folder):
+    for sequence in ("data6", "data7"):
+        touched(folder / sequence, "0", "1")
+    return folder
+
+
+def test_frames_in_sub_folders(tmp_path):
+    files = find_files(sequences(tmp_path / "images"))
+    assert list(files) == ["data6/0", "data6/1", "data7/0", "data7/1"]
+    chosen, skipped = select(files, ["data7/1", "x/data6/0.bmp", "0", "data8/1"])
+    assert list(chosen) == ["data7/1", "data6/0"]
+    assert [item.file for item in skipped] == ["0", "data8/1"]
+
+
+def test_labels_of_other_sequences_are_reported(tmp_path):
+    folder = tmp_path / "images"
+    for sequence in ("data6", "data7"):
+        (folder / sequence).mkdir(parents=True)
+        for frame in "01":
+            Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(folder / sequence / f"{frame}.png")
+    rows = "".join(
+        f"{name}/{frame}.bmp,{x},7\n" for x, name in ((3, "data6"), (9, "data7")) for frame in "01"
+    )
+    table = written(tmp_path, "a.csv", "image,x,y\n" + rows)
+    one, skipped = read_points(table, find_files(folder / "data6"))
+    assert {name: [point.x for point in own] for name, own in one.items()} == {"0": [3], "1": [3]}
+    assert [item.why for item in skipped] == [
+        f"line {line}: no image is named 'data7/{frame}.bmp'; its points are left out"
+        for line, frame in ((4, 0), (5, 1))
+    ]
+    every, skipped = read_points(table, find_files(folder))
+    assert {name: [point.x for point in own] for name, own in every.items()} == {
+        "data6/0": [3], "data6/1": [3], "data7/0": [9], "data7/1": [9],
+    }  # fmt: skip
+    assert skipped == []
+
+
+def test_names_in_several_other_folders_are_ambiguous(tmp_path, images):
+    points, skipped = read_points(
+        written(tmp_path, "a.csv", "image,x,y\np/f,3,4\nq/f,5,6\nr/g,7,8\n"), images
+    )
+    assert list(points) == ["g"]
+    assert [item.why[:33] for item in skipped] == [
+        "line 2: no image is named 'p/f'; ",
+        "line 3: no image is named 'q/f'; ",
+    ]
+
+
+def test_masks_of_frames_in_sub_folders(tmp_path):
+    images = sequences(tmp_path / "images")
+    touched(tmp_path / "images" / "targets", "x")
+    masks = sequences(tmp_path / "masks")
+    touched(tmp_path / "masks" / "targets", "x_mask")
+    found, of_masks = find_images_and_masks(images, masks)
+    assert found.keys() == of_masks.keys() == {"data6/0", "data6/1", "data7/0", "data7/1", "targets/x"}

@@ -8,7 +8,8 @@ from bright import bright_checkpoint, bright_predictor, probability_of, write_sc
 from PIL import Image
 
 from mclc_gpu.cli.main import main
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.detect.evaluate import Case, score_files, score_network
 from mclc_gpu.errors import InputError
 from mclc_gpu.report.folder import write_report

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import read_points
 
 WIDTH, HEIGHT = 40, 30

@@ -12,7 +12,8 @@ from devices import BACKENDS, device_of, on_cpu
 
 from mclc_gpu.data.annotations import CATEGORIES, category_of
 from mclc_gpu.data.datasets import find_split, read_list
-from mclc_gpu.data.images import find_files, luma, read_image, read_mask
+from mclc_gpu.data.images import luma, read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels.components import ComponentVotes, component_windows, vote_components
 from mclc_gpu.kernels.config import CATEGORY_AREAS, ComponentConfig

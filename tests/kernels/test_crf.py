@@ -15,7 +15,8 @@ from aot_table import variants
 from devices import BACKENDS, device_of
 
 from mclc_gpu.data.datasets import find_split, read_list, select
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels import crf_cpu, crf_triton
 from mclc_gpu.kernels.config import CrfConfig, TrialConfig

@@ -10,7 +10,8 @@ from PIL import Image
 
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.files import is_file, key_of, members_of, read_file, stem_of_mask, write_archive
-from mclc_gpu.data.images import find_files, image_size, read_image, read_mask
+from mclc_gpu.data.images import image_size, read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels import run as labelrun

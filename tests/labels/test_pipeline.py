@@ -204,7 +204,8 @@ def test_estimates_come_in_the_order_of_the_clicks():
 
 def test_nuaa_categories(nuaa):
     from mclc_gpu.data.datasets import read_list
-    from mclc_gpu.data.images import find_files, read_image
+    from mclc_gpu.data.images import read_image
+    from mclc_gpu.data.names import find_files
     from mclc_gpu.data.simulate import simulate_points
 
     files = find_files(nuaa / "images")

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.images import find_files, read_image, read_mask
+from mclc_gpu.data.images import read_image, read_mask
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.config import TrialConfig

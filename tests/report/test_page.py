@@ -15,7 +15,7 @@ from PIL import Image
 
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.images import find_files
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import write_points
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.folder import LabelRun
