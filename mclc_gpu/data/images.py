@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 
 from mclc_gpu.data.files import in_archive, read_file
 from mclc_gpu.errors import InputError
@@ -207,12 +208,12 @@ def image_size(path: Path | str) -> tuple[int, int]:
             return image.height, image.width
 
 
-def network_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
+def network_levels(image: np.ndarray, in_channels: int, robust: bool = True) -> np.ndarray:
     """Return the levels of an image that a detector sees, before normalization.
 
     8-bit images are taken as they are. Images of any other type are scaled by their own range over all
-    channels, darkest to 0 and brightest to 255; a constant one is 0 everywhere. For one channel a color image
-    gives its `luma`, for three a gray image is repeated.
+    channels, darkest to 0 and brightest to 255, and clipped; a constant one is 0 everywhere. For one channel
+    a color image gives its `luma`, for three a gray image is repeated.
 
     Parameters
     ----------
@@ -220,6 +221,9 @@ def network_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
         Finite.
     in_channels : {1, 3}
         Channels of the detector's input.
+    robust : bool
+        Leave dead, hot and fill pixels out of the range, single ones and whole columns or rows: it is that of
+        the values which four pixels of some 3 x 3 neighborhood reach. Otherwise every pixel counts.
 
     Returns
     -------
@@ -236,12 +240,29 @@ def network_levels(image: np.ndarray, in_channels: int) -> np.ndarray:
     if image.dtype != np.uint8:
         # In float64: the span of float images may be wider or narrower than float32 can divide by.
         values = image.astype(np.float64)
-        low, high = values.min(), values.max()
-        image = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+        low, high = _robust_range(image) if robust else (values.min(), values.max())
+        scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+        image = scaled.clip(0.0, 255.0)
     if in_channels == 1:
         return luma(image)[None]
     channels = image if image.ndim == 3 else np.broadcast_to(image[:, :, None], (*image.shape, 3))
     return np.ascontiguousarray(channels.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _robust_range(image: np.ndarray) -> tuple[float, float]:
+    """Return the least and the greatest value of any channel that four pixels of a 3 x 3 neighborhood reach.
+
+    Of images that are too small, or constant but for bad pixels, it is the full range.
+    """
+    if min(image.shape[:2]) >= 3:
+        planes = image[:, :, None] if image.ndim == 2 else image
+        inner = np.s_[1:-1, 1:-1]
+        channels = [planes[:, :, channel] for channel in range(planes.shape[2])]
+        low = min(float(ndimage.rank_filter(plane, 3, 3)[inner].min()) for plane in channels)
+        high = max(float(ndimage.rank_filter(plane, -4, 3)[inner].max()) for plane in channels)
+        if high > low:
+            return low, high
+    return float(image.min()), float(image.max())
 
 
 def luma(image: np.ndarray) -> np.ndarray:

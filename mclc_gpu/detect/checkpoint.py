@@ -31,6 +31,8 @@ _FIELDS = {
 class Normalization:
     """Mean and standard deviation of the training images, in the gray levels (0 to 255) of `network_levels`.
 
+    `robust` is that function's; files of versions that did not know it have False.
+
     Raises
     ------
     ValueError
@@ -39,6 +41,7 @@ class Normalization:
 
     mean: float
     std: float
+    robust: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
@@ -147,7 +150,7 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
     ...     )
     ...     trained = load_checkpoint(path, "cpu")
     >>> trained.name, trained.normalization
-    ('acm', Normalization(mean=80.0, std=20.0))
+    ('acm', Normalization(mean=80.0, std=20.0, robust=True))
     """
     content = _read(path)
     try:
@@ -159,7 +162,7 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
         raise InputError(f"{path}: {error}; use the version of mclc-gpu that wrote it") from error
     try:
         network.load_state_dict(content["weights"])
-        normalization = Normalization(**content[_NORMALIZATION])
+        normalization = Normalization(**{"robust": False, **content[_NORMALIZATION]})
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: its weights are not those of this version's {content['network']}; "

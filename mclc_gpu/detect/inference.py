@@ -37,9 +37,8 @@ def to_input(image: np.ndarray, in_channels: int, normalization: Normalization) 
     -------
     ndarray [C, H, W], float32
     """
-    return (network_levels(image, in_channels) - np.float32(normalization.mean)) / np.float32(
-        normalization.std
-    )
+    levels = network_levels(image, in_channels, normalization.robust)
+    return (levels - np.float32(normalization.mean)) / np.float32(normalization.std)
 
 
 @contextmanager

@@ -411,7 +411,7 @@ def grabcut_mask(pixels: np.ndarray, marks: Sequence[int], box: np.ndarray | Non
     background = (trimap == cv2.GC_BGD) | (trimap == cv2.GC_PR_BGD)
     if background.all() or not background.any():
         return ~background
-    colors = np.rint(network_levels(pixels, 3)).astype(np.uint8).transpose(1, 2, 0)
+    colors = np.rint(network_levels(pixels, 3, robust=False)).astype(np.uint8).transpose(1, 2, 0)
     cv2.setRNGSeed(0)  # of this thread: its k-means draws start centers
     cv2.grabCut(
         np.ascontiguousarray(colors),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mclc_gpu.data.images import image_size, read_image, read_mask, read_truth
+from mclc_gpu.data.images import image_size, network_levels, read_image, read_mask, read_truth
 from mclc_gpu.data.names import find_files, stem_of
 from mclc_gpu.errors import InputError
 
@@ -365,3 +365,34 @@ def test_nuaa_images_and_masks(nuaa):
         assert image_size(images[stem]) == pixels.shape[:2]
         assert 0 < read_mask(masks[stem], pixels.shape[:2]).mean() < 0.1
     assert kinds == {2, 3}
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_levels_leave_out_bad_pixels(dtype):
+    rng = np.random.default_rng(0)
+    clean = rng.integers(7000, 7100, (40, 50)).astype(dtype)
+    clean[20:23, 30:33] += 900
+    levels = network_levels(clean, 1)
+    for row, column, value in (
+        (3, 4, 0),
+        (0, 0, 16383),
+        (39, 7, 65535),
+        (np.s_[:], 0, 0),
+        (17, np.s_[:], 12000),
+    ):
+        broken = clean.copy()
+        broken[row, column] = value
+        found = network_levels(broken, 1)
+        good = broken == clean
+        np.testing.assert_allclose(found[0][good], levels[0][good], atol=4)
+        assert found.min() >= 0
+        assert found.max() <= 255
+    full = network_levels(broken, 1, robust=False)
+    assert (full.min(), full.max()) == (0, 255)
+
+
+def test_levels_of_one_bright_pixel_on_nothing():
+    image = np.full((9, 9), 100, np.uint16)
+    image[4, 4] = 1000
+    assert network_levels(image, 1)[0, 4, 4] == 255
+    assert network_levels(image[3:5, 3:5], 1).max() == 255
