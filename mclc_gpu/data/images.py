@@ -28,6 +28,7 @@ Color = tuple[int, int, int]  # RGB, 0 to 255
 MASK_COLOR: Color = (255, 176, 0)  # of predicted masks in figures
 
 _MOST_TARGET = 0.5  # share of an image that its targets, which are small, may cover
+_MOST_BETWEEN = 0.25  # share of a mask's pixels that may be neither dark nor bright
 
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
 _DIRECT_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
@@ -113,6 +114,12 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndar
         The mask has another size than `shape` (it is never resized), or more than two values of which none is
         above 127 (numbers of classes or targets), and as `read_image` does.
     """
+    pixels = _mask_pixels(path, shape)
+    return pixels > _mask_threshold(pixels, path)
+
+
+def _mask_pixels(path: Path | str, shape: tuple[int, int] | None) -> np.ndarray:
+    """Read a mask file of the given size as [H, W], of a color image the greatest channel."""
     pixels = read_image(path)
     if shape is not None and pixels.shape[:2] != tuple(shape):
         (height, width), (rows, columns) = pixels.shape[:2], shape
@@ -120,9 +127,7 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndar
             f"{path}: the mask is {width}x{height} but its image is {columns}x{rows} (width x height); "
             "give the mask of this image, masks are not resized"
         )
-    if pixels.ndim == 3:
-        pixels = pixels.max(axis=2)
-    return pixels > _mask_threshold(pixels, path)
+    return pixels.max(axis=2) if pixels.ndim == 3 else pixels
 
 
 def _mask_threshold(pixels: np.ndarray, path: Path | str) -> float:
@@ -149,20 +154,21 @@ def _mask_threshold(pixels: np.ndarray, path: Path | str) -> float:
 
 
 def read_truth(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the true mask of an image, see `read_mask`; one that is true on most of the image is refused.
+    """Read the true mask of an image, see `read_mask`; what looks like no mask is refused.
 
     Raises
     ------
     InputError
-        More than half of the image is target: an inverted mask, or an image in its place; and as `read_mask`.
+        More than half of the image is target (an inverted mask), or more than a quarter of the pixels has a
+        value between a tenth and nine tenths of the largest (an image); and as `read_mask`.
     """
-    mask = read_mask(path, shape)
-    share = float(mask.mean())
+    pixels = _mask_pixels(path, shape)
+    mask = pixels > _mask_threshold(pixels, path)
+    share, largest = float(mask.mean()), float(pixels.max())
+    if float(((pixels > 0.1 * largest) & (pixels < 0.9 * largest)).mean()) > _MOST_BETWEEN:
+        raise InputError(f"{path}: many gray levels, as of an image; give masks of the values 0 and 255")
     if share > _MOST_TARGET:
-        raise InputError(
-            f"{path}: {share:.0%} of the image are target; invert the mask if its targets are dark, or give "
-            "masks in place of images"
-        )
+        raise InputError(f"{path}: {share:.0%} of the image are target; invert the mask")
     return mask
 
 

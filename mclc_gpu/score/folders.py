@@ -9,7 +9,7 @@ import numpy as np
 from mclc_gpu.data.datasets import listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_mask, read_probability, read_truth
-from mclc_gpu.data.names import find_images_and_masks
+from mclc_gpu.data.names import find_files, find_images_and_masks
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.config import CONVENTIONS, ScoreOptions
@@ -104,7 +104,10 @@ def score_folders(
     if curve and options.threshold is None:
         raise InputError("threshold None: a curve over thresholds needs probability maps; give a threshold")
     convention, threshold = CONVENTIONS.find(options.convention), options.threshold
-    predictions, truths = find_images_and_masks(options.pred, options.truth)
+    if options.pred.resolve() == options.truth.resolve():  # which should score 1
+        predictions = truths = find_files(options.truth)
+    else:
+        predictions, truths = find_images_and_masks(options.pred, options.truth)
     predictions, skipped = listed(predictions, options.list, options.pred)
     pairs, unpaired = pair_files(predictions, truths)
     skipped += unpaired

@@ -284,6 +284,11 @@ def test_true_masks_that_cover_the_image_are_refused(tmp_path):
     assert read_mask(tmp_path / "a.png").sum() == 96
     with pytest.raises(InputError, match=r"a\.png: 96% of the image are target; invert the mask"):
         read_truth(tmp_path / "a.png", (10, 10))
+    Image.fromarray(np.random.default_rng(0).integers(0, 160, (20, 20)).astype(np.uint8)).save(
+        tmp_path / "b.png"
+    )
+    with pytest.raises(InputError, match=r"b\.png: many gray levels, as of an image"):
+        read_truth(tmp_path / "b.png")
 
 
 def test_uncompressed_bits_in_tiff(tmp_path):
