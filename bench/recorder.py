@@ -117,9 +117,9 @@ _TO_NUMPY = frozenset(("numpy", "__array__"))
 class _Functions(TorchFunctionMode):
     """Every function of PyTorch that Python calls, in the place of the device."""
 
-    def __init__(self, record: Record, counting: bool) -> None:
+    def __init__(self, record: Record, counting: bool, zeroed: bool) -> None:
         super().__init__()
-        self.record, self.counting = record, counting
+        self.record, self.counting, self.zeroed = record, counting, zeroed
 
     def __torch_function__(
         self,
@@ -155,7 +155,7 @@ class _Functions(TorchFunctionMode):
         elif there and name in _TO_NUMPY:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         locked = kwargs.pop("pin_memory", False)
-        if self.counting and on_device and name.startswith(("empty", "new_empty")):
+        if self.zeroed and on_device and name.startswith(("empty", "new_empty")):
             func = _ZEROED.get(func, func)
         result = func(*args, **kwargs)
         if on_device:
@@ -517,13 +517,24 @@ def recorded_device(counting: bool = True) -> Iterator[Record]:
         return kernels.compile(kernel, key, *args, **kwargs)
 
     with ExitStack() as stack:
-        for name, substitute in _cuda(record).items():
-            stack.enter_context(patch.object(torch.cuda, name, substitute))
         stack.enter_context(patch.object(triton.JITFunction, "_do_compile", compile_))
         stack.callback(kernels.forget)
         driver = triton.runtime.driver
         before = driver._active if hasattr(driver, "_active") else None
         driver.set_active(_Driver())
         stack.callback(driver.set_active, before)
-        stack.enter_context(_Functions(record, counting))
+        stack.enter_context(marked_device(record, counting, zeroed=counting))
         yield record
+
+
+@contextmanager
+def marked_device(record: Record, counting: bool = True, zeroed: bool = False) -> Iterator[None]:
+    """Let PyTorch's part of the package use `DEVICE` without a GPU, see `recorded_device`.
+
+    `zeroed` lets memory of the device hold zeros until something is written there.
+    """
+    with ExitStack() as stack:
+        for name, substitute in _cuda(record).items():
+            stack.enter_context(patch.object(torch.cuda, name, substitute))
+        stack.enter_context(_Functions(record, counting, zeroed))
+        yield

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mclc_gpu.kernels.backend import launching
 from mclc_gpu.kernels.config import LUMA, WHITE
 
 _BLOCK = 512
@@ -54,10 +55,11 @@ def lab_of_linear(r, g, b):
     return 116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["plane"])
 def lab_kernel(p_image, p_out, plane, BLOCK: tl.constexpr):
-    i_image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(plane, BLOCK)
+    i_image = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < plane
     source = p_image + i_image * 3 * plane + pixel
     r = tl.load(source, inside, 0.0)
@@ -73,9 +75,10 @@ def lab_kernel(p_image, p_out, plane, BLOCK: tl.constexpr):
 def launch(image: torch.Tensor, out: torch.Tensor) -> None:
     """Convert a contiguous float32 [B, 3, H, W] sRGB image to CIELAB; see `mclc_gpu.kernels.color`."""
     plane = image.shape[2] * image.shape[3]
-    grid = (triton.cdiv(plane, _BLOCK), image.shape[0])
+    programs = image.shape[0] * triton.cdiv(plane, _BLOCK)
     # Without fused multiply-adds the numbers are those of the CPU backend, bit for bit.
-    lab_kernel[grid](image, out, plane, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False)
+    with launching(image.device):
+        lab_kernel[(programs,)](image, out, plane, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False)
 
 
 _RED, _GREEN, _BLUE = (tl.constexpr(weight) for weight in LUMA)

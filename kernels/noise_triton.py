@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from mclc_gpu.kernels.backend import launching
+
 _BLOCK = 512
 
 
@@ -92,13 +94,14 @@ def draw(key, pixel, trial, target):
     return w0, w1, w2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["trial", "plane", "bound"])
 def noise_kernel(
     p_windows, p_keys, p_targets, p_out, trial, plane, intensity, bound, low, high,
     CHANNELS: tl.constexpr, DISTURB: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i_window = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(plane, BLOCK)
+    i_window = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < plane
     w0, w1, w2 = draw(tl.load(p_keys + i_window), pixel, trial, tl.load(p_targets + i_window).to(tl.int32))
     if SHARED:
@@ -120,9 +123,10 @@ def launch(
 ) -> None:  # fmt: skip
     """Fill `out`; see `mclc_gpu.kernels.noise.add_noise`."""
     plane = windows.shape[2] * windows.shape[3]
-    grid = (triton.cdiv(plane, _BLOCK), windows.shape[0])
-    noise_kernel[grid](
-        windows, keys, targets, out, trial, plane, intensity, bound, low, high,
-        CHANNELS=windows.shape[1], DISTURB=disturb, SHARED=shared, BLOCK=_BLOCK, num_warps=4,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    programs = windows.shape[0] * triton.cdiv(plane, _BLOCK)
+    with launching(windows.device):
+        noise_kernel[(programs,)](
+            windows, keys, targets, out, trial, plane, intensity, bound, low, high,
+            CHANNELS=windows.shape[1], DISTURB=disturb, SHARED=shared, BLOCK=_BLOCK, num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip

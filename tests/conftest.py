@@ -10,6 +10,7 @@ Hypothesis repeats the same examples in every run; `--hypothesis-profile long` t
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NUAA_DEFAULT = ROOT.parent / "shared" / "data" / "NUAA-SIRST"
 CUDA = torch.cuda.is_available()
 
-if not CUDA:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# The interpreter would hide a GPU.
+if CUDA:
+    os.environ.pop("TRITON_INTERPRET", None)
+else:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,9 +54,18 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.fixture(scope="session")
-def device() -> torch.device:
-    """Device on which Triton kernels run: CUDA where there is one, else the CPU with Triton's interpreter."""
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[None]:
+    """Let Triton's interpreter stand for a GPU where there is none: see `devices.interpreted_gpu`."""
+    from devices import interpreted_gpu
+
+    with nullcontext() if CUDA else interpreted_gpu():
+        yield
+
+
+@pytest.fixture
+def device(gpu: None) -> torch.device:
+    """Device on which Triton kernels run: CUDA, or what stands for it."""
     from devices import device_of
 
     return device_of("triton")

@@ -117,6 +117,7 @@ def test_a_label_maker_and_a_format_make_labels(data: Path, labels: Path) -> Non
         assert (mask & truth).sum() >= 0.8 * (mask | truth).sum()
 
 
+@pytest.mark.usefixtures("gpu")
 def test_a_noise_is_drawn_alike_on_both_backends_and_in_trials(data: Path) -> None:
     windows = torch.from_numpy(np.random.default_rng(0).integers(1, 255, (2, 3, 6, 7)).astype(np.float32))
     strength = {"kind": "dim", "intensity": 0.3, "low": -3.5}

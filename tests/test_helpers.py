@@ -77,6 +77,7 @@ def test_near_ties_are_told_from_errors() -> None:
     assert (canonical(right(3)) == canonical(right(3) * 7 + 1)).all()
 
 
+@pytest.mark.usefixtures("gpu")
 def test_tensors_of_results_are_moved() -> None:
     @dataclass(frozen=True)
     class Result:

@@ -1,10 +1,16 @@
 """Devices on which the tests run the two backends of the kernels."""
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
+from mclc_gpu.bench.recorder import DEVICE, OnDevice, Record, marked_device
+from mclc_gpu.kernels import backend as backend_module
 from mclc_gpu.kernels.backend import pick_device
 
 BACKENDS = ("cpu", "triton")
@@ -12,10 +18,7 @@ Tensors = TypeVar("Tensors")
 
 
 def device_of(backend: str | None) -> torch.device:
-    """Return the device of a backend's tensors: for "triton" CUDA where there is one, else the CPU.
-
-    On the CPU, Triton kernels run in Triton's interpreter, which `conftest.py` turns on.
-    """
+    """Return the device of a backend's tensors: for "triton" the GPU, or `interpreted_gpu`."""
     return pick_device("auto" if backend == "triton" else "cpu")
 
 
@@ -24,3 +27,39 @@ def on_cpu(result: Tensors) -> Tensors:
     values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     tensors = {name: value.cpu() for name, value in values.items() if isinstance(value, torch.Tensor)}
     return dataclasses.replace(result, **tensors)
+
+
+@contextmanager
+def interpreted_gpu() -> Iterator[torch.device]:
+    """Let Triton's interpreter stand for a GPU, and refuse what a GPU refuses.
+
+    Its tensors are marked, and lie in the memory of the process. An operation that mixes them with tensors of
+    the CPU fails, so does ``backend="triton"`` for tensors of the CPU, and a launch while another device is
+    the current one, as it is outside `launching`.
+    """
+    current: list[torch.device] = [torch.device("cuda", DEVICE.index + 1)]
+
+    @contextmanager
+    def make_current(device: torch.device) -> Iterator[None]:
+        current.append(torch.device(device))
+        yield
+        current.pop()
+
+    run: Callable[..., Any] = InterpretedFunction.run
+
+    def launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        tensors = [value for value in (*arguments, *options.values()) if isinstance(value, torch.Tensor)]
+        assert all(isinstance(tensor, OnDevice) for tensor in tensors), (
+            f"{kernel.__name__}: tensors of the CPU"
+        )
+        with torch._C.DisableTorchFunction():
+            plain = [v.as_subclass(torch.Tensor) if isinstance(v, torch.Tensor) else v for v in arguments]
+            return run(kernel, *plain, grid=grid, warmup=warmup, **options)
+
+    with (
+        marked_device(Record()),
+        patch.object(torch.cuda, "device", make_current),
+        patch.object(InterpretedFunction, "run", launch),
+        patch.object(backend_module, "interpreted", lambda: False),
+    ):
+        yield DEVICE

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from devices import device_of
 
 from mclc_gpu.kernels import backend
+from mclc_gpu.kernels.color import rgb_to_lab
 
-_META = torch.device("meta")  # a device whose tensors have no values
 _TENSORS = [
     torch.tensor([True, False, True]),
     torch.arange(12, dtype=torch.float64).reshape(3, 4).T,
@@ -22,26 +23,16 @@ def test_upload_to_the_cpu_returns_the_tensors() -> None:
 
 
 def test_upload_is_one_copy_of_aligned_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = []
-
-    def copy(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-        copies.append((host.numel(), device))
-        return host.clone()
-
-    monkeypatch.setattr(backend, "copy_to_device", copy)
-    got = backend.upload(_META, *_TENSORS)
-    assert copies == [(16 + 96 + 0 + 16 + 16 + 16, _META)]
+    device, copies, copy = device_of("triton"), [], backend.copy_to_device
+    monkeypatch.setattr(backend, "copy_to_device", lambda *given: copies.append(given) or copy(*given))
+    got = backend.upload(device, *_TENSORS)
+    ((staging, where),) = copies
+    assert (staging.numel(), where) == (16 + 96 + 0 + 16 + 16 + 16, device)
     for part, given in zip(got, _TENSORS, strict=True):
-        assert part.dtype == given.dtype
-        assert part.is_contiguous()
-        assert torch.equal(part, given)
+        assert (part.device.type, part.dtype, part.is_contiguous()) == (device.type, given.dtype, True)
+        assert torch.equal(part.cpu(), given)
         assert part.storage_offset() * part.element_size() % 16 == 0
-
-
-def test_upload_to_a_device() -> None:
-    for part, given in zip(backend.upload(_META, *_TENSORS), _TENSORS, strict=True):
-        assert (part.device, part.dtype, part.shape) == (_META, given.dtype, given.shape)
-    assert backend.upload(_META) == []
+    assert backend.upload(device) == []
 
 
 def test_download_from_the_cpu_returns_the_tensors() -> None:
@@ -50,26 +41,28 @@ def test_download_from_the_cpu_returns_the_tensors() -> None:
 
 
 def test_download_is_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = []
-
-    def copy(tensor: torch.Tensor):
-        copies.append((tensor.device, tensor.numel()))
-        return lambda: torch.zeros(tensor.shape, dtype=tensor.dtype)
-
-    monkeypatch.setattr(backend, "copy_to_host", copy)
-    fetched = backend.download(*(tensor.to(_META) for tensor in _TENSORS))
-    assert copies == [(_META, 160)]
+    device, copies, copy = device_of("triton"), [], backend.copy_to_host
+    monkeypatch.setattr(backend, "copy_to_host", lambda packed: copies.append(packed) or copy(packed))
+    fetched = backend.download(*(tensor.to(device) for tensor in _TENSORS))
+    assert [packed.numel() for packed in copies] == [160]
     for part, given in zip(fetched(), _TENSORS, strict=True):
-        assert torch.equal(part, torch.zeros_like(given))
-
-
-@pytest.mark.gpu
-def test_copies_of_a_gpu() -> None:
-    device = torch.device("cuda")
-    for part, given in zip(backend.download(*backend.upload(device, *_TENSORS))(), _TENSORS, strict=True):
+        assert part.device.type == "cpu"
         assert torch.equal(part, given)
 
 
-def test_launching_on_the_cpu() -> None:
+def test_launching_makes_the_device_current() -> None:
     with backend.launching(torch.device("cpu")):
         pass
+    with backend.launching(device_of("triton")):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU")
+def test_the_interpreted_gpu_refuses_what_a_gpu_refuses() -> None:
+    there, here = torch.ones(2, 3, device=device_of("triton")), torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match="on the device and on the CPU"):
+        there + here
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    with pytest.raises(RuntimeError, match="'triton' needs CUDA tensors"):
+        rgb_to_lab(here[:, :, None, None], backend="triton")

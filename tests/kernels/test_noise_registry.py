@@ -109,7 +109,8 @@ def test_every_kind_runs_the_same_compiled_trials() -> None:
 def test_labels_are_made_with_it(tmp_path: Path) -> None:
     write_dataset(tmp_path, 2, 5, size=(48, 48))
     words = ["label", "--images", tmp_path / "images", "--points-from-masks", tmp_path / "masks"]
-    words += ["--preset", "paper", "--trials", 3, "--noise", "speckle", "--out", tmp_path / "run"]
+    words += ["--preset", "paper", "--trials", 3, "--noise", "speckle", "--device", "cpu"]
+    words += ["--out", tmp_path / "run"]
     assert main([str(word) for word in words]) == 0
     settings = json.loads((tmp_path / "run" / "label.json").read_text())["settings"]
     assert settings["trial"]["noise"] == "speckle"
