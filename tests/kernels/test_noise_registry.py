@@ -117,7 +117,7 @@ def test_labels_are_made_with_it(tmp_path: Path) -> None:
     image = np.full((30, 30), 50, np.uint8) + np.arange(30, dtype=np.uint8)
     image[10:14, 12:16] = 200
     config = preset("paper", trials=4, trial={"noise": "speckle"})
-    (target,) = label_images([image], [[Point(13, 12, "spot")]], config)
+    (target,) = label_images([image], [[Point(13, 12, "spot")]], config, device="cpu")
     assert target.mask.any()
 
 
