@@ -38,6 +38,7 @@ def test_every_part_ran_and_nothing_is_claimed(summary: dict[str, Any]) -> None:
         assert "failed" not in row["note"], row
         assert (row["value"], row["share"], row["ratio"]) == (None, None, None)
         assert ABSENT in row["note"], row
+    assert [row["note"].startswith("equal") for row in rows if row["part"] == "agreement"] == [True] * 4
     works = " ".join(row["work"] for row in rows)
     assert all(f"training {name}" in works for name in NETWORKS)
 
