@@ -125,7 +125,8 @@ class Moment:
         """Return the seconds from an earlier moment of the same device to this one; waits for this one."""
         if self._event is None or other._event is None:
             return self._time - other._time
-        self._event.synchronize()
+        if not self._event.query():
+            self._event.synchronize()
         return float(other._event.elapsed_time(self._event)) / 1e3
 
 

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar, overload
 
 import numpy as np
@@ -18,7 +19,7 @@ from mclc_gpu.kernels.masks import window_maps
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.labels.config import PRESETS, LabelConfig
 from mclc_gpu.labels.makers import Batch, Maps, maker_of
-from mclc_gpu.labels.placing import by_type, place_targets
+from mclc_gpu.labels.placing import by_type, estimate_areas, place_targets
 from mclc_gpu.labels.windows import PlacedTarget, PlacedTargets, Window
 
 
@@ -46,7 +47,7 @@ class TargetMask:
     confidence : float
         Expected IoU 0..1 of the mask; NaN from label makers that do not know it.
     exact : ndarray of float32, [h, w], or None
-        The TPM as it was made on the CPU; None from other devices, which send it in 16 bits.
+        The TPM as it was made; None where a device sent it in 16 bits.
     """
 
     image: int
@@ -145,26 +146,29 @@ class _Refined:
 
 def _refined(group: ClusteredTargets, config: LabelConfig) -> _Refined:
     """Make the masks of a group, and begin to fetch them."""
-    maps, batch = group.maps, group.batch
-    windows, boxes = batch.windows, batch.targets.boxes
-    made = window_maps(
-        maps.tpm.to(batch.device),
-        windows,
-        config.threshold,
-        divisors=maps.divisors,
-        votes=maps.votes,
-        boxes=boxes,
-    )
-    masks = made.masks
-    if config.refine == "crf":
-        masks = crf_masks(made.tpm, batch.packed, windows, config.crf).view(torch.uint8)
-    about = [part for part in (maps.confidence, maps.area) if part is not None]
+    maps, batch, crf = group.maps, group.batch, config.refine == "crf"
+    windows, boxes, on_host = batch.windows, batch.targets.boxes, batch.device.type == "cpu"
+    finish = partial(window_maps, windows=windows, threshold=config.threshold, divisors=maps.divisors)
+    values = maps.tpm.to(batch.device)
+    # A CRF starts from values relative to the largest, of any unit. So a device needs no maps for it unless
+    # they are made of several: it sends the values, one launch less, and the host makes the maps.
+    raw = crf and not on_host and maps.votes is None and boxes is None
+    made = None if raw else finish(values, votes=maps.votes, boxes=boxes)
+    if crf:
+        start = values if made is None else made.tpm
+        masks = crf_masks(start, batch.packed, windows, config.crf).view(torch.uint8)
+    else:
+        assert made is not None
+        masks = made.masks
+    about = [part.to(batch.device) for part in (maps.confidence, maps.area) if part is not None]
+    arrived = download(values if made is None else made.levels, masks, *about)
     # Floating-point maps are not sent from a device: the files have 16 bits.
-    exact = made.tpm if batch.device.type == "cpu" else None
-    arrived = download(made.levels, masks, *(part.to(batch.device) for part in about))
+    exact = made.tpm if made is not None and on_host else None
 
     def fetch() -> _Fetched:
-        levels, found, *numbers = (part.numpy() for part in arrived())
+        sent, received, *others = arrived()
+        tpm, levels = (exact, sent) if made is not None else finish(sent)[:2]
+        found, numbers = received.numpy(), [part.numpy() for part in others]
         confidence = numbers.pop(0) if maps.confidence is not None else None
         area = numbers.pop(0) if maps.area is not None else None
         if maps.votes is not None:
@@ -177,9 +181,9 @@ def _refined(group: ClusteredTargets, config: LabelConfig) -> _Refined:
                 mask[:top] = mask[bottom:] = mask[:, :left] = mask[:, right:] = False
         count = len(shapes)
         return _Fetched(
-            split(levels.view(np.uint16)),
+            split(levels.numpy().view(np.uint16)),
             masks_of,
-            [None] * count if exact is None else split(exact.numpy()),
+            [None] * count if tpm is None else split(tpm.numpy()),
             [config.trials] * count if maps.trials is None else maps.trials.tolist(),
             [math.nan] * count if confidence is None else confidence.tolist(),
             [None] * count if area is None else area.tolist(),
@@ -344,8 +348,11 @@ def compose_levels(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tup
     return mask, levels
 
 
-def warm_up(config: LabelConfig, device: torch.device) -> None:
-    """Compile the kernels of a config at all window sizes, so that later timings hold none of it."""
+def warm_up(config: LabelConfig, device: torch.device, estimate: bool = False) -> None:
+    """Compile the kernels of a config at all window sizes, so that later timings hold none of it.
+
+    Those that estimate missing categories are compiled if `estimate`.
+    """
     image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
     # On a GPU windows of each power of two of pixels have kernels of their own.
     sides = (5, 6, 10, 16, 22, 32, 45, 63) if device.type == "cuda" else (6,)
@@ -357,6 +364,8 @@ def warm_up(config: LabelConfig, device: torch.device) -> None:
     brief = replace(config, trials=min(config.trials, 16))
     for version in (image, image.astype(np.float32)) if device.type == "cpu" else (image,):
         label_targets([version], placed, brief, device)
+        if estimate and config.entry.needs_category:
+            estimate_areas([version], [(0, point) for point in points], device)
 
 
 def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:
