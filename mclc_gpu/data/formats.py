@@ -17,8 +17,10 @@ import numpy as np
 
 from mclc_gpu.data.annotations import CATEGORIES, components
 from mclc_gpu.data.images import read_image
+from mclc_gpu.data.names import IMAGE_SUFFIXES
 from mclc_gpu.errors import InputError, Skipped
 
+TABLE_SUFFIXES = (".csv", ".tsv")
 Positions = tuple[tuple[object, object], ...]
 _LOSSY = (".jpg", ".jpeg")
 _NO_TARGET = ("background", "bg", "negative", "none")  # names of objects that stand for no target
@@ -194,6 +196,15 @@ class PointFormat:
     recognizes: Callable[[LabelFile], bool] = lambda file: False
 
 
+def bounds(corners: Positions) -> Box:
+    """Return the box around the corners of a polygon; numbers that are none are left to be reported."""
+    try:
+        xs, ys = ([float(str(corner[axis])) for corner in corners] for axis in (0, 1))
+    except ValueError:
+        return Box((*corners[0], *corners[-1]), "corners")
+    return Box((min(xs), min(ys), max(xs), max(ys)), "corners")
+
+
 def known_category(label: object) -> str | None:
     """Return the category that a free-text label happens to name, else None."""
     return label.lower() if isinstance(label, str) and label.lower() in CATEGORIES else None
@@ -276,9 +287,11 @@ def parse_table(file: LabelFile) -> Entries:
         ) from error
 
 
-def has_table_header(file: LabelFile) -> bool:
-    """Return whether the first line names the columns of a points table."""
-    return any(roles is not None for roles, _ in _readings(file.text(may_be_empty=True)))
+def is_table(file: LabelFile) -> bool:
+    """Return whether a file is named as a table, or its first line names the columns of a points table."""
+    return file.path.suffix.lower() in TABLE_SUFFIXES or any(
+        roles is not None for roles, _ in _readings(file.text(may_be_empty=True))
+    )
 
 
 def _header_of(text: str, path: Path) -> tuple[dict[str, int], str]:
@@ -322,7 +335,8 @@ def parse_lines(file: LabelFile) -> Entries:
     Blanks or commas separate; DOTA's head lines (imagesource:, gsd:) are passed over; an image whose file
     holds no line has no target. A line of five numbers, the last four in 0..1, is YOLO's box
     (class, center x, center y, width, height as shares of the image's size); three more are its keypoint
-    (x, y, visibility). YOLO's polygons (class and three or more corners) give their bounding boxes.
+    (x, y, visibility). YOLO's polygons (class and three or more corners) give their bounding boxes. One file
+    for all images has lines "image x1,y1,x2,y2,class ...", a box for each group of numbers.
     """
     name, empty = (file.path.stem,), True
     for number, line in enumerate(file.text(may_be_empty=True).splitlines(), 1):
@@ -330,6 +344,10 @@ def parse_lines(file: LabelFile) -> Entries:
         if not cells or line.lower().startswith(("imagesource:", "gsd:")):
             continue
         empty, where = False, f"line {number}"
+        listed = line.split()
+        if listed[0].lower().endswith(IMAGE_SUFFIXES):
+            yield from _listed_boxes(listed, where, str(file.path))
+            continue
         if len(cells) in (2, 3):
             category = cells[2] if len(cells) == 3 else None
             yield Entry(name, where, ((cells[0], cells[1]),), category=category)
@@ -343,6 +361,20 @@ def parse_lines(file: LabelFile) -> Entries:
             )
     if empty:
         yield Entry(name, "the whole file")
+
+
+def _listed_boxes(cells: Sequence[str], where: str, path: str) -> Entries:
+    """Yield the boxes of a line "image x1,y1,x2,y2,class ..."."""
+    names = (cells[0],)
+    if len(cells) == 1:
+        yield Entry(names, where)
+    for cell in cells[1:]:
+        numbers = cell.split(",")
+        if len(numbers) in (4, 5):
+            box = Box((numbers[0], numbers[1], numbers[2], numbers[3]), "corners")
+            yield Entry(names, where, box=box, grid=IMAGE_EDGE)
+        else:
+            yield Skipped(path, f"{where}: {cell!r} is no box x1,y1,x2,y2,class")
 
 
 def _shares(cells: Sequence[str]) -> list[float]:
@@ -374,15 +406,8 @@ class _NoDoctype(ET.TreeBuilder):
         raise InputError("a document type declaration is not accepted; remove the <!DOCTYPE ...> part")
 
 
-def parse_xml(file: LabelFile) -> Entries:
-    """Parse VOC-style XML, one file per image: <object> with <centroid><xc/><yc/></centroid> or <bndbox>.
-
-    A <bndbox> holds xmin, ymin, xmax and ymax, both ends inside. All coordinates count from 1, as in MATLAB,
-    and 1 is subtracted. For boxes VOC says so; as to centroids, the 533 of NUAA-SIRST's `centroids/` exceed
-    those of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 % between 0.9 and 1.1).
-    The image is the one named like the file, else the one of <filename>. SIRST-v2 marks an image without
-    targets by an object of the pixel id 0; an object named background does so too.
-    """
+def xml_root(file: LabelFile, tag: str) -> ET.Element:
+    """Return the root of an XML file. Raises InputError for text that is no XML, or has another root."""
     path, data = file.path, file.content()
     if not data.strip():
         raise InputError(f"{path}: the file is empty; it must hold point labels")
@@ -392,8 +417,23 @@ def parse_xml(file: LabelFile) -> Entries:
         raise InputError(f"{path}: {error}") from error
     except (ET.ParseError, ValueError, LookupError) as error:
         raise InputError(f"{path}: not well-formed XML ({error}); export it again") from error
-    if root.tag != "annotation":
-        raise InputError(f"{path}: the root is <{root.tag}>, not <annotation>; give VOC-style XML")
+    if root.tag != tag:
+        raise InputError(
+            f"{path}: the root is <{root.tag}>, not <{tag}>; give VOC-style XML or that of CVAT for images"
+        )
+    return root
+
+
+def parse_xml(file: LabelFile) -> Entries:
+    """Parse VOC-style XML, one file per image: <object> with <centroid><xc/><yc/></centroid> or <bndbox>.
+
+    A <bndbox> holds xmin, ymin, xmax and ymax, both ends inside. All coordinates count from 1, as in MATLAB,
+    and 1 is subtracted. For boxes VOC says so; as to centroids, the 533 of NUAA-SIRST's `centroids/` exceed
+    those of their targets in the masks by 1.00 px in x and 1.01 px in y (medians; 90 % between 0.9 and 1.1).
+    The image is the one named like the file, else the one of <filename>. SIRST-v2 marks an image without
+    targets by an object of the pixel id 0; an object named background does so too.
+    """
+    path, root = file.path, xml_root(file, "annotation")
     names = (path.stem, (root.findtext("filename") or path.stem).strip())
     stated = root.find("size")
     size = None if stated is None else (stated.findtext("height"), stated.findtext("width"))

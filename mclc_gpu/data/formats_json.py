@@ -1,5 +1,6 @@
 """Label files in JSON: COCO, LabelMe, Label Studio and plain lists, told apart by their keys."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from mclc_gpu.data.formats import (
     LabelFile,
     PointFormat,
     Positions,
+    bounds,
     known_category,
     row_entry,
 )
@@ -23,7 +25,10 @@ from mclc_gpu.errors import Skipped
 
 _LONGEST_SIDE = 1 << 31  # no image is longer, and larger numbers have no float
 _LABEL_STUDIO_KEYS = {"keypointlabels": "keypoint", "rectanglelabels": "rectangle"}
-_LABELME_CORNERS = {"point": 1, "line": 2, "rectangle": 2, "linestrip": None}  # None: any number but none
+# Corners of each kind of shape; None: any number but none.
+_LABELME_CORNERS = {
+    "point": 1, "line": 2, "rectangle": 2, "circle": 2, "linestrip": None, "polygon": None, "rotation": 4,
+}  # fmt: skip
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -130,7 +135,10 @@ def _is_labelme(file: LabelFile) -> bool:
 
 
 def _parse_labelme(file: LabelFile) -> Entries:
-    """Parse LabelMe, one file per image: points, lines, rectangles; shapes of one group_id are one target."""
+    """Parse LabelMe, one file per image; shapes of one group_id are one target.
+
+    Polygons, circles and X-AnyLabeling's rotated rectangles give the boxes around them.
+    """
     root, path = file.json(), str(file.path)
     names = _texts(file.path.stem, root.get("imagePath"))
     size = (root.get("imageHeight"), root.get("imageWidth"))
@@ -150,7 +158,7 @@ def _parse_labelme(file: LabelFile) -> Entries:
             size=size,
         )
         if kind not in _LABELME_CORNERS:
-            yield Skipped(path, f"{where} is a {kind}, not a point, line, linestrip or rectangle")
+            yield Skipped(path, f"{where} is a {kind}, not a {', '.join(_LABELME_CORNERS)}")
         elif not at or len(at) != len(corners) or not _is_shape(kind, at):
             yield Skipped(path, f"{where} is a {kind} of {len(corners)} points; draw it again")
         elif kind == "point":
@@ -158,8 +166,25 @@ def _parse_labelme(file: LabelFile) -> Entries:
         elif kind == "rectangle":
             (x0, y0), (x1, y1) = at if len(at) == 2 else (at[0], at[2])
             yield replace(entry, box=Box((x0, y0, x1, y1), "corners"))
+        elif kind in ("polygon", "rotation"):
+            yield replace(entry, box=bounds(at))
+        elif kind == "circle":
+            yield replace(entry, box=_circle(at))
         else:
             yield replace(entry, stroke=at, polyline=True)
+
+
+def _circle(corners: Positions) -> Box:
+    """Return the box around a circle, given by its center and a point on it."""
+    (x, y), edge = corners
+    try:
+        radius = math.dist((float(str(x)), float(str(y))), [float(str(value)) for value in edge])
+    except ValueError:
+        return Box((x, y, *edge), "corners")
+    return Box(
+        (float(str(x)) - radius, float(str(y)) - radius, float(str(x)) + radius, float(str(y)) + radius),
+        "corners",
+    )
 
 
 def _is_shape(kind: str, corners: Positions) -> bool:

@@ -30,8 +30,9 @@ MASK_COLOR: Color = (255, 176, 0)  # of predicted masks in figures
 _MOST_TARGET = 0.5  # share of an image that its targets, which are small, may cover
 _MOST_BETWEEN = 0.25  # share of a mask's pixels that may be neither dark nor bright
 
-_FORMATS = ("PNG", "TIFF", "BMP", "JPEG")  # of Pillow's; some others run programs or fetch files
+_FORMATS = ("PNG", "TIFF", "BMP", "JPEG", "PPM", "JPEG2000")  # of Pillow's; some others run programs
 _DIRECT_MODES = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
+_NUMPY_MAGIC, _MATLAB_MAGIC = b"\x93NUMPY", b"MATLAB 5.0"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_NUMBERS = 1 << 28  # that an image may hold: a small file can claim, or unfold to, any size
 _MOST_PAGES = 64  # that are counted: a damaged file can name any number of them
@@ -43,11 +44,11 @@ for _decoder in ("tifffile", "PIL"):  # what is wrong with a file is reported on
 def read_image(path: Path | str) -> np.ndarray:
     """Read one image at its stored size.
 
-    PNG, TIFF, BMP and JPEG are recognized by content. Palettes are expanded, 1-bit images become 0 and 255,
-    alpha is dropped, CMYK becomes RGB. A color image whose three channels are equal everywhere is returned as
-    [H, W]: it holds the same numbers in a third of the memory. Integers of other widths become uint16 when
-    all their values fit, else float32. Pixels keep the file's order: an orientation tag is not applied, since
-    masks do not have one.
+    PNG, TIFF, BMP, JPEG, JPEG 2000, PGM, and arrays of NumPy and of MATLAB 5 are recognized by content.
+    Palettes are expanded, 1-bit images become 0 and 255, alpha is dropped, CMYK becomes RGB. A color image
+    whose three channels are equal everywhere is returned as [H, W]: it holds the same numbers in a third of
+    the memory. Integers of other widths become uint16 when all their values fit, else float32. Pixels keep
+    the file's order: an orientation tag is not applied, since masks do not have one.
 
     Parameters
     ----------
@@ -83,6 +84,10 @@ def read_image(path: Path | str) -> np.ndarray:
         data = read_file(path)
         if _magic(data) in _TIFF_MAGIC:
             pixels = _decode_tiff(data)
+        elif data.startswith(_NUMPY_MAGIC):
+            pixels = np.load(io.BytesIO(data), allow_pickle=False)
+        elif data.startswith(_MATLAB_MAGIC):
+            pixels = _decode_matlab(data)
         elif _is_deep_color_png(data[:26]):
             pixels = _decode_deep_color_png(data)
         else:
@@ -206,6 +211,9 @@ def image_size(path: Path | str) -> tuple[int, int]:
     with _named_errors(path), io.BytesIO(read_file(path)) if in_archive(path) else path.open("rb") as file:
         magic = _magic(file.read(4))
         file.seek(0)
+        if magic in (_NUMPY_MAGIC[:4], _MATLAB_MAGIC[:4]):
+            height, width = read_image(path).shape[:2]
+            return height, width
         if magic in _TIFF_MAGIC:
             with tifffile.TiffFile(file) as tiff:
                 page = _single_page(tiff)
@@ -318,9 +326,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path}: not an image of a known format; export it as PNG, TIFF, BMP or JPEG"
-        ) from error
+        raise InputError(f"{path}: not an image of a known format; export it as PNG or TIFF") from error
     # Decoders raise nearly anything on damaged bytes (struct.error, SyntaxError, ...), documented nowhere.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -368,6 +374,25 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels
+
+
+def _decode_matlab(data: bytes) -> np.ndarray:
+    """Return the only array of numbers with rows and columns in a MATLAB file of version 5."""
+    from scipy.io import loadmat  # which other images need not wait for
+
+    variables = loadmat(io.BytesIO(data))
+    arrays = {
+        name: value
+        for name, value in variables.items()
+        if not name.startswith("__") and isinstance(value, np.ndarray) and value.dtype.kind in "iufb"
+        and value.ndim in (2, 3) and min(value.shape[:2]) > 1
+    }  # fmt: skip
+    if len(arrays) != 1:
+        names = ", ".join(arrays) or "none"
+        raise InputError(
+            f"holds {len(arrays)} arrays that could be an image ({names}); save one in each file"
+        )
+    return next(iter(arrays.values()))
 
 
 def _stored_bytes(page: Any) -> int:

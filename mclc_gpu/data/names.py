@@ -8,7 +8,7 @@ from unicodedata import normalize
 from mclc_gpu.data.files import ARCHIVE_SUFFIX, MASK_PART, in_archive, members_of, stem_of_mask
 from mclc_gpu.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".jp2", ".pgm", ".npy", ".mat")
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 # What may follow an image's stem in the name of its mask; MDvsFA numbers both.
 _MASK_ENDINGS = ("_mask", "_masks", "_gt", "_GT", "_label", "-mask", "-gt")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mclc_gpu.data import formats_json
+from mclc_gpu.data import formats_json, formats_tools
 from mclc_gpu.data.annotations import (
     CATEGORIES,
     Point,
@@ -25,12 +25,13 @@ from mclc_gpu.data.formats import (
     COUNTED_FROM_ONE,
     IMAGE_EDGE,
     PIXEL_CENTERS,
+    TABLE_SUFFIXES,
     Entries,
     Entry,
     LabelFile,
     PointFormat,
     begins_like_xml,
-    has_table_header,
+    is_table,
     parse_lines,
     parse_mask,
     parse_table,
@@ -59,7 +60,13 @@ FORMATS: Registry[PointFormat] = Registry(
         "Label Studio": formats_json.LABEL_STUDIO,
         "COCO": formats_json.COCO,
         "LabelMe": formats_json.LABELME,
-        "CSV": PointFormat(parse_table, (".csv", ".tsv", _TEXT_SUFFIX), has_table_header),
+        "CSV": PointFormat(parse_table, (*TABLE_SUFFIXES, _TEXT_SUFFIX), is_table),
+        "CVAT": formats_tools.CVAT,
+        "VIA": formats_tools.VIA,
+        "VIA table": formats_tools.VIA_TABLE,
+        "MakeSense": formats_tools.MAKE_SENSE,
+        "napari": formats_tools.NAPARI,
+        "ImageJ": formats_tools.IMAGE_J,
     },
 )
 

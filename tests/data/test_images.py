@@ -401,3 +401,26 @@ def test_levels_of_one_bright_pixel_on_nothing():
     image[4, 4] = 1000
     assert network_levels(image, 1)[0, 4, 4] == 255
     assert network_levels(image[3:5, 3:5], 1).max() == 255
+
+
+def test_arrays_and_other_formats(tmp_path):
+    from scipy.io import savemat
+
+    np.save(tmp_path / "a.npy", DEEP)
+    savemat(tmp_path / "b.mat", {"frame": DEEP, "number": 3})
+    Image.fromarray(GRAY).save(tmp_path / "c.pgm")
+    Image.fromarray(GRAY).save(tmp_path / "d.jp2", irreversible=False)
+    for name, pixels in (("a.npy", DEEP), ("b.mat", DEEP), ("c.pgm", GRAY), ("d.jp2", GRAY)):
+        np.testing.assert_array_equal(read_image(tmp_path / name), pixels, err_msg=name)
+        assert image_size(tmp_path / name) == (6, 5)
+    assert list(find_files(tmp_path)) == ["a", "b", "c", "d"]
+
+
+def test_arrays_that_are_no_images(tmp_path):
+    from scipy.io import savemat
+
+    np.save(tmp_path / "a.npy", np.array([{}, None]), allow_pickle=True)
+    savemat(tmp_path / "b.mat", {"one": DEEP, "two": DEEP})
+    for name, why in (("a.npy", "allow_pickle"), ("b.mat", "holds 2 arrays that could be an image")):
+        with pytest.raises(InputError, match=rf"{name}: .*{why}"):
+            read_image(tmp_path / name)

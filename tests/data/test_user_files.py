@@ -260,3 +260,115 @@ def test_masks_of_frames_in_sub_folders(tmp_path):
     touched(tmp_path / "masks" / "targets", "x_mask")
     found, of_masks = find_images_and_masks(images, masks)
     assert found.keys() == of_masks.keys() == {"data6/0", "data6/1", "data7/0", "data7/1", "targets/x"}
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version>
+  <image id="0" name="f.png" width="96" height="64">
+    <points label="spot" points="30.5,20.5;40.5,10.5" z_order="0"></points>
+    <box label="target" xtl="26.0" ytl="16.0" xbr="35.0" ybr="25.0"></box>
+    <polygon label="target" points="50.0,30.0;55.0,30.0;52.0,36.0"></polygon>
+  </image>
+  <image id="1" name="g.png" width="96" height="64"></image>
+</annotations>"""
+VIA_REGIONS = [
+    {"shape_attributes": {"name": "point", "cx": 30.5, "cy": 20.5}, "region_attributes": {}},
+    {
+        "shape_attributes": {"name": "rect", "x": 26, "y": 16, "width": 9, "height": 9},
+        "region_attributes": {},
+    },
+    {"shape_attributes": {"name": "circle", "cx": 52.5, "cy": 33, "r": 2.5}, "region_attributes": {}},
+]
+VIA = {
+    "f.png1234": {"filename": "f.png", "size": 1234, "regions": VIA_REGIONS},
+    "g.png1": {"filename": "g.png", "size": 1, "regions": []},
+}
+
+
+def via_table():
+    lines = [
+        "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
+    ]
+    for number, region in enumerate(VIA_REGIONS):
+        shape = json.dumps(region["shape_attributes"]).replace('"', '""')
+        lines.append(f'f.png,1234,"{{}}",3,{number},"{shape}","{{}}"')
+    return "\n".join([*lines, 'g.png,1,"{}",0,0,"{}","{}"'])
+
+
+TOOLS = {
+    "cvat.xml": CVAT,
+    "via.json": VIA,
+    "project.json": {"_via_settings": {}, "_via_img_metadata": VIA},
+    "via.csv": via_table(),
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_with_points_and_boxes(tmp_path, images, name):
+    path = written(tmp_path, name, TOOLS[name])
+    points, _ = read_points(path, images)
+    assert (points["f"][0].x, points["f"][0].y) == (30, 20)
+    assert points["g"] == []
+    points, _ = read_points(path, images, "box")
+    assert points["f"][0].box == (26, 16, 34, 24)
+    assert points["f"][1].box == ((50, 30, 54, 35) if name == "cvat.xml" else (50, 31, 54, 35))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("points.csv", "target,30.5,20.5,f.png,96,64\nspot,40.5,10.5,g.png,96,64\n"),
+        (
+            "points.csv",
+            "label_name,point_x,point_y,image_name,image_width,image_height\ntarget,30.5,20.5,f.png,96,64\n"
+            "spot,40.5,10.5,g.png,96,64\n",
+        ),
+        ("results.csv", " ,Label,Area,Mean,X,Y\n1,f.png,0,12,30.5,20.5\n2,g.png:0001-0002,0,9,40.5,10.5\n"),
+    ],
+)
+def test_tables_of_points(tmp_path, images, name, content):
+    points, skipped = read_points(written(tmp_path, name, content), images)
+    assert {stem: [(point.x, point.y) for point in own] for stem, own in points.items()} == {
+        "f": [(30, 20)], "g": [(40, 10)],
+    }  # fmt: skip
+    assert skipped == []
+
+
+@pytest.mark.parametrize(
+    "content", ["index,axis-0,axis-1\n0.0,20.0,30.0\n", " ,Area,Mean,X,Y\n1,0,12,30.5,20.5\n"]
+)
+def test_tables_named_like_their_image(tmp_path, images, content):
+    written(tmp_path, "labels/f.csv", content)
+    points, skipped = read_points(tmp_path / "labels", images)
+    assert [(point.x, point.y) for point in points["f"]] == [(30, 20)]
+    assert skipped == []
+
+
+def test_boxes_of_make_sense(tmp_path, images):
+    path = written(tmp_path, "boxes.csv", "target,26,16,9,9,f.png,96,64\n")
+    points, skipped = read_points(path, images, "box")
+    assert ([point.box for point in points["f"]], skipped) == ([(26, 16, 34, 24)], [])
+
+
+def test_lines_of_boxes_for_all_images(tmp_path, images):
+    path = written(
+        tmp_path, "coco_val.txt", "/home/user/f.png 26,16,35,25,0 50,30,55,36,0\n/home/user/g.png\n"
+    )
+    points, skipped = read_points(path, images, "box")
+    assert [point.box for point in points["f"]] == [(26, 16, 34, 24), (50, 30, 54, 35)]
+    assert (points["g"], skipped) == ([], [])
+
+
+def test_polygons_and_circles_of_labelme(tmp_path, images):
+    shapes = [
+        {"shape_type": "polygon", "points": [[26, 16], [35, 18], [30, 25]]},
+        {"shape_type": "circle", "points": [[52.5, 33.5], [52.5, 36]]},
+    ]
+    points, skipped = read_points(written(tmp_path, "f.json", {"shapes": shapes}), images, "box")
+    assert [point.box for point in points["f"]] == [(26, 16, 34, 24), (50, 31, 54, 35)]
+    assert skipped == []
+
+
+def test_other_tables_say_what_they_lack(tmp_path, images):
+    with pytest.raises(InputError, match="lacks image, x or y"):
+        read_points(written(tmp_path, "a.csv", "frame,u,v\nf,3,4\n"), images)
