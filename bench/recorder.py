@@ -24,7 +24,7 @@ _CACHE = "recorder"  # key of its variants in Triton's caches
 # What some kernels write, by their names and their arguments', so that what follows them has its usual work.
 # Other outputs keep the zeros of their allocation.
 _OUTPUTS: Mapping[str, Mapping[str, float]] = {
-    "trials": {"p_counts": 7},
+    "segment": {"p_counts": 7},
     "components": {"p_tpm": 0.6, "p_area": 9, "p_numbers": 1},
     "sums": {"p_sums": 1.5},
     "stretch": {"p_scales": 1},

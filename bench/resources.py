@@ -199,10 +199,12 @@ def launches() -> list[Launch]:
 
 def _workloads() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what the launches of some operations are for, and a call that makes them."""
-    for height, width in ((8, 8), (16, 16), (22, 23), (32, 32), (64, 64)):
+    key = torch.tensor([0])
+    for height, width in ((8, 8), (64, 64)):
         window = _window(height, width, np.uint8)
-        shape = f"{height}x{width}"
-        yield shape, partial(run_trials, *window, torch.tensor([0]), TrialConfig(), 100, backend="triton")
+        yield f"{height}x{width}", partial(run_trials, *window, key, TrialConfig(), 100, backend="triton")
+    window, other = _window(8, 8, np.float32), TrialConfig(noise="gaussian", connectivity="component")
+    yield "gaussian", partial(run_trials, *window, key, other, 100, keep_masks=True, backend="triton")
     for height, width in ((8, 8), (64, 64)):
         window = _window(height, width, np.float32)
         shape = f"{height}x{width}"
@@ -247,11 +249,8 @@ class Loop:
 
 _FLOOD = Loop("connectivity", "PLOP3", "step of a lane")
 _LOOPS = {
-    "trials": (
-        Loop("assign", "FSETP", "pixel and center", ("PIXELS",)),
-        Loop("update", "SHFL", "pixel and center", ("PIXELS",)),
-        _FLOOD,
-    ),
+    "cluster": (Loop("update", "REDUX", "pixel and center"),),
+    "segment": (_FLOOD,),
     "sums": (Loop("pairs", "MUFU", "pair of pixels", ("QUERIES", "KEYS")),),
     "assign": (Loop("assign", "FSETP", "pixel and center", ("TILE_Y", "TILE_X")),),
     "connectivity": (_FLOOD,),

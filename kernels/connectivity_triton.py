@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from mclc_gpu.kernels.backend import launching
+
 _MAX_LANES = 32
 PROGRAMS_WANTED = 512
 
@@ -35,7 +37,7 @@ def fill_border(p_state, lane, LANES: tl.constexpr, height, width):
 
 
 @triton.jit
-def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, min_size, max_size):
+def relabel_lanes(p_state, p_queue, lane, busy, LANES: tl.constexpr, height, width, min_size, max_size):
     """Enforce connectivity on LANES images at once, in place, with the semantics of scikit-image.
 
     The stores made before the call must be followed by `tl.debug_barrier()`; the call ends with one.
@@ -49,6 +51,8 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
         Scratch; int16 serves padded states of up to 32767 elements.
     lane : int32 [LANES]
         0 .. LANES - 1.
+    busy : bool [LANES]
+        Lanes that hold an image.
     min_size, max_size : int
         Pixels: smaller pieces join a neighbor, a flood stops at `max_size`.
     """
@@ -63,7 +67,6 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
     current = zero  # the piece's label
     adjacent = zero  # label of the last labeled foreign pixel met
     rewriting = zero > 0
-    busy = lane >= 0
     while tl.max(busy.to(tl.int32), 0) > 0:
         scanning = busy & (tail == 0)
         flooding = busy & (tail > 0) & ~rewriting
@@ -133,15 +136,16 @@ def relabel_lanes(p_state, p_queue, lane, LANES: tl.constexpr, height, width, mi
         tl.debug_barrier()
 
 
-@triton.jit
-def connectivity_kernel(p_state, p_queue, height, width, min_size, max_size, LANES: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "height", "width", "min_size", "max_size"])
+def connectivity_kernel(p_state, p_queue, batch, height, width, min_size, max_size, LANES: tl.constexpr):
     group = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
+    busy = group * LANES + lane < batch
     p_state += group * LANES * (height + 2) * (width + 1)
     p_queue += group * LANES * height * width
     fill_border(p_state, lane, LANES, height, width)
     tl.debug_barrier()
-    relabel_lanes(p_state, p_queue, lane, LANES, height, width, min_size, max_size)
+    relabel_lanes(p_state, p_queue, lane, busy, LANES, height, width, min_size, max_size)
 
 
 def launch(
@@ -161,5 +165,8 @@ def launch(
     codes = labels.new_zeros(groups * lanes, height, width)
     torch.bitwise_not(labels, out=codes[:batch])
     pixels.copy_(codes.view(groups, lanes, height, width))
-    connectivity_kernel[(groups,)](state, queue, height, width, min_size, max_size, LANES=lanes, num_warps=1)
+    with launching(labels.device):
+        connectivity_kernel[(groups,)](
+            state, queue, batch, height, width, min_size, max_size, LANES=lanes, num_warps=1
+        )
     return pixels.reshape(-1, height, width)[:batch].contiguous()

@@ -1,332 +1,383 @@
-"""Monte Carlo trials in Triton: noise, clustering and connectivity of a trial in one program."""
+"""Monte Carlo trials in Triton, in three launches whatever the windows.
+
+`prepare_kernel` lays out the windows and their palettes. `cluster_kernel` makes the noise, the colors and the
+clusters of trials, one warp to each, the trials of the largest windows first. `segment_kernel` enforces
+connectivity in up to 32 trials of a target, one lane to each, and counts.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
-from mclc_gpu.kernels.backend import processors
-from mclc_gpu.kernels.color_triton import lab_of_linear, linear_light, zero_of
+from mclc_gpu.kernels.backend import launching, processors, upload
 from mclc_gpu.kernels.config import CONNECTIVITY, NOISES, TrialConfig
 from mclc_gpu.kernels.connectivity_triton import fill_border, relabel_lanes
 from mclc_gpu.kernels.noise import threshold
-from mclc_gpu.kernels.noise_triton import draw
-from mclc_gpu.kernels.packed import Marks, PackedImages, StartGrids, Windows
+from mclc_gpu.kernels.packed import Marks, PackedImages, StartGrids, Windows, starts_of
+from mclc_gpu.kernels.trial_features_triton import (
+    BLOCK,
+    CENTERS,
+    CLICK,
+    FACTS,
+    FIRST_BLOCK,
+    FIRST_CENTER,
+    FIRST_MARK,
+    GEOMETRY,
+    HEIGHT,
+    HIGH_END,
+    INTERVAL,
+    LABELS,
+    LOW_END,
+    MARKS,
+    MAX_SIZE,
+    MIN_SIZE,
+    NO_END,
+    PALETTE,
+    PIXEL_OFFSET,
+    REACH_X,
+    REACH_Y,
+    STATE,
+    UNIT,
+    VALUES,
+    WIDTH,
+    blocks_of,
+    load_planes,
+    number_of,
+    numbers,
+    pixels,
+    places,
+    prepare_kernel,
+    tile_places,
+    tiles_of,
+    trial_features,
+)  # fmt: skip
 
-# Columns of a center: row, column, three colors.
-CENTER = tl.constexpr(5)
+ENFORCE, COMPONENT, CLUSTER = (tl.constexpr(i) for i in range(len(CONNECTIVITY)))
+_ENDS = {None: NO_END.value, "low": LOW_END.value, "high": HIGH_END.value}
+LANES = tl.constexpr(32)  # trials whose labels are interleaved for connectivity
+CENTER = tl.constexpr(8)  # numbers of a center: row, column, color times -2, its square, zero
+SUMS = tl.constexpr(5)  # of a cluster: pixels, rows, columns, three colors, the first two in one integer
+ROUND = tl.constexpr(2)  # blocks that a warp assigns to clusters at once
+_COUNTED = tl.constexpr(8)  # pixels of a row that are counted at once
+_PROGRAMS_PER_PROCESSOR = 32
+_MEMORY = 1 << 29  # bytes: the targets of one launch
+_SCRATCH = 1 << 28  # bytes: fewer programs run at once where each needs much
 
 
 @triton.jit
-def assign(p_centers, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight):
-    """Return the nearest center whose window reaches a pixel (eq. 2, 3); lowest index on exact ties."""
-    best = tl.full(y.shape, float("inf"), tl.float32)
+def start_centers(p_grid, p_centers, g, number):
+    """Write the places of a window's start centers."""
+    p_grid += tl.load(g + FIRST_CENTER) * 2
+    for first in range(0, number, LANES):
+        k = first + tl.arange(0, LANES)
+        for column in tl.static_range(2):
+            start = tl.load(p_grid + k * 2 + column, k < number, 0.0)
+            tl.store(p_centers + k * CENTER + column, start, k < number)
+
+
+@triton.jit
+def tabulate(p_centers, p_table, g, number, down, across, WINDOWED: tl.constexpr):
+    """Write each center's weighted squared distances to the window's rows and columns, its norm in the rows'.
+
+    Those of a center are 2 (`down` + 1) rows and 2 `across` columns, the pixels of whole tiles. They are
+    infinite where the center's window does not reach and outside the image's window.
+    """
+    size = 2 * (down + 1 + across)
+    interval = tl.load(g + INTERVAL).to(tl.float32)
+    weight = tl.div_rn(1.0, interval * interval)
+    for first in range(0, size, LANES):
+        place = first + tl.arange(0, LANES)
+        is_row = place < 2 * (down + 1)
+        index = place - tl.where(is_row, 0, 2 * (down + 1))
+        inside = index < tl.where(is_row, number_of(g, HEIGHT), number_of(g, WIDTH))
+        at = tl.where(inside, index.to(tl.float32), float("inf"))
+        reach = tl.full([LANES], float("inf"), tl.float32)
+        if WINDOWED:
+            reach = tl.where(is_row, number_of(g, REACH_Y), number_of(g, REACH_X)).to(tl.float32)
+        p_center = p_centers + tl.where(is_row, 0, 1)
+        p_norm = p_centers + tl.where(is_row, 5, 6)
+        p_distance = p_table + place
+        for _ in range(number):
+            distance = tl.load(p_center) - at
+            # -reach <= d < reach + 1 is scikit-image's truncated window, for pixels at integers.
+            reached = (distance >= -reach) & (distance < reach + 1)
+            near = distance * distance * weight + tl.load(p_norm)
+            tl.store(p_distance, tl.where(reached, near, float("inf")), place < size)
+            p_center += CENTER
+            p_norm += CENTER
+            p_distance += size
+
+
+@triton.jit
+def assign(p_centers, p_table, number, row, column, down, across, f0, f1, f2, label):
+    """Return the nearest center whose window reaches a pixel (eq. 2, 3); lowest index on exact ties.
+
+    `row` and `column` are those of the tiles; see `tabulate` for the table.
+    """
+    best = tl.full(label.shape, float("inf"), tl.float32)
+    of_two = tl.arange(0, 2)
+    p_row = p_table + 2 * row + of_two[None, :, None, None]
+    p_column = p_table + 2 * (down + 1 + column) + of_two[None, None, :, None]
+    size = 2 * (down + 1 + across)
     for k in range(number):
         p_center = p_centers + k * CENTER
-        dy = tl.load(p_center) - y
-        dx = tl.load(p_center + 1) - x
-        d0 = f0 - tl.load(p_center + 2)
-        d1 = f1 - tl.load(p_center + 3)
-        d2 = f2 - tl.load(p_center + 4)
-        color = tl.fma(d2, d2, tl.fma(d1, d1, d0 * d0))
-        distance = tl.fma(tl.fma(dy, dy, dx * dx), weight, color)
-        # -reach <= d < reach + 1 is scikit-image's truncated window, for pixels at integers.
-        nearer = (
-            (distance < best) & (dy >= -reach_y) & (dy < reach_y + 1) & (dx >= -reach_x) & (dx < reach_x + 1)
-        )
+        # |f - c|^2 less |f|^2, which is the same for all centers.
+        distance = tl.load(p_row + k * size) + tl.load(p_column + k * size)
+        distance = tl.fma(f0, tl.load(p_center + 2), distance)
+        distance = tl.fma(f1, tl.load(p_center + 3), distance)
+        distance = tl.fma(f2, tl.load(p_center + 4), distance)
+        nearer = distance < best
         best = tl.where(nearer, distance, best)
         label = tl.where(nearer, k, label)
     return label
 
 
 @triton.jit
-def _add(n, y, x, c0, c1, c2, other_n, other_y, other_x, other_c0, other_c1, other_c2):
-    return n + other_n, y + other_y, x + other_x, c0 + other_c0, c1 + other_c1, c2 + other_c2
+def _total(share, value, other_share, other_value):
+    return tl.full((), 1.0, tl.float32), tl.fma(other_share, other_value, share * value)
 
 
 @triton.jit
-def quotient(total, count, inverse):
-    """Return total / count rounded once, by the rounded inverse of a whole number below 2^24 (Markstein)."""
-    nearly = total * inverse
-    return tl.fma(tl.fma(-nearly, count, total), inverse, nearly)
+def in_thread(member, value):
+    """Return the sum over the members of each thread's pixels, [32]."""
+    pair = tl.reshape(member, [4 * ROUND, 32]), tl.reshape(value, [4 * ROUND, 32])
+    return tl.reduce(pair, 0, _total)[1]
 
 
 @triton.jit
-def update(p_centers, number, y, x, f0, f1, f2, label):
-    """Move every center to the mean of its pixels (eq. 4); an empty cluster moves out of every pixel's reach.
+def rounded(value):
+    """Return the nearest whole numbers, int32."""
+    return tl.floor(value + 0.5).to(tl.int32)
 
-    Pixels outside the window hold label -1. Returns the largest squared move in pixels.
+
+@triton.jit
+def touched(label, before):
+    """Return the clusters that pixels of a round have left or joined, as bits by their number modulo 32."""
+    bits = tl.where(label != before, (1 << (label & 31)) | (1 << (before & 31)), 0)
+    return tl.reduce(tl.reshape(bits, [ROUND * BLOCK]), 0, _either)
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def add_up(p_sums, number, bits, row, column, f0, f1, f2, label, unit):
+    """Sum a round's pixels by cluster, int32 [number, SUMS], for the clusters of the bits."""
+    # Less than 2^24 for the pixels of a thread.
+    of_two = tl.arange(0, 2)
+    y = 2 * row + of_two[None, :, None, None]
+    x = 2 * column + of_two[None, None, :, None]
+    place = (1 + y * (1 << 4) + x * (1 << 13)).to(tl.float32)
+    p_sum = p_sums
+    for k in range(number):
+        if (bits >> (k & 31)) & 1 != 0:
+            member = tl.where(label == k, 1.0, 0.0)
+            places_of = in_thread(member, place).to(tl.int32)
+            # A window has at most 2^12 pixels, and their rows add up to less than 2^18.
+            tl.store(p_sum, tl.sum((places_of & 15) + ((places_of >> 4) & 511) * (1 << 13), 0))
+            tl.store(p_sum + 1, tl.sum(places_of >> 13, 0))
+            tl.store(p_sum + 2, tl.sum(rounded(in_thread(member, f0) * unit), 0))
+            tl.store(p_sum + 3, tl.sum(rounded(in_thread(member, f1) * unit), 0))
+            tl.store(p_sum + 4, tl.sum(rounded(in_thread(member, f2) * unit), 0))
+        p_sum += SUMS
+
+
+@triton.jit
+def move(p_centers, p_sums, number, rounds, unit):
+    """Move every center to the mean of its pixels (eq. 4), an empty cluster's out of every pixel's reach.
+
+    Returns the largest squared move in pixels.
     """
     moved = 0.0
-    # Each thread of a warp collects the sums of one center, and divides: divisions are slow.
-    for first in range(0, number, 32):
-        own = first + tl.arange(0, 32)
-        count = tl.zeros([32], tl.float32)
-        cy = tl.zeros([32], tl.float32)
-        cx = tl.zeros([32], tl.float32)
-        c0 = tl.zeros([32], tl.float32)
-        c1 = tl.zeros([32], tl.float32)
-        c2 = tl.zeros([32], tl.float32)
-        for k in range(first, tl.minimum(first + 32, number)):
-            member = label == k
-            # All sums in one pass over the pixels, so that no thread keeps which of its pixels are members.
-            sums = tl.reduce(
-                (
-                    member.to(tl.float32), tl.where(member, y, 0.0), tl.where(member, x, 0.0),
-                    tl.where(member, f0, 0.0), tl.where(member, f1, 0.0), tl.where(member, f2, 0.0),
-                ), 0, _add,
-            )  # fmt: skip
-            count = tl.where(own == k, sums[0], count)
-            cy = tl.where(own == k, sums[1], cy)
-            cx = tl.where(own == k, sums[2], cx)
-            c0 = tl.where(own == k, sums[3], c0)
-            c1 = tl.where(own == k, sums[4], c1)
-            c2 = tl.where(own == k, sums[5], c2)
+    inverse = tl.div_rn(1.0, unit)
+    for first in range(0, number, LANES):
+        own = first + tl.arange(0, LANES)
+        place = tl.zeros([LANES], tl.int32)
+        column = tl.zeros([LANES], tl.int32)
+        c0 = tl.zeros([LANES], tl.int32)
+        c1 = tl.zeros([LANES], tl.int32)
+        c2 = tl.zeros([LANES], tl.int32)
+        for i in range(rounds):
+            p_sum = p_sums + (i * number + own) * SUMS
+            place += tl.load(p_sum, own < number, 0)
+            column += tl.load(p_sum + 1, own < number, 0)
+            c0 += tl.load(p_sum + 2, own < number, 0)
+            c1 += tl.load(p_sum + 3, own < number, 0)
+            c2 += tl.load(p_sum + 4, own < number, 0)
+        pixels_of = place & 0x1FFF
+        count = tl.maximum(pixels_of, 1).to(tl.float32)
         p_center = p_centers + own * CENTER
-        some = tl.maximum(count, 1.0)
-        inverse = tl.div_rn(some * 0.0 + 1.0, some)
-        cy = quotient(cy, some, inverse)
-        cx = quotient(cx, some, inverse)
+        cy = tl.div_rn((place >> 13).to(tl.float32), count)
+        cx = tl.div_rn(column.to(tl.float32), count)
         dy = cy - tl.load(p_center, own < number, 0.0)
         dx = cx - tl.load(p_center + 1, own < number, 0.0)
-        moved = tl.maximum(moved, tl.max(tl.where(count > 0.0, dy * dy + dx * dx, 0.0), 0))
-        tl.debug_barrier()
-        tl.store(p_center, tl.where(count > 0.0, cy, float("inf")), own < number)
+        moved = tl.maximum(moved, tl.max(tl.where(pixels_of > 0, dy * dy + dx * dx, 0.0), 0))
+        tl.store(p_center, tl.where(pixels_of > 0, cy, float("inf")), own < number)
         tl.store(p_center + 1, cx, own < number)
-        tl.store(p_center + 2, quotient(c0, some, inverse), own < number)
-        tl.store(p_center + 3, quotient(c1, some, inverse), own < number)
-        tl.store(p_center + 4, quotient(c2, some, inverse), own < number)
+        color0 = tl.div_rn(c0.to(tl.float32), count) * inverse
+        color1 = tl.div_rn(c1.to(tl.float32), count) * inverse
+        color2 = tl.div_rn(c2.to(tl.float32), count) * inverse
+        tl.store(p_center + 2, -2.0 * color0, own < number)
+        tl.store(p_center + 3, -2.0 * color1, own < number)
+        tl.store(p_center + 4, -2.0 * color2, own < number)
+        norm = tl.fma(color2, color2, tl.fma(color1, color1, color0 * color0))
+        tl.store(p_center + 5, norm, own < number)
+        tl.store(p_center + 6, tl.zeros([LANES], tl.float32), own < number)
     return moved
-
-
-ENFORCE, COMPONENT, CLUSTER = (tl.constexpr(i) for i in range(len(CONNECTIVITY)))
-# Columns of the item table: target, first trial, number of trials.
-_ITEM_TARGET, _ITEM_FIRST, _ITEM_TRIALS, _ITEM = (tl.constexpr(column) for column in range(4))
-# Columns of the geometry table, in the order of `_geometry`.
-(
-    _DATA, _PITCH, _CHANNEL_PITCH, _HEIGHT, _WIDTH, _CLICK, _TARGET, _KEY, _PIXEL_OFFSET, _FIRST_CENTER,
-    _CENTERS, _REACH_Y, _REACH_X, _INTERVAL, _MIN_SIZE, _MAX_SIZE, _FIRST_MARK, _MARKS, _GEOMETRY,
-) = (tl.constexpr(column) for column in range(19))  # fmt: skip
-_PIXELS_PER_THREAD = tl.constexpr(16)
-_PROGRAMS_PER_PROCESSOR = 16
-
-
-@triton.jit
-def window_pixels(g, PIXELS: tl.constexpr):
-    """Return index, row and column of each window pixel: int32, float32, float32."""
-    threads: tl.constexpr = 32 if PIXELS <= 32 * _PIXELS_PER_THREAD else PIXELS // _PIXELS_PER_THREAD
-    thread = tl.arange(0, threads) + zero_of(g + _WIDTH)
-    pixel = thread[None, :] + (tl.arange(0, PIXELS // threads) * threads)[:, None]
-    pixel = tl.reshape(pixel, [PIXELS])
-    width = tl.load(g + _WIDTH).to(tl.float32)
-    # Exact: the quotient is at least 1 / 128 away from an integer.
-    y = tl.floor((pixel.to(tl.float32) + 0.5) * tl.div_rn(width * 0.0 + 1.0, width))
-    return pixel, y, pixel.to(tl.float32) - y * width
-
-
-@triton.jit
-def load_channel(p_data, g, y, x, inside, channel):
-    """Load a channel of the window's pixels as float32; the three of a gray image are its only one."""
-    pitch = tl.load(g + _PITCH).to(tl.int32)
-    p_channel = p_data + tl.load(g + _DATA) + channel * tl.load(g + _CHANNEL_PITCH)
-    # Outside the window the first pixel is read, for a masked load takes more registers.
-    return tl.load(p_channel + tl.where(inside, y.to(tl.int32) * pitch + x.to(tl.int32), 0)).to(tl.float32)
-
-
-@triton.jit
-def value_range(r, g, b, inside):
-    """Return the least and the greatest value of a window."""
-    least = tl.min(tl.where(inside, tl.minimum(tl.minimum(r, g), b), float("inf")), 0)
-    greatest = tl.max(tl.where(inside, tl.maximum(tl.maximum(r, g), b), float("-inf")), 0)
-    return least, greatest
-
-
-@triton.jit
-def trial_features(
-    p_data, g, size, trial, low, high, intensity, bound, scale,
-    PIXELS: tl.constexpr, DISTURB: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
-    """Return the features, 3 x [PIXELS], of one noisy trial (eq. 1, 7).
-
-    They are CIELAB of the window, rescaled to its range, divided by the compactness.
-    """
-    pixel, y, x = window_pixels(g, PIXELS)
-    inside = pixel < size
-    w0, w1, w2 = draw(tl.load(g + _KEY), pixel, trial, tl.load(g + _TARGET).to(tl.int32))
-    if SHARED:
-        w1 = w0
-        w2 = w0
-    red = DISTURB(load_channel(p_data, g, y, x, inside, 0), w0, intensity, bound, low, high)
-    green = DISTURB(load_channel(p_data, g, y, x, inside, 1), w1, intensity, bound, low, high)
-    blue = DISTURB(load_channel(p_data, g, y, x, inside, 2), w2, intensity, bound, low, high)
-    darkest, brightest = value_range(red, green, blue, inside)
-    span = tl.where(brightest > darkest, brightest - darkest, 1.0)
-    lightness, green_red, blue_yellow = lab_of_linear(
-        linear_light(tl.div_rn(red - darkest, span)),
-        linear_light(tl.div_rn(green - darkest, span)),
-        linear_light(tl.div_rn(blue - darkest, span)),
-    )
-    return lightness * scale, green_red * scale, blue_yellow * scale
 
 
 @triton.jit
 def cluster(
-    p_grid,
-    p_centers,
-    g,
-    size,
-    f0,
-    f1,
-    f2,
-    iterations,
-    tolerance,
-    CENTERS: tl.constexpr,
-    WINDOWED: tl.constexpr,
-):
-    """Return the labels [PIXELS] of one trial, -1 outside the window. Stopping at a fixed point is exact."""
-    number = tl.load(g + _CENTERS).to(tl.int32)
-    reach_y = tl.load(g + _REACH_Y).to(tl.float32) if WINDOWED else float("inf")
-    reach_x = tl.load(g + _REACH_X).to(tl.float32) if WINDOWED else float("inf")
-    interval = tl.load(g + _INTERVAL).to(tl.float32)
-    weight = tl.div_rn(interval * 0.0 + 1.0, interval * interval)
-    p_grid += tl.load(g + _FIRST_CENTER) * 2
-    k = tl.arange(0, CENTERS) + zero_of(g + _WIDTH)
-    tl.debug_barrier()  # other warps may still be reading the centers of the trial before
-    for column in tl.static_range(CENTER):
-        start = (
-            tl.load(p_grid + k * 2 + column, k < number, 0.0)
-            if column < 2
-            else tl.zeros([CENTERS], tl.float32)
-        )
-        tl.store(p_centers + k * CENTER + column, start, k < number)
-    tl.debug_barrier()
-    pixel, y, x = window_pixels(g, f0.shape[0])
-    inside = pixel < size
-    label = tl.where(inside, 0, -1)
-    i = 0
-    while i < iterations:
-        before = label
-        label = tl.where(
-            inside, assign(p_centers, number, y, x, f0, f1, f2, label, reach_y, reach_x, weight), -1
-        )
-        changed = tl.max((label != before).to(tl.int32), 0)
-        i += 1
-        if ((changed == 0) & (i > 1)) | (i == iterations):
-            i = iterations
+    p_features, p_starts, p_labels, p_sums, p_centers, p_table, p_grid, g, rounds, down, across,
+    iterations, tolerance, WINDOWED: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """Write the labels of one trial, -1 outside the window. Stopping at a fixed point is exact."""
+    number = number_of(g, CENTERS)
+    unit = number_of(g, UNIT).to(tl.float32, bitcast=True)
+    place = places(1, ROUND)
+    start_place = places(PLANES, ROUND)
+    feature_place = places(3, ROUND)
+    start_centers(p_grid, p_centers, g, number)
+    done = 0
+    while done < iterations:
+        if done > 0:
+            tl.debug_barrier()
+            tabulate(p_centers, p_table, g, number, down, across, WINDOWED)
+            tl.debug_barrier()
+        changed = 0
+        for i in range(rounds):
+            row, column = tile_places(i * ROUND, down, across, ROUND)
+            f0, f1, f2 = load_planes(p_features + i * (3 * ROUND * BLOCK), feature_place)
+            if done == 0:
+                label = tl.load(p_starts + i * (PLANES * ROUND * BLOCK) + start_place).to(tl.int32)
+                bits = -1
+            else:
+                before = tl.load(p_labels + i * (ROUND * BLOCK) + place)
+                label = assign(p_centers, p_table, number, row, column, down, across, f0, f1, f2, before)
+                bits = touched(label, before)
+            tl.store(p_labels + i * (ROUND * BLOCK) + place, label)
+            changed |= bits
+            if done + 1 < iterations:
+                add_up(p_sums + i * number * SUMS, number, bits, row, column, f0, f1, f2, label, unit)
+        done += 1
+        if (changed == 0) | (done == iterations):
+            done = iterations
         else:
             tl.debug_barrier()
-            if update(p_centers, number, y, x, f0, f1, f2, label) < tolerance * tolerance:
-                i = iterations
-            tl.debug_barrier()
-    return label
+            if move(p_centers, p_sums, number, rounds, unit) < tolerance * tolerance:
+                done = iterations
 
 
-@triton.jit
-def state_places(g, y, x, LANES: tl.constexpr):
-    """Return where lane 0 holds each pixel in its padded state (see connectivity_triton)."""
-    stride = tl.load(g + _WIDTH).to(tl.int32) + 1
-    return ((y.to(tl.int32) + 1) * stride + x.to(tl.int32)) * LANES
-
-
-@triton.jit
-def count_segments(
-    p_state, p_queue, p_kept, p_marks, g, size, trials, mask_pitch,
-    PIXELS: tl.constexpr, LANES: tl.constexpr, MASKS: tl.constexpr,
-):  # fmt: skip
-    """Enforce connectivity in the lanes' labels; count for each pixel the marks in its segment.
-
-    A lane holds the labels of one trial.
-    """
-    height = tl.load(g + _HEIGHT).to(tl.int32)
-    width = tl.load(g + _WIDTH).to(tl.int32)
-    min_size = tl.load(g + _MIN_SIZE).to(tl.int32)
-    max_size = tl.load(g + _MAX_SIZE).to(tl.int32)
-    tl.debug_barrier()
-    relabel_lanes(p_state, p_queue, tl.arange(0, LANES), LANES, height, width, min_size, max_size)
-    click = tl.load(g + _CLICK).to(tl.int32)
-    p_click = p_state + ((click // width + 1) * (width + 1) + click % width) * LANES
-    p_marks += tl.load(g + _FIRST_MARK)
-    marks = tl.load(g + _MARKS).to(tl.int32)
-    pixel, y, x = window_pixels(g, PIXELS)
-    inside = pixel < size
-    place = state_places(g, y, x, LANES)
-    count = tl.zeros([PIXELS], tl.int32)
-    for i in range(trials):
-        label = tl.load(p_state + place + i, inside, -1)
-        member = (label == tl.load(p_click + i)).to(tl.int32)
-        for j in range(marks):
-            mark = tl.load(p_marks + j)
-            p_mark = p_state + ((mark // width + 1) * (width + 1) + mark % width) * LANES
-            member += (label == tl.load(p_mark + i)).to(tl.int32)
-        count += member
-        if MASKS:
-            tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), inside)
-    # The next item's labels go where other threads may still be reading.
-    tl.debug_barrier()
-    return count
-
-
-@triton.jit
-def trials_kernel(
-    p_data, p_geometry, p_grid, p_items, p_marks, p_state, p_queue, p_centers, p_counts, p_masks, items,
-    state_size, queue_size, first_trial, mask_pitch, intensity, bound, scale, iterations, tolerance,
-    PIXELS: tl.constexpr, LANES: tl.constexpr, CENTERS: tl.constexpr, DISTURB: tl.constexpr,
-    SHARED: tl.constexpr, OWN_RANGE: tl.constexpr, WINDOWED: tl.constexpr, CONNECTIVITY: tl.constexpr,
-    MASKS: tl.constexpr,
+@triton.jit(
+    do_not_specialize=[
+        "items",
+        "trials",
+        "first_trial",
+        "most_blocks",
+        "floats",
+        "integers",
+        "bound",
+        "iterations",
+    ]
+)
+def cluster_kernel(
+    p_geometry, p_grid, p_prepared, p_facts, p_state, p_floats, p_integers, items, trials, first_trial,
+    most_blocks, floats, integers, intensity, bound, scale, iterations, tolerance,
+    DISTURB: tl.constexpr, SHARED: tl.constexpr, END: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    p_state += program.to(tl.int64) * state_size
-    p_queue += program.to(tl.int64) * queue_size
-    p_centers += program * CENTERS * CENTER
+    planes: tl.constexpr = VALUES if END == NO_END else PALETTE
+    # The compiler knows multiples of four elements, and loads two pixels of a tile at once.
+    p_features = p_floats + program.to(tl.int64) * floats * 4
+    p_labels = p_integers + program.to(tl.int64) * integers * 4
+    p_centers = p_features + most_blocks * (3 * BLOCK)
+    p_sums = p_labels + most_blocks * BLOCK
     for item in range(program, items, tl.num_programs(0)):
-        # Numbers of the target are loaded where they are used: held throughout, they would cost registers.
-        g = p_geometry + tl.load(p_items + item * _ITEM + _ITEM_TARGET) * _GEOMETRY
-        first = tl.load(p_items + item * _ITEM + _ITEM_FIRST).to(tl.int32)
-        trials = tl.load(p_items + item * _ITEM + _ITEM_TRIALS).to(tl.int32)
-        height = tl.load(g + _HEIGHT).to(tl.int32)
-        width = tl.load(g + _WIDTH).to(tl.int32)
-        size = height * width
-        low = 0.0
-        high = 255.0
-        if OWN_RANGE:
-            pixel, y, x = window_pixels(g, PIXELS)
-            red = load_channel(p_data, g, y, x, pixel < size, 0)
-            green = load_channel(p_data, g, y, x, pixel < size, 1)
-            blue = load_channel(p_data, g, y, x, pixel < size, 2)
-            low, high = value_range(red, green, blue, pixel < size)
-        p_kept = p_masks + (first - first_trial).to(tl.int64) * mask_pitch
+        target = item // trials
+        trial = item % trials
+        g = p_geometry + target.to(tl.int64) * GEOMETRY
+        number = number_of(g, CENTERS)
+        down, across = tiles_of(g)
+        blocks = blocks_of(down, across)
+        rounds = blocks // ROUND
+        p_window = p_prepared + tl.load(g + FIRST_BLOCK) * (planes * BLOCK)
+        trial_features(
+            p_window, p_facts + target * FACTS, p_features, p_labels, g, blocks, down, across,
+            first_trial + trial, intensity, bound, scale, DISTURB, SHARED, END,
+        )  # fmt: skip
+        p_table = p_centers + number * CENTER
+        cluster(
+            p_features, p_window + LABELS * BLOCK, p_labels, p_sums, p_centers, p_table, p_grid, g,
+            rounds, down, across, iterations, tolerance, WINDOWED, planes,
+        )  # fmt: skip
+        stride = number_of(g, WIDTH) + 1
+        padded = (number_of(g, HEIGHT) + 2) * stride
+        p_lane = p_state + (tl.load(g + STATE) + trial // LANES * padded) * LANES + trial % LANES
+        place = places(1, ROUND)
+        for i in range(rounds):
+            y, x, _ = pixels(g, i * ROUND, down, across, ROUND)
+            label = tl.load(p_labels + i * (ROUND * BLOCK) + place)
+            tl.store(p_lane + ((y + 1) * stride + x) * LANES, (-1 - label).to(tl.int16), label >= 0)
+
+
+@triton.jit
+def count_pixels(p_state, p_kept, p_marks, p_counts, g, active, MASKS: tl.constexpr):
+    """Count for each pixel the marks in its segment, the click included, over the lanes' labels."""
+    lane = numbers(g, LANES)
+    height = number_of(g, HEIGHT)
+    width = number_of(g, WIDTH)
+    stride = width + 1
+    click = number_of(g, CLICK)
+    marks = number_of(g, MARKS)
+    p_marks += tl.load(g + FIRST_MARK)
+    p_counts += tl.load(g + PIXEL_OFFSET)
+    wanted = tl.load(p_state + ((click // width + 1) * stride + click % width) * LANES + lane, active, 0)
+    for y in range(height):
+        for first in range(0, width, _COUNTED):
+            x = first + numbers(g, _COUNTED)[:, None]
+            used = (x < width) & active[None, :]
+            label = tl.load(p_state + ((y + 1) * stride + x) * LANES + lane[None, :], used, -1)
+            member = tl.where(used & (label == wanted[None, :]), 1, 0)
+            for j in range(marks):
+                mark = tl.load(p_marks + j)
+                p_mark = p_state + ((mark // width + 1) * stride + mark % width) * LANES + lane
+                member += tl.where(used & (label == tl.load(p_mark, active, 0)[None, :]), 1, 0)
+            number = tl.sum(member, 1)[:, None] + 0 * member
+            one = (x < width) & (lane[None, :] == 0)
+            tl.atomic_add(p_counts + y * width + x + 0 * member, number, one, sem="relaxed")
+            if MASKS:
+                tl.store(p_kept[None, :] + y * width + x, member.to(tl.uint8), used)
+
+
+@triton.jit(do_not_specialize=["items", "trials", "queue_size"])
+def segment_kernel(
+    p_geometry, p_state, p_queue, p_marks, p_counts, p_masks, items, trials, queue_size, mask_pitch: tl.int64,
+    CONNECTIVITY: tl.constexpr, MASKS: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    p_queue += program.to(tl.int64) * queue_size
+    groups = tl.cdiv(trials, LANES)
+    lane = tl.arange(0, LANES)
+    for item in range(program, items, tl.num_programs(0)):
+        g = p_geometry + (item // groups) * GEOMETRY
+        group = item % groups
+        active = group * LANES + lane < trials
+        height = number_of(g, HEIGHT)
+        width = number_of(g, WIDTH)
+        p_lanes = p_state + (tl.load(g + STATE) + group * (height + 2) * (width + 1)) * LANES
+        if CONNECTIVITY != CLUSTER:
+            fill_border(p_lanes, lane, LANES, height, width)
+            tl.debug_barrier()
+            min_size = number_of(g, MIN_SIZE)
+            max_size = number_of(g, MAX_SIZE)
+            relabel_lanes(p_lanes, p_queue, lane, active, LANES, height, width, min_size, max_size)
+        p_kept = p_masks + (group * LANES + lane).to(tl.int64) * mask_pitch
         if MASKS:
-            p_kept += tl.load(g + _PIXEL_OFFSET)
-        count = tl.zeros([PIXELS], tl.int32)
-        if CONNECTIVITY != CLUSTER:
-            fill_border(p_state, tl.arange(0, LANES), LANES, height, width)
-            pixel, y, x = window_pixels(g, PIXELS)
-            for idle in range(trials, LANES):
-                p_idle = p_state + state_places(g, y, x, LANES) + idle
-                tl.store(p_idle, tl.zeros([PIXELS], tl.int16), pixel < size)
-        for i in range(trials):
-            f0, f1, f2 = trial_features(
-                p_data, g, size, first + i, low, high, intensity, bound, scale, PIXELS, DISTURB, SHARED
-            )
-            label = cluster(p_grid, p_centers, g, size, f0, f1, f2, iterations, tolerance, CENTERS, WINDOWED)
-            pixel, y, x = window_pixels(g, PIXELS)
-            if CONNECTIVITY == CLUSTER:
-                click = tl.load(g + _CLICK).to(tl.int32)
-                member = (label == tl.max(tl.where(pixel == click, label, -1), 0)).to(tl.int32)
-                for j in range(tl.load(g + _MARKS).to(tl.int32)):
-                    mark = tl.load(p_marks + tl.load(g + _FIRST_MARK) + j)
-                    member += (label == tl.max(tl.where(pixel == mark, label, -1), 0)).to(tl.int32)
-                count += member
-                if MASKS:
-                    tl.store(p_kept + i * mask_pitch + pixel, member.to(tl.uint8), pixel < size)
-            else:
-                p_label = p_state + state_places(g, y, x, LANES) + i
-                tl.store(p_label, (-1 - label).to(tl.int16), pixel < size)
-        if CONNECTIVITY != CLUSTER:
-            count = count_segments(
-                p_state, p_queue, p_kept, p_marks, g, size, trials, mask_pitch, PIXELS, LANES, MASKS
-            )
-        pixel, y, x = window_pixels(g, PIXELS)
-        tl.atomic_add(p_counts + tl.load(g + _PIXEL_OFFSET) + pixel, count, pixel < size, sem="relaxed")
+            p_kept += tl.load(g + PIXEL_OFFSET)
+        count_pixels(p_lanes, p_kept, p_marks, p_counts, g, active, MASKS)
+        tl.debug_barrier()
 
 
 def _geometry(
@@ -336,14 +387,22 @@ def _geometry(
     grids: StartGrids,
     marks: Marks,
     config: TrialConfig,
+    groups: int,
 ) -> torch.Tensor:
-    """Return the geometry table [targets, 18], int64, on the CPU."""
+    """Return the geometry table [targets, GEOMETRY], int64, on the CPU, the largest windows first."""
     offset, _, _, _, pitch, plane = images.table[windows.image].unbind(1)
+    sizes = windows.sizes
     if config.connectivity == "enforce":
-        mean = windows.sizes.double() / grids.numbers
+        mean = sizes.double() / grids.numbers
         limits = (config.min_size_factor * mean).long(), (config.max_size_factor * mean).long()
     else:
-        limits = torch.zeros_like(windows.sizes), windows.sizes
+        limits = torch.zeros_like(sizes), sizes
+    # Features are below 2^8 of the scale; in units of 2^-exponent their sums are below 2^31.
+    exponent = (31 - torch.log2(2.0**8 / config.compactness * sizes.double())).floor().clamp(-126, 126).long()
+    order = torch.argsort(sizes, descending=True, stable=True)
+    tiles = (windows.height + 1) // 2 * ((windows.width + 1) // 2)
+    blocks = (tiles + 32 * ROUND.value - 1) // (32 * ROUND.value) * ROUND.value
+    states = groups * (windows.height + 2) * (windows.width + 1)
     columns = (
         offset + windows.top * pitch + windows.left,
         pitch,
@@ -358,28 +417,15 @@ def _geometry(
         *limits,
         marks.offsets[:-1],
         marks.numbers,
+        blocks,
+        states,
+        (exponent + 127) << 23,
     )
-    return torch.stack(columns, 1)
+    return torch.stack(columns, 1)[order]
 
 
-def block_shape(pixels: int, trials: int) -> tuple[int, int, int]:
-    """Return (PIXELS, LANES, warps) for windows of up to `pixels` pixels.
-
-    Sixteen pixels a thread keep a trial in registers; the more threads share a trial, the fewer lanes are
-    worth their scratch memory.
-    """
-    block = max(32, triton.next_power_of_2(pixels))
-    warps = max(1, block // (32 * _PIXELS_PER_THREAD.value))
-    return block, min(16 if warps == 1 else 8, triton.next_power_of_2(trials)), warps
-
-
-def _items(targets: torch.Tensor, first_trial: int, trials: int, lanes: int) -> torch.Tensor:
-    """Cut the trials of some targets into items of up to `lanes` trials: int64 [items, 3]."""
-    parts = triton.cdiv(trials, lanes)
-    bounds = torch.arange(parts + 1) * trials // parts
-    number = len(targets)
-    firsts, lengths = (first_trial + bounds[:-1]).repeat(number), bounds.diff().repeat(number)
-    return torch.stack([targets.repeat_interleave(parts), firsts, lengths], 1)
+def _in_fours(elements: int) -> int:
+    return (elements + 3) // 4 * 4
 
 
 def run(
@@ -394,34 +440,66 @@ def run(
     counts: torch.Tensor,
     masks: torch.Tensor,
 ) -> None:
-    """Fill counts int32 [pixels of all windows], and masks uint8 [trials, same] unless it has no rows.
+    """Fill counts int32 [pixels of all windows], and masks uint8 [trials, same] unless it has no rows."""
+    groups = triton.cdiv(trials, LANES.value)
+    geometry = _geometry(images, windows, keys, grids, marks, config, groups)
+    # One part, unless prepared windows and labels take much memory.
+    used = geometry[:, FIRST_BLOCK.value] * (PALETTE.value * BLOCK.value * 4)
+    used += geometry[:, STATE.value] * (LANES.value * 2)
+    parts = (torch.cumsum(used, 0) // _MEMORY).unique_consecutive(return_counts=True)[1].tolist()
+    for part in geometry.split(parts):
+        _launch(part, images.data, grids.centers, marks.pixels, config, first_trial, trials, counts, masks)
 
-    There is one launch for each power of two of window pixels.
-    """
-    device = images.data.device
-    geometry = _geometry(images, windows, keys, grids, marks, config).to(device)
-    start_centers, mark_pixels = grids.centers.to(device), marks.pixels.to(device, torch.int32)
-    padded = (windows.height + 2) * (windows.width + 1)
-    blocks = 2 ** torch.ceil(torch.log2(windows.sizes.clamp(min=32).double())).long()
-    for block in blocks.unique().flip(0).tolist():
-        chosen = torch.nonzero(blocks == block)[:, 0]
-        _, lanes, warps = block_shape(block, trials)
-        items = _items(chosen, first_trial, trials, lanes)
-        centers = triton.next_power_of_2(int(grids.numbers[chosen].max()))
-        programs = min(len(items), processors(device) * max(1, _PROGRAMS_PER_PROCESSOR // warps))
-        enforced = config.connectivity != "cluster"
-        state_size = int(padded[chosen].max()) * lanes if enforced else 0
-        queue_size = int(windows.sizes[chosen].max()) * lanes if enforced else 0
-        trials_kernel[(programs,)](
-            images.data, geometry, start_centers, items.to(device), mark_pixels,
-            torch.empty(programs * state_size, dtype=torch.int16, device=device),
-            torch.empty(programs * queue_size, dtype=torch.int16, device=device),
-            torch.empty(programs * centers * CENTER.value, dtype=torch.float32, device=device),
-            counts, masks, len(items), state_size, queue_size, first_trial, counts.numel(),
-            config.intensity, threshold(config.intensity), 1.0 / config.compactness, config.max_iterations,
-            config.tolerance,
-            PIXELS=block, LANES=lanes, CENTERS=centers, DISTURB=NOISES[config.noise].function("triton"),
-            SHARED=config.shared_noise, OWN_RANGE=images.data.dtype != torch.uint8,
-            WINDOWED=config.method == "slic", CONNECTIVITY=CONNECTIVITY.index(config.connectivity),
-            MASKS=masks.shape[0] > 0, num_warps=warps, enable_fp_fusion=False,
+
+def _launch(
+    geometry: torch.Tensor,
+    data: torch.Tensor,
+    start_centers: torch.Tensor,
+    marks: torch.Tensor,
+    config: TrialConfig,
+    first_trial: int,
+    trials: int,
+    counts: torch.Tensor,
+    masks: torch.Tensor,
+) -> None:
+    """Run the trials of some targets; FIRST_BLOCK and STATE of the geometry hold their sizes."""
+    device, targets = data.device, len(geometry)
+    blocks, states = geometry[:, FIRST_BLOCK.value].clone(), geometry[:, STATE.value].clone()
+    geometry[:, FIRST_BLOCK.value], geometry[:, STATE.value] = starts_of(blocks)[:-1], starts_of(states)[:-1]
+    clusters = int(geometry[:, CENTERS.value].max())
+    height, width = int(geometry[:, HEIGHT.value].max()), int(geometry[:, WIDTH.value].max())
+    most_blocks, end = int(blocks.max()), _ENDS[NOISES[config.noise].replaced_by]
+    planes = (VALUES if end == NO_END.value else PALETTE).value
+
+    def scratch(elements: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(elements, dtype=dtype, device=device)
+
+    prepared = scratch(int(blocks.sum()) * planes * BLOCK.value, torch.float32)
+    facts = scratch(targets * FACTS.value, torch.float32)
+    state = scratch(int(states.sum()) * LANES.value, torch.int16)
+    floats = _in_fours(most_blocks * 3 * BLOCK.value + clusters * (CENTER.value + height + width + 4))
+    integers = _in_fours(most_blocks * BLOCK.value + most_blocks // ROUND.value * SUMS.value * clusters)
+    most = processors(device) * _PROGRAMS_PER_PROCESSOR
+    programs = max(1, min(targets * trials, most, _SCRATCH // (4 * (floats + integers))))
+    floods = min(targets * triton.cdiv(trials, LANES.value), most)
+    queue_size = int((geometry[:, HEIGHT.value] * geometry[:, WIDTH.value]).max()) * LANES.value
+    table, centers, pixels_of_marks = upload(device, geometry, start_centers, marks.int())
+    scale, options = 1.0 / config.compactness, {"num_warps": 1, "enable_fp_fusion": False}
+    with launching(device):
+        prepare_kernel[(targets * most_blocks,)](
+            data, table, centers, prepared, facts, most_blocks, scale,
+            END=end, OWN_RANGE=data.dtype != torch.uint8, WINDOWED=config.method == "slic", **options,
+        )  # fmt: skip
+        cluster_kernel[(programs,)](
+            table, centers, prepared, facts, state, scratch(programs * floats, torch.float32),
+            scratch(programs * integers, torch.int32), targets * trials, trials, first_trial, most_blocks,
+            floats // 4, integers // 4, config.intensity, threshold(config.intensity), scale,
+            config.max_iterations, config.tolerance,
+            DISTURB=NOISES[config.noise].function("triton"), SHARED=config.shared_noise, END=end,
+            WINDOWED=config.method == "slic", **options,
+        )  # fmt: skip
+        segment_kernel[(floods,)](
+            table, state, scratch(floods * queue_size, torch.int16), pixels_of_marks, counts, masks,
+            targets * triton.cdiv(trials, LANES.value), trials, queue_size, counts.numel(),
+            CONNECTIVITY=CONNECTIVITY.index(config.connectivity), MASKS=masks.shape[0] > 0, **options,
         )  # fmt: skip

@@ -33,17 +33,12 @@ architectures = pytest.mark.parametrize(
 
 @architectures
 def test_trials(architecture: str) -> None:
-    rows, loops = compiled_rows(architecture, "trials")
-    # Registers allow so many programs at a time: see the kernel's window_pixels.
-    least = {"8x8": 32, "16x16": 16, "22x23": 8, "32x32": 4, "64x64": 1}
-    assert [row["shape"] for row in rows] == list(least)
+    rows, loops = compiled_rows(architecture, "prepare", "cluster", "segment", most_spilled=16)
+    # Windows of any size need the same code.
+    assert [row["shape"] for row in rows] == ["8x8"] * 3 + ["gaussian"] * 3
     for row in rows:
-        assert row["programs"] >= least[row["shape"]], row
-    assert len(loops) == 15
-    for loop in loops:
-        # Assignment: 5 differences, 6 products and sums, 5 comparisons, 2 choices. Update: 1 and 6 twice.
-        if loop["shape"] == "22x23" and loop["loop"] != "connectivity":
-            assert 12 <= loop["instructions"] < 20, loop
+        assert row["occupancy"] >= 0.25, row
+    assert len(loops) == 4
 
 
 @architectures
@@ -110,7 +105,18 @@ def test_oldest_release_is_the_floor() -> None:
 
 @pytest.mark.slow
 def test_kernels_for_amd_keep_their_values_in_registers() -> None:
-    kernels = "trials", "assign", "update", "sums", "components", "connectivity", "lab", "noise"
+    kernels = (
+        "prepare",
+        "cluster",
+        "segment",
+        "assign",
+        "update",
+        "sums",
+        "components",
+        "connectivity",
+        "lab",
+        "noise",
+    )
     compiled_rows("gfx942", *kernels, most_spilled=16)
 
 
