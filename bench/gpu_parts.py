@@ -10,35 +10,34 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
-import triton
-import triton.language as tl
 
-from mclc_gpu.bench.baselines import baselines
 from mclc_gpu.bench.compare import Row
 from mclc_gpu.bench.dataset import Context, Frames, has_pydensecrf
 from mclc_gpu.bench.host import Clock, label
 from mclc_gpu.bench.limits import (
+    Captured,
     Work,
     bytes_peak,
+    captured,
     component_work,
     crf_work,
+    fma_kernel,
     slic_work,
     trial_steps,
     trial_work,
 )
 from mclc_gpu.bench.ptx.launch import emulated
 from mclc_gpu.bench.recorder import Record
-from mclc_gpu.bench.reference import ReferencePool, make_item
+from mclc_gpu.bench.reference import ReferencePool, baselines, make_item
 from mclc_gpu.data.datasets import Sample
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.distributed import Ranks
@@ -199,24 +198,6 @@ def agreement(session: Session) -> Iterator[Row]:
 # ---------------------------------------------------------------- kernels
 
 
-@triton.jit
-def fma_kernel(p_out, rounds, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201
-    """Run eight independent chains of multiply-adds in every thread."""
-    x = tl.arange(0, BLOCK).to(tl.float32) * 1e-9 + 0.999
-    a, b, c, d = x, x + 1, x + 2, x + 3
-    e, f, g, h = x + 4, x + 5, x + 6, x + 7
-    for _ in range(rounds):
-        a = a * x + 1e-3
-        b = b * x + 1e-3
-        c = c * x + 1e-3
-        d = d * x + 1e-3
-        e = e * x + 1e-3
-        f = f * x + 1e-3
-        g = g * x + 1e-3
-        h = h * x + 1e-3
-    tl.store(p_out + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), a + b + c + d + e + f + g + h)
-
-
 def peaks(session: Session) -> tuple[float, float] | None:
     """Measure multiply-adds per second in float32, and bytes per second of a copy; None where recorded."""
     programs, block, rounds = session.of(132 * 64, 2), 256, session.of(4096, 4)
@@ -225,54 +206,6 @@ def peaks(session: Session) -> tuple[float, float] | None:
     if seconds is None:
         return None
     return programs * block * rounds * 8 / seconds, bytes_peak(session.device, 1 << 27)
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A launch of a kernel with copies of its tensors as they were before it."""
-
-    kernel: Any
-    grid: Any
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Name of the kernel without "_kernel"."""
-        return self.kernel.fn.__name__.removesuffix("_kernel")
-
-    def milliseconds(self, device: torch.device, repeats: int = 10) -> float:
-        """Return the median time on the device, with cold caches and its tensors as they were each time."""
-        now = [value.clone() if isinstance(value, torch.Tensor) else value for value in self.arguments]
-        flushed = torch.empty(64 << 20, dtype=torch.int32, device=device)
-        times = []
-        for _ in range(repeats + 2):
-            for value, before in zip(now, self.arguments, strict=True):
-                if isinstance(value, torch.Tensor):
-                    value.copy_(before)
-            flushed.zero_()
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            self.kernel[self.grid](*now, **self.options)
-            last.record()
-            torch.cuda.synchronize(device)
-            times.append(first.elapsed_time(last))
-        return statistics.median(times[2:])
-
-
-@contextmanager
-def captured() -> Iterator[list[Captured]]:
-    """Collect the launches of kernels, which run as usual."""
-    launches: list[Captured] = []
-    run = triton.JITFunction.run
-
-    def keep(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        copies = tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in arguments)
-        launches.append(Captured(kernel, grid, copies, options))
-        return run(kernel, *arguments, grid=grid, warmup=warmup, **options)
-
-    with patch.object(triton.JITFunction, "run", keep):
-        yield launches
 
 
 @dataclass(frozen=True)

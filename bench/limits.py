@@ -1,11 +1,16 @@
 """Roofline of the kernels: operations and bytes counted, peak rates measured."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import triton
+import triton.language as tl
 
 from mclc_gpu.bench.compare import Row, clocked
 from mclc_gpu.data.annotations import Point
@@ -216,6 +221,72 @@ def bytes_peak(device: torch.device, count: int) -> float:
     source = torch.zeros(count * threads, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)
+
+
+@triton.jit
+def fma_kernel(p_out, rounds, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201
+    """Run eight independent chains of multiply-adds in every thread."""
+    x = tl.arange(0, BLOCK).to(tl.float32) * 1e-9 + 0.999
+    a, b, c, d = x, x + 1, x + 2, x + 3
+    e, f, g, h = x + 4, x + 5, x + 6, x + 7
+    for _ in range(rounds):
+        a = a * x + 1e-3
+        b = b * x + 1e-3
+        c = c * x + 1e-3
+        d = d * x + 1e-3
+        e = e * x + 1e-3
+        f = f * x + 1e-3
+        g = g * x + 1e-3
+        h = h * x + 1e-3
+    tl.store(p_out + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), a + b + c + d + e + f + g + h)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A launch of a kernel with copies of its tensors as they were before it."""
+
+    kernel: Any
+    grid: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel without "_kernel"."""
+        return self.kernel.fn.__name__.removesuffix("_kernel")
+
+    def milliseconds(self, device: torch.device, repeats: int = 10) -> float:
+        """Return the median time on the device, with cold caches and its tensors as they were each time."""
+        now = [value.clone() if isinstance(value, torch.Tensor) else value for value in self.arguments]
+        flushed = torch.empty(64 << 20, dtype=torch.int32, device=device)
+        times = []
+        for _ in range(repeats + 2):
+            for value, before in zip(now, self.arguments, strict=True):
+                if isinstance(value, torch.Tensor):
+                    value.copy_(before)
+            flushed.zero_()
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            self.kernel[self.grid](*now, **self.options)
+            last.record()
+            torch.cuda.synchronize(device)
+            times.append(first.elapsed_time(last))
+        return statistics.median(times[2:])
+
+
+@contextmanager
+def captured() -> Iterator[list[Captured]]:
+    """Collect the launches of kernels, which run as usual."""
+    launches: list[Captured] = []
+    run = triton.JITFunction.run
+
+    def keep(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        copies = tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in arguments)
+        launches.append(Captured(kernel, grid, copies, options))
+        return run(kernel, *arguments, grid=grid, warmup=warmup, **options)
+
+    with patch.object(triton.JITFunction, "run", keep):
+        yield launches
 
 
 class Targets(NamedTuple):

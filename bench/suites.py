@@ -11,10 +11,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mclc_gpu.bench.baselines import Baseline, PlainCrops, baselines
 from mclc_gpu.bench.compare import Absent, Benchmark, Contender, clocked
 from mclc_gpu.bench.dataset import REFERENCE, Context, has_pydensecrf, without_pydensecrf
-from mclc_gpu.bench.reference import Item, cluster_alone, dense_crf, make_item
+from mclc_gpu.bench.reference import (
+    Baseline,
+    Item,
+    PlainCrops,
+    baselines,
+    cluster_alone,
+    dense_crf,
+    make_item,
+)
 from mclc_gpu.data.datasets import Sample
 from mclc_gpu.data.synthetic import scene
 from mclc_gpu.distributed import Ranks

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from mclc_gpu.bench import dataset, plan
-from mclc_gpu.bench.baselines import PlainCrops, baselines
 from mclc_gpu.bench.compare import Absent, Benchmark, Contender, Result, measure, rounded
+from mclc_gpu.bench.reference import PlainCrops, baselines
 from mclc_gpu.bench.suites import BENCHMARKS, GROWING
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.synthetic import write_dataset
