@@ -243,7 +243,7 @@ def _sum(s, features, labels, settings, first, last):
         add_rows(features, c, labels, top, bottom, first, last, widest, sums, counts)
         for k in range(first, last):
             s.counts[k] = counts[k - first]
-            s.sums[k, :2] = sums[k - first, :2]
+            s.sums[k, 0], s.sums[k, 1] = sums[k - first, 0], sums[k - first, 1]
             for i in range(min(3, channels - c)):
                 s.sums[k, 2 + c + i] = sums[k - first, 2 + i]
 

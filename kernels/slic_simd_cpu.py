@@ -525,14 +525,14 @@ def _each_bit(builder: Any, mask: Any) -> Iterator[Any]:
     builder.position_at_end(end)
 
 
-@compiled()
+@compiled(inline="always")
 def assign_tile(features, labels, top, left, table, kept, found, weight, owners, ty, tx):
     """Label the pixels of a tile with the nearest of some centers; see `slic_tile_cpu.assign_tile`."""
     scratch = _scratch()
     return _labels(features, labels, top, left, table, kept, found, weight, owners, ty, tx, scratch)
 
 
-@compiled()
+@compiled(inline="always")
 def assign_tile_of_channels(features, labels, top, left, table, kept, found, weight, owners, ty, tx, scratch):
     """Do the same with features [C, H, W] of any number of channels; scratch is float32 [C, pixels]."""
     return _labels(features, labels, top, left, table, kept, found, weight, owners, ty, tx, scratch)
@@ -551,7 +551,7 @@ def _labels(features, labels, top, left, table, kept, found, weight, owners, ty,
     )  # fmt: skip
 
 
-@compiled()
+@compiled(inline="always")
 def near_centers(table, living, boxes, ty, tx, colors, bound, weight, slack, kept):
     """Find the centers that may be nearest to a pixel of a box; see `slic_tile_cpu.near_centers`."""
     size = boxes.shape[3]
@@ -570,7 +570,8 @@ def add_rows(features, c, labels, top, bottom, first, last, widest, sums, counts
     records = _summed(features, c, labels, top, bottom, first, last, widest, sums[0, 0])
     for k in range(last - first):
         sums[k, 0], sums[k, 1], counts[k] = records[k, ROW], records[k, COLUMN], np.int64(records[k, COUNT])
-        sums[k, 2:] = records[k, :CHANNELS]
+        for i in range(CHANNELS):
+            sums[k, 2 + i] = records[k, i]
     if labels.size > 1 << 24 and sums.itemsize == 4:
         # In single precision, ones added to so many are lost.
         counts[:] = 0
