@@ -96,7 +96,11 @@ def pick_device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """Return the name of a CUDA device; ``cpu (N threads)`` for the CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({os.cpu_count()} threads)"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({torch.get_num_threads()} threads)"
+    )
 
 
 def synchronize(device: torch.device) -> None:

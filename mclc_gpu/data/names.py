@@ -6,9 +6,24 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from mclc_gpu.data.files import ARCHIVE_SUFFIX, MASK_PART, in_archive, members_of, stem_of_mask
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".jp2", ".pgm", ".npy", ".mat")
+_UNREAD = (
+    ".gif",
+    ".webp",
+    ".fits",
+    ".fit",
+    ".npz",
+    ".h5",
+    ".raw",
+    ".dng",
+    ".heic",
+    ".avi",
+    ".mp4",
+    ".mov",
+    ".seq",
+)
 _MASK_ENDING = "_pixels0"  # NUAA-SIRST names the mask of NAME.png NAME_pixels0.png
 # What may follow an image's stem in the name of its mask; MDvsFA numbers both.
 _MASK_ENDINGS = ("_mask", "_masks", "_gt", "_GT", "_label", "-mask", "-gt")
@@ -90,6 +105,14 @@ def find_files(directory: Path | str, suffixes: Iterable[str] = IMAGE_SUFFIXES) 
             f"{directory}: the folder holds no {', '.join(wanted)} file, nor do sub-folders; check the path"
         )
     return dict(sorted(found.items()))
+
+
+def unread_files(directory: Path) -> list[Skipped]:
+    """Report the images and videos of a folder in formats that are not read."""
+    return [
+        Skipped(str(path), f"{path.suffix} files are not read; export the frames as PNG or TIFF")
+        for path in _files_in(directory, _UNREAD)
+    ]
 
 
 def _files_in(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -258,7 +258,7 @@ class LabeledTargets(Sequence[TargetMask]):
                 image, *window, target = placed[t]
                 point = points[t]
                 if not point.category:
-                    pixels = int(np.count_nonzero(mask)) if area is None else area
+                    pixels = int(np.count_nonzero(mask)) if area is None or point.box is not None else area
                     point = replace(point, category=category_of(pixels))
                 about = image, target, point, Window(*window)
                 made[t] = TargetMask(*about, levels, mask, trials, estimated[t], confidence, exact)

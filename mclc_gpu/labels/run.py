@@ -20,7 +20,7 @@ import numpy as np
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import fingerprint_of
-from mclc_gpu.data.names import find_files, find_images_and_masks, stem_of
+from mclc_gpu.data.names import find_files, find_images_and_masks, stem_of, unread_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.distributed import Ranks
@@ -105,6 +105,7 @@ def read_inputs(options: LabelOptions) -> Inputs:
     if options.points_from_masks is not None:
         files, truths = find_images_and_masks(options.images, options.points_from_masks)
         images, missing = listed(files, options.list, options.images)
+        missing += unread_files(options.images)
         simulated, problems = simulate_points(
             truths,
             images,
@@ -123,6 +124,7 @@ def read_inputs(options: LabelOptions) -> Inputs:
         raise InputError(f"--jitter {options.jitter:g} only applies to simulated clicks; remove it")
     files = find_files(options.images)
     images, missing = listed(files, options.list, options.images)
+    missing += unread_files(options.images)
     points, problems = read_points(options.points, files, options.supervision)
     if not points:
         why = f"{problems[0].file}: {problems[0].why}" if problems else "it names no image"

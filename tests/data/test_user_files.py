@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mclc_gpu.data.datasets import select
-from mclc_gpu.data.names import find_files, find_images_and_masks
+from mclc_gpu.data.names import find_files, find_images_and_masks, unread_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.errors import InputError
 
@@ -372,3 +372,14 @@ def test_polygons_and_circles_of_labelme(tmp_path, images):
 def test_other_tables_say_what_they_lack(tmp_path, images):
     with pytest.raises(InputError, match="lacks image, x or y"):
         read_points(written(tmp_path, "a.csv", "frame,u,v\nf,3,4\n"), images)
+
+
+def test_files_of_other_formats_are_reported(tmp_path):
+    folder = touched(tmp_path / "frames", "a")
+    (folder / "b.fits").touch()
+    (folder / "notes.txt").touch()
+    (item,) = unread_files(folder)
+    assert (item.file, item.why) == (
+        str(folder / "b.fits"),
+        ".fits files are not read; export the frames as PNG or TIFF",
+    )

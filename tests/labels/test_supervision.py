@@ -212,7 +212,7 @@ def test_strokes_of_an_image(tmp_path, images):
         ),
         (
             labelme(shape("polygon", (3, 2), (4, 2), (4, 4))),
-            "shape 1 is a polygon, not a point, line, linestrip or rectangle",
+            "shape 1 is a box; --supervision box reads it",
         ),
     ],
 )
