@@ -353,12 +353,23 @@ class Writer:
         if i.kind[0] != "f":
             value = self.call(f"llvm.{'s' if i.kind[0] == 's' else 'u'}{i.name}", i.kind, a, b)
         else:
-            value = self.call(f"llvm.{i.name}imum", i.kind, a, b)
-            if "NaN" not in i.modifiers:
-                for one, other in ((a, b), (b, a)):
-                    missing = self.emit(f"fcmp uno {vector_of(i.kind)} {one}, {one}")
-                    value = self.select(missing, i.kind, other, value)
+            value = self._extreme_of_floats(i, a, b)
         self.set(target, i.kind, value)
+
+    def _extreme_of_floats(self, i: Instruction, a: str, b: str) -> str:
+        """Return min or max of floats: -0 is below +0."""
+        vector, bits = vector_of(i.kind), f"b{i.kind[1:]}"
+        beyond = self.emit(f"fcmp {'olt' if i.name == 'min' else 'ogt'} {vector} {a}, {b}")
+        value = self.select(beyond, i.kind, a, b)
+        pair = [self.cast("bitcast", i.kind, x, bits) for x in (a, b)]
+        zero = self.binary("or" if i.name == "min" else "and", bits, *pair)
+        equal = self.emit(f"fcmp oeq {vector} {a}, {b}")
+        value = self.select(equal, i.kind, self.cast("bitcast", bits, zero, i.kind), value)
+        if "NaN" in i.modifiers:
+            missing = self.emit(f"fcmp uno {vector} {a}, {b}")
+            return self.select(missing, i.kind, self.binary("fadd", i.kind, a, b), value)
+        missing = self.emit(f"fcmp uno {vector} {b}, {b}")
+        return self.select(missing, i.kind, a, value)
 
     def _extreme_of_halves(self, i: Instruction, a: str, b: str) -> str:
         halves = f"<{2 * LANES} x i16>"

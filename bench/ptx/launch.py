@@ -102,10 +102,10 @@ class Emulator:
             if not warmup:
                 self.launches.append(Launch(name, (x, y, z), warps, " ".join(key)))
             return
-        known = _compiled.setdefault(kernel, {})
-        if key not in known:
-            known[key] = _compile(kernel, bound, specialization, extra, options)
-        compiled = known[key]
+        known = kernel.cache_key, *key
+        if known not in _compiled:
+            _compiled[known] = _compile(kernel, bound, specialization, extra, options)
+        compiled = _compiled[known]
         machine = Machine(compiled.translation, self._order, self._races, self._seed)
         tensors = [value for value in bound.values() if isinstance(value, torch.Tensor)]
         given = [
@@ -117,7 +117,8 @@ class Emulator:
         self.launches.append(Launch(name, (x, y, z), compiled.warps, " ".join(key), compiled.shared, counts))
 
 
-_compiled: dict[Any, dict[tuple[str, str], _Compiled]] = {}
+# By the hash of the sources and the variant.
+_compiled: dict[tuple[str, ...], _Compiled] = {}
 
 
 @cache

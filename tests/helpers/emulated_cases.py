@@ -202,6 +202,15 @@ QUICK = (
     Case("maps-counts", partial(_maps, True, False)),
     Case("maps-several", partial(_maps, False, True)),
 )
+# Several warps, trials and targets of a program, so that every barrier has something to keep apart.
+BARRIERS = (
+    Case("connectivity", _connectivity),
+    trial_case(*[SHAPES[1]] * 3, trials=99),
+    trial_case(*[SHAPES[5]] * 3, trials=66),
+    trial_case(*[SHAPES[5]] * 2, trials=9, connectivity="cluster", method="kmeans", clusters=40),
+    component_case(*[SHAPES[1]] * 5),
+    component_case(*[SHAPES[5]] * 5),
+)
 WIDE = (
     *(
         trial_case(*SHAPES, trials=2, masks=True, marked=True, connectivity=connectivity, noise=noise)

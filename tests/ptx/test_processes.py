@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mclc_gpu.kernels.backend import interpreted
-
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("test_*.py") if path.name != Path(__file__).name)
 
 
-@pytest.mark.starts_process
-@pytest.mark.skipif(not interpreted(), reason="this process compiles kernels itself")
 @pytest.mark.parametrize("marker", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("file", FILES)
 def test_file(file: str, marker: str) -> None:

@@ -1,0 +1,115 @@
+"""No barrier of the kernels can be left out: without any one of them, the emulator finds a fault."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import triton
+from emulated_cases import BARRIERS, Case
+
+import mclc_gpu.kernels
+from mclc_gpu.bench.ptx.launch import emulated
+from mclc_gpu.bench.ptx.machine import ORDERS, MachineError
+from mclc_gpu.kernels.backend import interpreted
+
+
+def functions() -> dict[str, Any]:
+    """Return all functions of the package that Triton compiles, by module and name."""
+    found = {}
+    for module in pkgutil.iter_modules(mclc_gpu.kernels.__path__):
+        if module.name.endswith("_triton"):
+            own = vars(importlib.import_module(f"mclc_gpu.kernels.{module.name}"))
+            found |= {
+                f"{module.name}.{name}": function
+                for name, function in own.items()
+                if isinstance(function, triton.JITFunction)
+                if function.fn.__module__ == f"mclc_gpu.kernels.{module.name}"
+            }
+    return found
+
+
+FUNCTIONS = {} if interpreted() else functions()
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A line of a function's source that has a barrier; `source_line` is that of its file."""
+
+    function: str
+    line: int
+
+    @property
+    def source_line(self) -> str:
+        function = FUNCTIONS[self.function]
+        before = "".join(function.raw_src).index(function.src)
+        first = function.starting_line_number + "".join(function.raw_src)[:before].count("\n")
+        return f"{self.function.partition('.')[0]}.py:{first + self.line}"
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Compile the kernels without the barrier meanwhile."""
+        function = FUNCTIONS[self.function]
+        source = function.src
+        lines = source.split("\n")
+        lines[self.line] = lines[self.line].replace("tl.debug_barrier()", "pass")
+        try:
+            self._set("\n".join(lines))
+            yield
+        finally:
+            self._set(source)
+
+    def _set(self, source: str) -> None:
+        FUNCTIONS[self.function]._unsafe_update_src(source)
+        for function in FUNCTIONS.values():
+            function.hash = None  # it depends on the sources of what the function calls
+
+
+ALL = [
+    Barrier(name, line)
+    for name, function in FUNCTIONS.items()
+    for line, text in enumerate(function.src.split("\n"))
+    if text.strip().startswith("tl.debug_barrier()")
+]
+
+
+def fault(case: Case, order: str) -> str:
+    """Return what is wrong with a case, "" if nothing is."""
+    try:
+        with emulated(order, races=True):
+            result = case.call("triton")
+    except MachineError as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    apart = case.differences(case.call("cpu"), result)
+    return f"results differ by {apart}" if apart else ""
+
+
+def first_fault(barrier: Barrier) -> str:
+    """Return the first fault that shows without a barrier, and in which case; "" if there is none."""
+    for case in BARRIERS:
+        with emulated(races=True) as emulator:
+            case.call("triton")
+        if barrier.source_line in emulator.counts.lines:
+            with barrier.left_out():
+                for order in ORDERS:
+                    if found := fault(case, order):
+                        return f"{case.name}, {order}: {found}"
+    return ""
+
+
+def test_some_barriers_are_needed() -> None:
+    quick = [b for b in ALL if b.function.startswith("connectivity_triton")]
+    assert quick
+    for barrier in quick:
+        assert first_fault(barrier), f"nothing needs the barrier at {barrier.source_line}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", ALL, ids=lambda barrier: barrier.source_line)
+def test_every_barrier_is_needed(barrier: Barrier) -> None:
+    found = first_fault(barrier)
+    print(f"{barrier.source_line}: {found}")
+    assert found, f"nothing needs the barrier at {barrier.source_line}: delete it"
