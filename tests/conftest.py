@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NUAA_DEFAULT = ROOT.parent / "shared" / "data" / "NUAA-SIRST"
 CUDA = torch.cuda.is_available()
 
-# The interpreter would hide a GPU.
+# The interpreter would hide a GPU. TRITON_INTERPRET=0 is for the tests of ptx/, which compile kernels.
 if CUDA:
     os.environ.pop("TRITON_INTERPRET", None)
-else:
+elif os.environ.get("TRITON_INTERPRET") != "0":
     os.environ["TRITON_INTERPRET"] = "1"
 
 

@@ -101,7 +101,7 @@ def first_fault(barrier: Barrier) -> str:
 
 
 def test_some_barriers_are_needed() -> None:
-    quick = [b for b in ALL if b.function.startswith("connectivity_triton")]
+    quick = [b for b in ALL if b.function == "connectivity_triton.relabel_lanes"]
     assert quick
     for barrier in quick:
         assert first_fault(barrier), f"nothing needs the barrier at {barrier.source_line}"

@@ -1,23 +1,25 @@
 """Runs the other tests of this folder in processes that compile Triton kernels, not interpret them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from compiling import run_compiling
 
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("test_*.py") if path.name != Path(__file__).name)
 
 
-@pytest.mark.parametrize("marker", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("file", "marker"),
+    [
+        *((file, "not slow") for file in FILES),
+        *(
+            pytest.param(file, "slow", marks=pytest.mark.slow)
+            for file in FILES
+            if "pytest.mark.slow" in (HERE / file).read_text()
+        ),
+    ],
+)
 def test_file(file: str, marker: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", marker]
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [*command, HERE / file], cwd=HERE.parents[1], env=environment, capture_output=True, text=True
-    )
-    nothing_selected = 5
-    assert done.returncode in (0, nothing_selected), done.stdout + done.stderr
+    options = "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", marker
+    run_compiling(*options, str(HERE / file), TRITON_INTERPRET="0")
