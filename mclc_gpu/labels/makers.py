@@ -110,8 +110,9 @@ class Maps:
 class Maker(Protocol):
     """Label maker: the window of each target, and the probability maps of a batch of targets.
 
-    Subclasses have to define `maps` only. A maker is registered with its traits in
-    `mclc_gpu.labels.config.MAKERS`.
+    Subclasses have to define `maps` only, and `window` and `check` for windows of their own. `windows` and
+    `checks` do the same for many targets at once; they need defining only where the time that Python takes
+    for each target matters. A maker is registered with its traits in `mclc_gpu.labels.config.MAKERS`.
     """
 
     def window(

@@ -166,42 +166,39 @@ def _refined(group: ClusteredTargets, config: LabelConfig) -> _Refined:
     exact = made.tpm if made is not None and on_host else None
 
     def fetch() -> _Fetched:
-        sent, received, *others = arrived()
+        sent, found, *others = arrived()
         tpm, levels = (exact, sent) if made is not None else finish(sent)[:2]
-        found, numbers = received.numpy(), [part.numpy() for part in others]
-        confidence = numbers.pop(0) if maps.confidence is not None else None
-        area = numbers.pop(0) if maps.area is not None else None
-        if maps.votes is not None:
-            confidence, area = _of_votes(maps.votes.numpy(), confidence, area)
-        shapes = windows.shapes.tolist()
-        split = _Split(windows.offsets.tolist(), shapes)
-        masks_of = split(found.view(bool))
-        if boxes is not None and config.refine == "crf":
-            for mask, (top, bottom, left, right) in zip(masks_of, boxes.tolist(), strict=True):
+        own = _cut(found.numpy().view(bool), windows)
+        if crf and boxes is not None:
+            for mask, (top, bottom, left, right) in zip(own, boxes.tolist(), strict=True):
                 mask[:top] = mask[bottom:] = mask[:, :left] = mask[:, right:] = False
-        count = len(shapes)
-        return _Fetched(
-            split(levels.numpy().view(np.uint16)),
-            masks_of,
-            [None] * count if tpm is None else split(tpm.numpy()),
-            [config.trials] * count if maps.trials is None else maps.trials.tolist(),
-            [math.nan] * count if confidence is None else confidence.tolist(),
-            [None] * count if area is None else area.tolist(),
-        )
+        exact_maps = [None] * len(own) if tpm is None else _cut(tpm.numpy(), windows)
+        numbers = _numbers(maps, config, len(own), [part.numpy() for part in others])
+        return _Fetched(_cut(levels.numpy().view(np.uint16), windows), own, exact_maps, *numbers)
 
     return _Refined(group.members, fetch)
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Cutting of flat arrays into windows, by the offsets and shapes of these."""
+def _cut(flat: np.ndarray, windows: Windows) -> list[np.ndarray]:
+    """Return each window's part of a flat array, [h, w]."""
+    offsets = windows.offsets.tolist()
+    bounds = zip(offsets[:-1], offsets[1:], windows.shapes.tolist(), strict=True)
+    return [flat[first:end].reshape(shape) for first, end, shape in bounds]
 
-    offsets: list[int]
-    shapes: list[list[int]]
 
-    def __call__(self, flat: np.ndarray) -> list[np.ndarray]:
-        bounds = zip(self.offsets[:-1], self.offsets[1:], self.shapes, strict=True)
-        return [flat[first:end].reshape(shape) for first, end, shape in bounds]
+def _numbers(
+    maps: Maps, config: LabelConfig, count: int, fetched: list[np.ndarray]
+) -> tuple[list[int], list[float], list[int | None]]:
+    """Return trials, confidences and areas of `count` targets, as far as they were fetched."""
+    confidence = fetched.pop(0) if maps.confidence is not None else None
+    area = fetched.pop(0) if maps.area is not None else None
+    if maps.votes is not None:
+        confidence, area = _of_votes(maps.votes.numpy(), confidence, area)
+    return (
+        [config.trials] * count if maps.trials is None else maps.trials.tolist(),
+        [math.nan] * count if confidence is None else confidence.tolist(),
+        [None] * count if area is None else area.tolist(),
+    )
 
 
 def _of_votes(
