@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import partial
@@ -494,35 +495,46 @@ _RESULT = re.compile(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULT
 
 
 def tests(session: Session) -> Iterator[Row]:
-    """Run the tests of the kernels on the device in a process of their own; elsewhere only collect them."""
+    """Run the tests of the kernels on the device, a process for each file; elsewhere only collect them."""
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
-    if missing or not (ROOT / "tests" / "kernels").is_dir():
+    files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
+    if missing or not files:
         why = f"not installed: {', '.join(missing)}" if missing else "no checkout: tests/ is not there"
         yield row("tests of the kernels", note=f"not run: {why}")
         return
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "tests/kernels"]
-    command += ["--collect-only", "-q"] if session.record is not None else ["-v"]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            done.wait(max(session.left - 5, 1))
-            ended = ""
-        except subprocess.TimeoutExpired:
-            done.kill()
-            done.wait()
-            ended = "; stopped: no time"
-        output.seek(0)
-        text = output.read()
     if session.record is not None:
+        text, _ = _pytest(["--collect-only", "-q", *map(str, files)], session.left)
         yield row("tests of the kernels", note=f"{ABSENT}; {text.count('::')} tests found")
         return
-    results = dict(_RESULT.findall(text))
-    counted = Counter(results.values())
-    note = ", ".join(f"{number} {name.lower()}" for name, number in counted.items()) + ended
-    yield row("tests of the kernels", float(counted["PASSED"]), "passed", note or text.strip()[-300:])
-    for name in [name for name, outcome in results.items() if outcome in ("FAILED", "ERROR")][:10]:
-        yield row(name.removeprefix("tests/kernels/"), note="failed")
+    # Most of the time is the compilation of kernels, on one core for each process.
+    with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
+        ran = list(pool.map(lambda file: _pytest(["-v", str(file)], session.left - 5), files))
+    for file, (text, in_time) in zip(files, ran, strict=True):
+        results = dict(_RESULT.findall(text))
+        counted = Counter(results.values())
+        note = [f"{number} {name.lower()}" for name, number in counted.items()]
+        note += [] if in_time else ["stopped: no time"]
+        failed = [name for name, outcome in results.items() if outcome in ("FAILED", "ERROR")]
+        note += [f"failed: {name.partition('::')[2]}" for name in failed[:5]]
+        work = f"tests of the kernels, {file.stem.removeprefix('test_')}"
+        yield row(work, float(counted["PASSED"]), "passed", "; ".join(note) or text.strip()[-300:])
+
+
+def _pytest(arguments: Sequence[str], seconds: float) -> tuple[str, bool]:
+    """Run pytest in a process of its own; return what it prints, and whether it ended in time."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        try:
+            process.wait(max(seconds, 1))
+            in_time = True
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            in_time = False
+        output.seek(0)
+        return output.read(), in_time
 
 
 def failure(error: BaseException) -> str:
