@@ -351,7 +351,7 @@ def count_pixels(p_state, p_kept, p_marks, p_counts, g, active, MASKS: tl.conste
                 tl.store(p_kept[None, :] + y * width + x, member.to(tl.uint8), used)
 
 
-@triton.jit(do_not_specialize=["items", "trials", "queue_size"])
+@triton.jit(do_not_specialize=["items", "trials", "queue_size", "mask_pitch"])
 def segment_kernel(
     p_geometry, p_state, p_queue, p_marks, p_counts, p_masks, items, trials, queue_size, mask_pitch: tl.int64,
     CONNECTIVITY: tl.constexpr, MASKS: tl.constexpr,
