@@ -26,8 +26,6 @@ _CACHE = "recorder"  # key of its variants in Triton's caches
 _OUTPUTS: Mapping[str, Mapping[str, float]] = {
     "segment": {"p_counts": 7},
     "components": {"p_tpm": 0.6, "p_area": 9, "p_numbers": 1},
-    "sums": {"p_sums": 1.5},
-    "stretch": {"p_scales": 1},
 }
 
 

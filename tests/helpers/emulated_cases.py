@@ -196,7 +196,7 @@ QUICK = (
     Case("noise-salt", partial(_noise, "salt", 1, False)),
     Case("lab", _lab),
     Case("crf-gray", partial(_crf, 1, torch.uint8, {}), 2e-6),
-    Case("crf-color", partial(_crf, 3, torch.float32, {"iterations": 2, "normalization": "none"}), 5e-6),
+    Case("crf-color", partial(_crf, 3, torch.float32, {"iterations": 2, "normalization": "none"}), 2e-6),
     Case("crf-space", partial(_crf, 1, torch.float32, {"gaussian_compat": 0.0}), 2e-6),
     Case("crf-masks", partial(_crf_masks, 1, np.uint8, True)),
     Case("maps-counts", partial(_maps, True, False)),
