@@ -205,11 +205,9 @@ def _workloads() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"{height}x{width}", partial(run_trials, *window, key, TrialConfig(), 100, backend="triton")
     window, other = _window(8, 8, np.float32), TrialConfig(noise="gaussian", connectivity="component")
     yield "gaussian", partial(run_trials, *window, key, other, 100, keep_masks=True, backend="triton")
-    for height, width in ((8, 8), (64, 64)):
-        window = _window(height, width, np.float32)
-        shape = f"{height}x{width}"
-        given = *window, torch.tensor([-1]), ComponentConfig()
-        yield shape, partial(vote_components, *given, backend="triton")
+    for name, dtype in (("bytes", np.uint8), ("floats", np.float32)):
+        given = *_window(8, 8, dtype), torch.tensor([-1]), ComponentConfig()
+        yield name, partial(vote_components, *given, backend="triton")
     counts, window = torch.zeros(64, dtype=torch.int32), _window(8, 8, np.uint8)
     yield "counts", partial(window_maps, counts, window[1], 0.5, backend="triton")
     yield "probabilities", partial(window_maps, counts.float(), window[1], 0.5, backend="triton")

@@ -1,11 +1,11 @@
-"""Device functions in Triton that several kernels share: sRGB to CIELAB, gray scales, and `zero_of`."""
+"""Device functions in Triton that several kernels share: sRGB to CIELAB, luma, and `zero_of`."""
 
 import torch
 import triton
 import triton.language as tl
 
 from mclc_gpu.kernels.backend import launching
-from mclc_gpu.kernels.config import LUMA, WHITE
+from mclc_gpu.kernels.config import LUMA
 
 _BLOCK = 512
 
@@ -55,18 +55,19 @@ def lab_of_linear(r, g, b):
     return 116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)
 
 
-@triton.jit(do_not_specialize=["plane"])
-def lab_kernel(p_image, p_out, plane, BLOCK: tl.constexpr):
-    blocks = tl.cdiv(plane, BLOCK)
-    i_image = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+@triton.jit(do_not_specialize=["plane", "blocks"])
+def lab_kernel(p_image, p_out, plane, blocks, BLOCK: tl.constexpr):
+    """Convert a block of the pixels of an image, of which each has `blocks`."""
+    plane = plane.to(tl.int64)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < plane
-    source = p_image + i_image * 3 * plane + pixel
+    source = p_image + image * 3 * plane + pixel
     r = tl.load(source, inside, 0.0)
     g = tl.load(source + plane, inside, 0.0)
     b = tl.load(source + 2 * plane, inside, 0.0)
     lightness, a, b = lab_of_linear(linear_light(r), linear_light(g), linear_light(b))
-    target = p_out + i_image * 3 * plane + pixel
+    target = p_out + image * 3 * plane + pixel
     tl.store(target, lightness, inside)
     tl.store(target + plane, a, inside)
     tl.store(target + 2 * plane, b, inside)
@@ -75,14 +76,15 @@ def lab_kernel(p_image, p_out, plane, BLOCK: tl.constexpr):
 def launch(image: torch.Tensor, out: torch.Tensor) -> None:
     """Convert a contiguous float32 [B, 3, H, W] sRGB image to CIELAB; see `mclc_gpu.kernels.color`."""
     plane = image.shape[2] * image.shape[3]
-    programs = image.shape[0] * triton.cdiv(plane, _BLOCK)
-    # Without fused multiply-adds the numbers are those of the CPU backend, bit for bit.
+    blocks = triton.cdiv(plane, _BLOCK)
     with launching(image.device):
-        lab_kernel[(programs,)](image, out, plane, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False)
+        # Without fused multiply-adds the numbers are those of the CPU backend, bit for bit.
+        lab_kernel[(len(image) * blocks,)](
+            image, out, plane, blocks, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False
+        )
 
 
 _RED, _GREEN, _BLUE = (tl.constexpr(weight) for weight in LUMA)
-_TOP_BIT = tl.constexpr(1 << (WHITE.bit_length() - 1))
 
 
 @triton.jit
@@ -94,15 +96,3 @@ def luma(p_data, plane, counted):
         blue = tl.load(p_data + 2 * plane, counted, 0).to(tl.float64)
         value = value * _RED + green * _GREEN + blue * _BLUE
     return value
-
-
-@triton.jit
-def ranked(v, member, rank, grain):
-    """Return the value of a rank among the members, which are multiples of `grain`, bit by bit."""
-    low = 0
-    half = tl.zeros_like(rank) + _TOP_BIT
-    while half >= grain:
-        below = tl.sum((member & (v < low + half)).to(tl.int32), 0)
-        low = tl.where(below <= rank, low + half, low)
-        half //= 2
-    return low

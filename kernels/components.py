@@ -159,21 +159,22 @@ def vote_components(
     windows.check(images)
     _check_categories(categories, len(windows))
     areas = torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories]  # -1: any
-    inversions = {"bright": [False], "dark": [True], "auto": [False, True]}[config.polarity]
-    device, total, targets = images.data.device, int(windows.offsets[-1]), len(windows)
-    tpm = torch.empty((len(inversions), total), dtype=torch.float32, device=device)
-    area = torch.empty((len(inversions), targets), dtype=torch.int32, device=device)
-    numbers = torch.empty((len(inversions), targets, 2), dtype=torch.float64, device=device)
+    device, offsets, targets = images.data.device, windows.offsets, len(windows)
+    tpm = torch.empty(int(offsets[-1]), dtype=torch.float32, device=device)
+    confidence, score = (torch.empty(targets, dtype=torch.float32, device=device) for _ in range(2))
+    dark, flat = (torch.empty(targets, dtype=torch.bool, device=device) for _ in range(2))
+    area = torch.empty(targets, dtype=torch.int32, device=device)
+    outputs = tpm, area, score, confidence, dark, flat
     if targets:
         if chosen == "triton":
             from mclc_gpu.kernels import components_triton
 
-            components_triton.run(images, windows, areas, config, inversions, tpm, area, numbers)
+            components_triton.run(images, windows, areas, config, *outputs)
         else:
             from mclc_gpu.kernels import components_cpu
 
-            components_cpu.run(images, windows, areas, config, inversions, tpm, area, numbers)
-    return _choose(tpm, area, numbers, windows.offsets, config)
+            components_cpu.run(images, windows, areas, config, *outputs)
+    return ComponentVotes(tpm, offsets, confidence, area, score, dark, flat)
 
 
 def _check_categories(categories: torch.Tensor, targets: int) -> None:
@@ -187,27 +188,3 @@ def _check_categories(categories: torch.Tensor, targets: int) -> None:
         raise ValueError(
             f"category {first} must be in -1..{len(CATEGORY_AREAS) - 1}, got {categories[first]}"
         )
-
-
-def _choose(
-    tpm: torch.Tensor,
-    area: torch.Tensor,
-    numbers: torch.Tensor,
-    offsets: torch.Tensor,
-    config: ComponentConfig,
-) -> ComponentVotes:
-    """Choose the polarity of each target; `tpm`, `area` and `numbers` have a row for each that was tried."""
-    score, confidence = numbers.unbind(2)
-    dark = torch.full_like(score[0], config.polarity == "dark", dtype=torch.bool)
-    if config.polarity == "auto":
-        dark = score[1] > score[0] + config.dark_margin
-        sizes = offsets.diff().to(tpm.device)
-        pixels = torch.repeat_interleave(dark, sizes, output_size=tpm.shape[1])
-        tpm, area, score, confidence = (
-            torch.where(pixels, tpm[1], tpm[0])[None],
-            torch.where(dark, area[1], area[0])[None],
-            torch.where(dark, score[1], score[0])[None],
-            torch.where(dark, confidence[1], confidence[0])[None],
-        )
-    flat = score[0] == -torch.inf
-    return ComponentVotes(tpm[0], offsets, confidence[0].float(), area[0], score[0].float(), dark, flat)

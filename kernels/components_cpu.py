@@ -1,4 +1,4 @@
-"""Vote of components in numba: one (target, polarity) per item, in scratch of its own.
+"""Vote of components in numba: one target per item, in scratch of its own.
 
 A window's gray levels and join levels are kept with `PAD` pixels of nothing around them, so that neighbors
 and boxes need no checks for lying inside. The join level of a pixel is the first level whose candidate holds
@@ -49,7 +49,10 @@ class Batch(NamedTuple):
     areas: np.ndarray
     tpm: np.ndarray
     area: np.ndarray
-    numbers: np.ndarray
+    score: np.ndarray
+    confidence: np.ndarray
+    dark: np.ndarray
+    flat: np.ndarray
 
 
 @compiled()
@@ -304,15 +307,15 @@ def _flat(h, w, click_y, click_x, tpm):
 
 
 @compiled()
-def _item(values, batch, t, row, settings):
-    """Label one target in one polarity: map, area, score and confidence into row `row` of the outputs."""
+def _item(values, batch, t, dark, rival, settings):
+    """Label one target in one polarity, unless its score is no better than the rival's. Returns the score."""
     _, _, _, h, w, click_y, click_x, _ = batch.windows[t]
     stride = w + 2 * PAD
     join, following = np.empty(values.shape[0], np.uint8), np.empty(values.shape[0], np.int32)
     buffer = np.empty(h * w + 1, np.int32)
     low, spread = _background(values, h, w, buffer)
     brightest, low = _brightest_pixel(values, h, w, click_y, click_x, settings.near, low)
-    tpm = batch.tpm[row, batch.offsets[t] : batch.offsets[t + 1]]
+    tpm = batch.tpm[batch.offsets[t] : batch.offsets[t + 1]]
     kept = 0
     table = np.empty((settings.levels + 1, RING + 1), np.int64)
     if values[brightest] > low:
@@ -324,9 +327,10 @@ def _item(values, batch, t, row, settings):
         heads = np.empty(settings.levels, np.int32)
         kept = _grow(values, join, heads, following, brightest, low, batch, t, settings, table)
     if kept == 0:
-        batch.area[row, t] = _flat(h, w, click_y, click_x, tpm)
-        batch.numbers[row, t, 0], batch.numbers[row, t, 1] = -np.inf, 0.0
-        return
+        if rival != rival:
+            batch.dark[t], batch.flat[t], batch.area[t] = dark, True, _flat(h, w, click_y, click_x, tpm)
+            batch.score[t], batch.confidence[t] = -np.inf, 0.0
+        return -np.inf
     for p in range(join.shape[0]):
         join[p] = join[p] if join[p] < kept else settings.levels
     _outlines(values, join, h, w, kept, table)
@@ -337,12 +341,15 @@ def _item(values, batch, t, row, settings):
         fresh = k == 0 or table[k, AREA] > table[k - 1, AREA]
         scores[k] = _score_of(table, k, spread, click_y, click_x, least, most, settings) if fresh else -np.inf
     best, expected, area = _vote(table, kept, shares, scores)
-    batch.numbers[row, t, 0], batch.numbers[row, t, 1] = best, expected
-    batch.area[row, t] = area
+    if best <= rival:
+        return best
+    batch.dark[t], batch.flat[t], batch.area[t] = dark, False, area
+    batch.score[t], batch.confidence[t] = best, expected
     for y in range(h):
         start = (y + PAD) * stride + PAD
         for x in range(w):
             tpm[y * w + x] = shares[join[start + x]]
+    return best
 
 
 def run(
@@ -350,26 +357,26 @@ def run(
     windows: Windows,
     areas: torch.Tensor,
     config: ComponentConfig,
-    inversions: list[bool],
     tpm: torch.Tensor,
     area: torch.Tensor,
-    numbers: torch.Tensor,
+    score: torch.Tensor,
+    confidence: torch.Tensor,
+    dark: torch.Tensor,
+    flat: torch.Tensor,
 ) -> None:
-    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2].
-
-    The numbers are score and confidence. `areas` [T, 2] are the limits of the targets' categories in pixels,
-    `inversions` says of each polarity if dark targets are sought.
-    """
+    """Fill what `ComponentVotes` holds; `areas` [targets, 2] are the limits of the categories in pixels."""
     settings = _settings(config)
-    inputs = images.table.numpy(), windows.table.numpy(), windows.offsets.numpy(), areas.numpy()
-    batch = Batch(*inputs, tpm.numpy(), area.numpy(), numbers.numpy())
+    tables = images.table.numpy(), windows.table.numpy(), windows.offsets.numpy(), areas.numpy()
+    batch = Batch(*tables, *(out.numpy() for out in (tpm, area, score, confidence, dark, flat)))
     data, scales = images.data.numpy(), images.scales.numpy()
+    polarities = {"bright": [False], "dark": [True], "auto": [False, True]}[config.polarity]
 
-    def work(t: int, row: int) -> None:
-        # Two calls, so that only the first is compiled once more for images of another type.
-        values = _read_window(data, batch.images, scales, batch.windows, t, inversions[row])
-        _item(values, batch, t, row, settings)
+    def work(t: int) -> None:
+        rival = np.nan
+        for inverted in polarities:
+            # Two calls, so that only the first is compiled once more for images of another type.
+            values = _read_window(data, batch.images, scales, batch.windows, t, inverted)
+            rival = _item(values, batch, t, inverted, rival, settings) + config.dark_margin
 
-    items = [(t, row) for row in range(len(inversions)) for t in range(len(windows))]
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        deque(pool.map(lambda item: work(*item), items), maxlen=0)
+        deque(pool.map(work, range(len(windows))), maxlen=0)

@@ -1,21 +1,193 @@
-"""Vote of gray-level components in Triton."""
+"""Vote of gray-level components in Triton: one target after another in each program.
+
+A program walks over a window in blocks of pixels, so windows of all sizes share one compiled kernel with one
+number of warps, and what is computed for a target depends on nothing else in the batch.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
-from mclc_gpu.kernels.backend import processors
-from mclc_gpu.kernels.color_triton import luma, ranked, zero_of
-from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
+from mclc_gpu.kernels.backend import launching, processors, upload
+from mclc_gpu.kernels.candidates_triton import (
+    BINS,
+    BLACK,
+    BRIGHTEST,
+    CLICK_COLUMN,
+    CLICK_ROW,
+    DATA,
+    DIVIDEND,
+    GEOMETRY,
+    GRAIN,
+    HEIGHT,
+    INNER,
+    LEAST,
+    LOW_BITS,
+    LOW_MASK,
+    MOST,
+    NEVER,
+    NUMBER_BITS,
+    NUMBER_MASK,
+    OUTER,
+    PITCH,
+    PIXEL_OFFSET,
+    PIXELS,
+    PLANE,
+    PLANES,
+    R_LEFT,
+    R_TOP,
+    REGION,
+    SCALE,
+    SIDE,
+    STEP,
+    SUMS,
+    TARGET,
+    WHOLE,
+    WIDTH,
+    bright_rows,
+    candidates,
+    find_region,
+    grow,
+    join_levels,
+    lanes,
+    outlines,
+    region_pixels,
+    region_size,
+    ring_levels,
+    ring_medians,
+    window_pixels,
+    window_size,
+)
+from mclc_gpu.kernels.color_triton import luma
+from mclc_gpu.kernels.config import MAX_WINDOW, STEPS, ComponentConfig
 from mclc_gpu.kernels.packed import PackedImages, Windows
 
-_STEPS = tl.constexpr(STEPS)
+_WARPS = 4
+_BLOCK = 512  # pixels of a window that are handled at a time
+_PART = 128  # pixels of a region
+_PROGRAMS_PER_PROCESSOR = 8
+_BYTES = tl.constexpr(256)  # values of a byte
+
+
+@triton.jit
+def read_window(p_values, p_data, g, inverted, BLOCK: tl.constexpr):
+    """Load the window's gray levels, in steps, into scratch; -1 behind them, up to a whole block."""
+    p_data += tl.load(g + DATA)
+    black = tl.load(g + BLACK).to(tl.float64, bitcast=True)
+    scale = tl.load(g + SCALE).to(tl.float64, bitcast=True)
+    for start in range(0, window_size(g), BLOCK):
+        at, y, x, inside = window_pixels(g, start, BLOCK)
+        p_pixel = p_data + y * tl.load(g + PITCH) + x
+        if tl.load(g + GRAIN) == STEP:
+            v = tl.load(p_pixel, inside, 0).to(tl.int32) * STEP
+        else:
+            v = ((luma(p_pixel, tl.load(g + PLANE), inside) - black) * scale + 0.5).to(tl.int32)
+        v = tl.where(inverted > 0, BRIGHTEST - v, v)
+        tl.store(p_values + at, tl.where(inside, v, -1))
+    tl.debug_barrier()
+
+
+@triton.jit
+def digit_of(p_bins, g, rank):
+    """Return the bin that holds a rank, and the rank within it."""
+    bin = lanes(g, _BYTES)
+    until = tl.cumsum(tl.load(p_bins + bin), 0)
+    # The number until the last bin below the rank and, in the low bits, the bin after it.
+    below = tl.max(tl.where(until <= rank, until * (2 * _BYTES) + bin + 1, 0), 0)
+    return below % (2 * _BYTES), rank - below // (2 * _BYTES)
+
+
+@triton.jit
+def background(p_bins, p_values, g, BLOCK: tl.constexpr):
+    """Return the 5th percentile of the window, and how far the median lies above it.
+
+    Both are found byte by byte from the highest, in 32 times the gray level, which has three.
+    """
+    lowest = tl.where(tl.load(g + GRAIN) == STEP, 16, 0)
+    low_rank = (window_size(g) - 1) // 20
+    median_rank = (window_size(g) - 1) // 2
+    low = 0
+    median = 0
+    place = 16
+    while place >= lowest:
+        bin = lanes(g, 2 * _BYTES)
+        tl.store(p_bins + bin, tl.zeros([2 * _BYTES], tl.int32))
+        tl.debug_barrier()
+        for start in range(0, window_size(g), BLOCK):
+            v = tl.load(p_values + start + lanes(g, BLOCK)) * 32
+            one = tl.full([BLOCK], 1, tl.int32)
+            p_bin = p_bins + ((v >> place) & (_BYTES - 1))
+            begin = v >> (place + 8)
+            tl.atomic_add(p_bin, one, begin == low, sem="relaxed")
+            tl.atomic_add(p_bin + _BYTES, one, begin == median, sem="relaxed")
+        tl.debug_barrier()
+        digit, low_rank = digit_of(p_bins, g, low_rank)
+        low = low * _BYTES + digit
+        digit, median_rank = digit_of(p_bins + _BYTES, g, median_rank)
+        median = median * _BYTES + digit
+        place -= 8
+        tl.debug_barrier()
+    low = (low << lowest) >> 5
+    return low, ((median << lowest) >> 5) - low
+
+
+@triton.jit
+def near_click(g, start, near, PART: tl.constexpr):
+    """Return index, squared distance from the click, and near or not, of a block of the window's pixels."""
+    at, y, x, inside = window_pixels(g, start, PART)
+    dy = y - tl.load(g + CLICK_ROW).to(tl.int32)
+    dx = x - tl.load(g + CLICK_COLUMN).to(tl.int32)
+    square = dy * dy + dx * dx
+    return at, square, inside & (square <= near * near)
+
+
+@triton.jit
+def brightest_pixel(p_values, g, near, low, PART: tl.constexpr):
+    """Return the index of the target's brightest pixel; and `low`, or the least near the click."""
+    click_row = tl.load(g + CLICK_ROW).to(tl.int32)
+    height = tl.load(g + HEIGHT).to(tl.int32)
+    width = tl.load(g + WIDTH).to(tl.int32)
+    first = tl.maximum(click_row - near, 0) * width
+    last = tl.minimum(click_row + near + 1, height) * width
+    least = tl.zeros([PART], tl.int32) + low
+    for start in range(first, last, PART):
+        at, _, disk = near_click(g, start, near, PART)
+        least = tl.minimum(least, tl.load(p_values + at, disk, BRIGHTEST))
+    low = tl.min(least, 0)
+    # The greatest number, then the first pixel. Numbers of at least 0 have the order of their bits.
+    best = tl.zeros([PART], tl.int64)
+    for start in range(first, last, PART):
+        at, square, disk = near_click(g, start, near, PART)
+        v = tl.load(p_values + at, disk, low)
+        # Both integers are exact in float32, and a division is the same everywhere.
+        nearby = tl.div_rn((v - low).to(tl.float32), (32 + square).to(tl.float32))
+        key = (nearby.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (PIXELS - at)
+        best = tl.maximum(best, tl.where(disk, key, 0))
+    brightest = PIXELS - (tl.max(best, 0) & 0xFFFFFFFF).to(tl.int32)
+    i = lanes(g, 16)
+    steps = 0
+    while steps < 8:
+        y = brightest // width + i // 3 - 1
+        x = brightest % width + i % 3 - 1
+        inside = (i < 9) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        v = tl.load(p_values + y * width + x, inside, -1)
+        top = tl.max(v, 0)
+        stays = tl.load(p_values + brightest) == top
+        uphill = tl.min(tl.where(v == top, y * width + x, PIXELS), 0)
+        brightest = tl.where(stays, brightest, uphill)
+        steps = tl.where(stays, 8, steps + 1)
+    return brightest, low
+
+
+@triton.jit
+def larger(a, b):
+    return tl.maximum(a, b)
 
 
 @triton.jit
 def mean_level(sum, number, otherwise):
     """Return the mean gray level of some pixels, float64; `otherwise` where there are none."""
-    mean = sum.to(tl.float64) / (tl.maximum(number, 1).to(tl.float64) * _STEPS)
+    mean = sum.to(tl.float64) / (tl.maximum(number, 1).to(tl.float64) * STEP)
     return tl.where(number > 0, mean, otherwise)
 
 
@@ -31,8 +203,8 @@ def score_of(
     sum of gray steps on both sides of the outline, the ring's median, the background's spread; the click and
     the category's limits.
     """
-    ring = ring.to(tl.float64) / _STEPS
-    peak = peak.to(tl.float64) / _STEPS
+    ring = ring.to(tl.float64) / STEP
+    peak = peak.to(tl.float64) / STEP
     inside = mean_level(inner_sum, inner, peak)
     outside = mean_level(outer_sum, outer, ring)
     area = area.to(tl.float64)
@@ -41,7 +213,7 @@ def score_of(
     share = above / contrast
     log_level = tl.log(above)
     log_area = tl.log(area)
-    log_contrast = tl.log(contrast) - tl.log(spread.to(tl.float64) / _STEPS + 1) / 2
+    log_contrast = tl.log(contrast) - tl.log(spread.to(tl.float64) / STEP + 1) / 2
     root = tl.sqrt(area)
     both = tl.maximum(border + outer, 1).to(tl.float64)
     touching = tl.where(border + outer > 0, border.to(tl.float64) / both, 1.0)
@@ -58,255 +230,44 @@ def score_of(
     return score - tl.load(p_weights + 8) * misses
 
 
-# Columns of the geometry table, in the order of `_geometry`.
-(
-    DATA, PITCH, PLANE, IMAGE, HEIGHT, WIDTH, CLICK_ROW, CLICK_COLUMN, TOP, LEFT, IMAGE_HEIGHT,
-    IMAGE_WIDTH, PIXEL_OFFSET, LEAST, MOST, GRAIN, GEOMETRY,
-) = (tl.constexpr(column) for column in range(17))  # fmt: skip
-# Rows of the table of candidates, each of LEVELS numbers.
-(_AREA, _ROWS, _COLUMNS, _BORDER, _INNER, _INNER_SUM, _OUTER, _OUTER_SUM, _PEAK, _RING, _TABLE) = (
-    tl.constexpr(row) for row in range(11)
-)
-_WHITE = tl.constexpr(WHITE)
-PAD = tl.constexpr(6)  # pixels of nothing around the window's join levels: the ring's outer reach
-PLANES = tl.constexpr(3)  # of scratch: join levels, and their least over a row's boxes of two sizes
-_PIXELS_PER_THREAD = 8
-_PROGRAMS_PER_PROCESSOR = 4
-
-
 @triton.jit
-def window_pixels(g, PIXELS: tl.constexpr):
-    """Return index, row, column, inside or not, and place among the join levels of each window pixel.
-
-    Registers are scarce: every stage of the kernel computes these numbers anew.
-    """
-    pixel = tl.arange(0, PIXELS) + zero_of(g + WIDTH)
-    width = tl.load(g + WIDTH).to(tl.int32)
-    y = pixel // width
-    x = pixel - y * width
-    inside = y < tl.load(g + HEIGHT).to(tl.int32)
-    return pixel, y, x, inside, (y + PAD) * (width + 2 * PAD) + x + PAD
-
-
-@triton.jit
-def gray_levels(p_data, p_scales, g, inverted, PIXELS: tl.constexpr):
-    """Load the gray steps, int32, of the window's pixels."""
-    _, y, x, inside, _ = window_pixels(g, PIXELS)
-    place = y * tl.load(g + PITCH).to(tl.int32) + x
-    value = luma(p_data + tl.load(g + DATA) + place, tl.load(g + PLANE), inside)
-    p_scale = p_scales + tl.load(g + IMAGE) * 2
-    gray = ((value - tl.load(p_scale)) * tl.load(p_scale + 1) + 0.5).to(tl.int32)
-    return tl.where(inverted > 0, _WHITE - gray, gray)
-
-
-@triton.jit
-def background(v, g, grain):
-    """Return the 5th percentile of the window, and how far the median lies above it."""
-    _, _, _, inside, _ = window_pixels(g, v.shape[0])
-    size = (tl.load(g + HEIGHT) * tl.load(g + WIDTH)).to(tl.int32)
-    low = ranked(v, inside, (size - 1) // 20, grain)
-    return low, ranked(v, inside, (size - 1) // 2, grain) - low
-
-
-@triton.jit
-def brightest_pixel(v, g, near, low):
-    """Return the target's brightest pixel, and the background: `low` or the least near the click."""
-    pixel, y, x, inside, _ = window_pixels(g, v.shape[0])
-    dy = y - tl.load(g + CLICK_ROW).to(tl.int32)
-    dx = x - tl.load(g + CLICK_COLUMN).to(tl.int32)
-    square = dy * dy + dx * dx
-    disk = inside & (square <= near * near)
-    low = tl.minimum(low, tl.min(tl.where(disk, v, _WHITE), 0))
-    # Both integers are exact in float32, and a division is the same everywhere.
-    nearby = tl.where(disk, tl.div_rn((v - low).to(tl.float32), (32 + square).to(tl.float32)), -1.0)
-    brightest = tl.min(tl.where(nearby == tl.max(nearby, 0), pixel, v.shape[0]), 0)
-    width = tl.load(g + WIDTH).to(tl.int32)
-    i = 0
-    while i < 8:
-        around = inside & (tl.abs(y - brightest // width) <= 1) & (tl.abs(x - brightest % width) <= 1)
-        top = tl.max(tl.where(around, v, -1), 0)
-        stays = tl.max(((pixel == brightest) & (v == top)).to(tl.int32), 0)
-        uphill = tl.min(tl.where(around & (v == top), pixel, v.shape[0]), 0)
-        brightest = tl.where(stays > 0, brightest, uphill)
-        i = tl.where(stays > 0, 8, i + 1)
-    return brightest, low
-
-
-@triton.jit
-def join_levels(p_join, g, own, brightest, levels):
-    """Return the first level whose candidate holds each pixel; `own` is the level of a pixel by itself."""
-    pixel, _, _, inside, place = window_pixels(g, own.shape[0])
-    stride = tl.load(g + WIDTH).to(tl.int32) + 2 * PAD
-    level = tl.where(pixel == brightest, 0, levels)
-    tl.store(p_join + place, level.to(tl.uint8), pixel == brightest)
-    tl.debug_barrier()
-    changed = 1
-    while changed > 0:
-        least = level
-        here = place + zero_of(g + WIDTH)
-        for i in tl.static_range(9):
-            p_other = p_join + here + (i // 3 - 1) * stride + (i % 3 - 1)
-            least = tl.minimum(least, tl.load(p_other, inside, 255).to(tl.int32))
-        least = tl.maximum(least, own)
-        # Triton 3.3 and 3.4 crash where a loop does not use what it turns on.
-        changed = tl.minimum(changed, tl.max((least < level).to(tl.int32), 0))
-        tl.store(p_join + here, least.to(tl.uint8), inside & (least < level))
-        level = least
-        tl.debug_barrier()
-    return level
-
-
-@triton.jit
-def tally(p_table, row, level, number, counted, LEVELS: tl.constexpr):
-    """Add each counted pixel's number to its level in a row of the table."""
-    tl.atomic_add(p_table + row * LEVELS + level, number, counted, sem="relaxed")
-
-
-@triton.jit
-def accumulate(p_table, k, first: tl.constexpr, last: tl.constexpr, LEVELS: tl.constexpr):
-    """Sum some rows of the table up, from histograms to what the candidate of each level holds."""
-    for row in tl.static_range(first, last + 1):
-        total = tl.cumsum(tl.load(p_table + row * LEVELS + k), 0)
-        tl.debug_barrier()
-        tl.store(p_table + row * LEVELS + k, total)
-
-
-@triton.jit
-def candidates(p_table, g, k, level, levels, max_area, LEVELS: tl.constexpr):
-    """Fill the table's rows about whole candidates. Returns the number of candidates."""
-    _, y, x, inside, _ = window_pixels(g, level.shape[0])
-    height = tl.load(g + HEIGHT).to(tl.int32)
-    width = tl.load(g + WIDTH).to(tl.int32)
-    for row in tl.static_range(_TABLE):
-        tl.store(p_table + row * LEVELS + k, tl.zeros_like(k))
-    tl.debug_barrier()
-    joins = inside & (level < levels)
-    tally(p_table, _AREA, level, tl.full(level.shape, 1, tl.int32), joins, LEVELS)
-    tally(p_table, _ROWS, level, y, joins, LEVELS)
-    tally(p_table, _COLUMNS, level, x, joins, LEVELS)
-    row = y + tl.load(g + TOP).to(tl.int32)
-    column = x + tl.load(g + LEFT).to(tl.int32)
-    last_row = tl.load(g + IMAGE_HEIGHT).to(tl.int32) - 1
-    last_column = tl.load(g + IMAGE_WIDTH).to(tl.int32) - 1
-    at_border = (row == 0) | (row == last_row) | (column == 0) | (column == last_column)
-    tally(p_table, _BORDER, level, tl.full(level.shape, 1, tl.int32), joins & at_border, LEVELS)
-    leaves = ((y == 0) & (row > 0)) | ((y == height - 1) & (row < last_row))
-    leaves |= ((x == 0) & (column > 0)) | ((x == width - 1) & (column < last_column))
-    kept = tl.min(tl.where(joins & leaves, level, levels), 0)
-    tl.debug_barrier()
-    accumulate(p_table, k, _AREA, _BORDER, LEVELS)
-    tl.debug_barrier()
-    area = tl.load(p_table + _AREA * LEVELS + k)
-    return tl.minimum(kept, tl.min(tl.where(area > max_area, k, levels), 0))
-
-
-@triton.jit
-def tally_span(p_table, row, first, last, v, counted, LEVELS: tl.constexpr):
-    """Count pixels, and in the next row add their gray levels up, from one level until another."""
-    one = tl.full(v.shape, 1, tl.int32)
-    tally(p_table, row, first, one, counted, LEVELS)
-    tally(p_table, row + 1, first, v, counted, LEVELS)
-    tally(p_table, row, last, -one, counted, LEVELS)
-    tally(p_table, row + 1, last, -v, counted, LEVELS)
-
-
-@triton.jit
-def outlines(p_table, p_join, g, k, v, level, kept, LEVELS: tl.constexpr):
-    """Count and sum up the pixels on both sides of each candidate's outline, into the table."""
-    stride = tl.load(g + WIDTH).to(tl.int32) + 2 * PAD
-    _, _, _, inside, place = window_pixels(g, v.shape[0])
-    first = tl.minimum(level, tl.load(p_join + place - stride, inside, 0).to(tl.int32))
-    first = tl.minimum(first, tl.load(p_join + place + stride, inside, 0).to(tl.int32))
-    first = tl.minimum(first, tl.load(p_join + place - 1, inside, 0).to(tl.int32))
-    first = tl.minimum(first, tl.load(p_join + place + 1, inside, 0).to(tl.int32))
-    # Beside the candidates from `first` until it joins.
-    tally_span(p_table, _OUTER, first, tl.minimum(level, kept), v, inside & (first < level), LEVELS)
-    # Beyond the window lies nothing: the padding must not count as a pixel that joins late.
-    _, y, x, inside, place = window_pixels(g, v.shape[0])
-    south = inside & (y < tl.load(g + HEIGHT).to(tl.int32) - 1)
-    east = inside & (x < tl.load(g + WIDTH).to(tl.int32) - 1)
-    last = tl.maximum(level, tl.load(p_join + place - stride, inside & (y > 0), 0).to(tl.int32))
-    last = tl.maximum(last, tl.load(p_join + place + stride, south, 0).to(tl.int32))
-    last = tl.maximum(last, tl.load(p_join + place - 1, inside & (x > 0), 0).to(tl.int32))
-    last = tl.maximum(last, tl.load(p_join + place + 1, east, 0).to(tl.int32))
-    # At the edge of the candidates until its last neighbor joins.
-    tally_span(p_table, _INNER, level, tl.minimum(last, kept), v, inside & (last > level), LEVELS)
-    tl.debug_barrier()
-    accumulate(p_table, k, _INNER, _OUTER_SUM, LEVELS)
-
-
-@triton.jit
-def least_around(p_levels, g, least, step, first: tl.constexpr, last: tl.constexpr):
-    """Return the least of `least` and of what lies `first` .. `last` steps away; 0 outside the window."""
-    _, _, _, inside, place = window_pixels(g, least.shape[0])
-    for i in range(first, last + 1):
-        least = tl.minimum(least, tl.load(p_levels + (place - i * step), inside, 0).to(tl.int32))
-        least = tl.minimum(least, tl.load(p_levels + (place + i * step), inside, 0).to(tl.int32))
-    return least
-
-
-@triton.jit
-def box_levels(p_join, g, plane, level):
-    """Return the least join level in the 7 x 7 and the 13 x 13 pixels around each; 0 outside the window."""
-    stride = tl.load(g + WIDTH).to(tl.int32) + 2 * PAD
-    near = least_around(p_join, g, level, 1, 1, 3)
-    far = least_around(p_join, g, near, 1, 4, 6)
-    _, _, _, inside, place = window_pixels(g, level.shape[0])
-    tl.store(p_join + plane + place, near.to(tl.uint8), inside)
-    tl.store(p_join + 2 * plane + place, far.to(tl.uint8), inside)
-    tl.debug_barrier()
-    near = least_around(p_join + plane, g, near, stride, 1, 3)
-    return near, least_around(p_join + 2 * plane, g, far, stride, 1, 6)
-
-
-@triton.jit
-def rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS: tl.constexpr):
-    """Find the median of each candidate's ring (pixels 4..6 off) and its brightest pixel, into the table."""
-    near, far = box_levels(p_join, g, plane, level)
-    before = 0
-    for i in range(kept):
-        area = tl.load(p_table + _AREA * LEVELS + i)
-        if area > before:
-            ring = (far <= i) & (near > i)
-            size = tl.sum(ring.to(tl.int32), 0)
-            median = low
-            if size > 0:
-                median = ranked(v, ring, (size - 1) // 2, grain)
-            tl.store(p_table + _RING * LEVELS + i, median)
-            tl.store(p_table + _PEAK * LEVELS + i, tl.max(tl.where(level <= i, v, -1), 0))
-        before = area
-    tl.debug_barrier()
-
-
-@triton.jit
-def scores(p_table, p_weights, g, k, kept, spread, LEVELS: tl.constexpr):
+def scores(p_sums, p_peaks, p_medians, p_weights, g, fresh, spread, LEVELS: tl.constexpr):
     """Return scores, float64 [LEVELS], minus infinity where there is no new candidate; and the areas."""
-    area = tl.load(p_table + _AREA * LEVELS + k)
-    before = tl.load(p_table + _AREA * LEVELS + k - 1, k > 0, 0)
+    k = lanes(g, LEVELS)
+    whole = tl.cumsum(tl.load(p_sums + WHOLE * LEVELS + k), 0)
+    inner = tl.cumsum(tl.load(p_sums + INNER * LEVELS + k), 0)
+    outer = tl.cumsum(tl.load(p_sums + OUTER * LEVELS + k), 0)
+    low = whole & LOW_MASK
+    high = whole >> LOW_BITS
+    area = (high & NUMBER_MASK).to(tl.int32)
     score = score_of(
         p_weights,
-        tl.maximum(area, 1),
-        tl.load(p_table + _ROWS * LEVELS + k),
-        tl.load(p_table + _COLUMNS * LEVELS + k),
-        tl.load(p_table + _PEAK * LEVELS + k),
-        tl.load(p_table + _BORDER * LEVELS + k),
-        tl.load(p_table + _INNER * LEVELS + k),
-        tl.load(p_table + _INNER_SUM * LEVELS + k),
-        tl.load(p_table + _OUTER * LEVELS + k),
-        tl.load(p_table + _OUTER_SUM * LEVELS + k),
-        tl.load(p_table + _RING * LEVELS + k),
+        area,
+        low >> NUMBER_BITS,
+        high >> NUMBER_BITS,
+        tl.associative_scan(tl.load(p_peaks + k), 0, larger),
+        low & NUMBER_MASK,
+        inner & NUMBER_MASK,
+        inner >> NUMBER_BITS,
+        outer & NUMBER_MASK,
+        outer >> NUMBER_BITS,
+        tl.load(p_medians + k),
         spread,
         tl.load(g + CLICK_ROW),
         tl.load(g + CLICK_COLUMN),
         tl.load(g + LEAST),
         tl.load(g + MOST),
     )
-    return tl.where((k < kept) & (area > before), score, float("-inf")), area
+    return tl.where(fresh, score, float("-inf")), area
 
 
 @triton.jit
-def vote(p_shares, p_numbers, p_area, score, area, k, kept):
-    """Turn scores into the share of the vote that a pixel of each join level has, into scratch."""
+def vote(p_shares, g, score, area, kept, LEVELS: tl.constexpr):
+    """Turn scores into the share of the vote that a pixel of each join level has, into scratch.
+
+    Returns the best score, the expected IoU of the mask and the mask's area.
+    """
+    k = lanes(g, LEVELS)
     best = tl.max(score, 0)
     weight = tl.exp(score - best)
     behind = tl.cumsum(weight, 0, reverse=True)
@@ -315,118 +276,152 @@ def vote(p_shares, p_numbers, p_area, score, area, k, kept):
     chosen = tl.max(tl.where((share >= 0.5) & (k < kept), k, 0), 0)
     mask_area = tl.sum(tl.where(k == chosen, area, 0), 0)
     overlap = tl.minimum(area, mask_area).to(tl.float64) / tl.maximum(area, mask_area).to(tl.float64)
-    tl.store(p_shares + k, tl.where(k < kept, share, 0.0))
-    tl.store(p_numbers, best)
-    tl.store(p_numbers + 1, tl.sum(weight / total * overlap, 0))
-    tl.store(p_area, mask_area)
+    tl.store(p_shares + k, share)
     tl.debug_barrier()
+    return best, tl.sum(weight / total * overlap, 0), mask_area
 
 
 @triton.jit
+def draw_vote(p_map, p_shares, p_planes, g, r, BLOCK: tl.constexpr, PART: tl.constexpr):
+    """Draw the share of each pixel's join level."""
+    for start in range(0, window_size(g), BLOCK):
+        pixel, _, _, inside = window_pixels(g, start, BLOCK)
+        tl.store(p_map + pixel, tl.zeros([BLOCK], tl.float32), inside)
+    tl.debug_barrier()
+    p_map += tl.load(r + R_TOP) * tl.load(g + WIDTH) + tl.load(r + R_LEFT)
+    for start in range(0, region_size(r), PART):
+        _, y, x, inside, place = region_pixels(r, start, PART)
+        level = tl.load(p_planes + place, inside, NEVER).to(tl.int32)
+        share = tl.load(p_shares + level, level < NEVER, 0.0)
+        tl.store(p_map + y * tl.load(g + WIDTH) + x, share, level < NEVER)
+
+
+@triton.jit
+def draw_click(p_map, g, BLOCK: tl.constexpr):
+    """Draw the map of a click where nothing stands out. Returns its area."""
+    area = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, window_size(g), BLOCK):
+        pixel, y, x, inside = window_pixels(g, start, BLOCK)
+        dy = tl.abs(y - tl.load(g + CLICK_ROW).to(tl.int32))
+        dx = tl.abs(x - tl.load(g + CLICK_COLUMN).to(tl.int32))
+        around = inside & (dy <= 1) & (dx <= 1)
+        tl.store(p_map + pixel, around.to(tl.float32), inside)
+        area += around.to(tl.int32)
+    return tl.sum(area, 0)
+
+
+_VARYING = ["targets", "polarities", "dark", "near", "levels", "max_area"]
+
+
+@triton.jit(do_not_specialize=_VARYING)
 def components_kernel(
-    p_data, p_scales, p_geometry, p_weights, p_join, p_table, p_shares, p_tpm, p_area, p_numbers,
-    targets, items, inversions, plane, map_pitch, near, levels, max_area,
-    PIXELS: tl.constexpr, LEVELS: tl.constexpr,
+    p_data, p_geometry, p_weights, p_rows, p_numbers, p_planes, p_shares,
+    p_tpm, p_area, p_score, p_confidence, p_dark, p_flat,
+    targets, polarities, dark, near, levels, max_area,
+    LEVELS: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Label the targets in each polarity, one (polarity, target) after another in a program."""
-    program = tl.program_id(0)
-    p_join += program.to(tl.int64) * plane * PLANES
-    p_table += program.to(tl.int64) * _TABLE * LEVELS
+    """Label targets, one after another in a program: as bright or `dark` ones, or the better of both."""
+    program = tl.program_id(0).to(tl.int64)
+    p_rows += program * ((LEVELS + 1) * SIDE + SUMS * LEVELS)
+    p_line = p_rows + LEVELS * SIDE
+    p_sums = p_line + SIDE
+    p_values = p_numbers + program * (2 * PIXELS + BINS + 5 * LEVELS + REGION)
+    p_spans = p_values + PIXELS
+    p_bins = p_spans + PIXELS
+    p_peaks = p_bins + BINS
+    p_medians = p_peaks + LEVELS
+    p_keys = p_medians + LEVELS
+    r = p_keys + 3 * LEVELS
+    p_planes += program * PLANES
     p_shares += program * LEVELS
-    k = tl.arange(0, LEVELS)
-    for item in range(program, items, tl.num_programs(0)):
-        target = item % targets
-        g = p_geometry + target * GEOMETRY
-        v = gray_levels(p_data, p_scales, g, (inversions >> (item // targets)) & 1, PIXELS)
-        pixel, _, _, inside, _ = window_pixels(g, PIXELS)
-        grain = tl.load(g + GRAIN).to(tl.int32)
-        low, spread = background(v, g, grain)
-        brightest, low = brightest_pixel(v, g, near, low)
-        high = tl.max(tl.where(pixel == brightest, v, 0), 0)
-        span = high - low
-        kept = 0
-        level = tl.zeros([PIXELS], tl.int32)
-        if span > 0:
-            nothing = (tl.zeros([PIXELS], tl.int32) + levels).to(tl.uint8)
-            for start in range(0, plane * PLANES, PIXELS):
-                at = start + tl.arange(0, PIXELS)
-                tl.store(p_join + at, nothing, at < plane * PLANES)
+    for item in range(tl.program_id(0), targets, tl.num_programs(0)):
+        g = p_geometry + item * GEOMETRY
+        bright_score = tl.full((), float("-inf"), tl.float64)
+        for turn in range(polarities):
+            read_window(p_values, p_data, g, turn + dark, BLOCK)
+            low, spread = background(p_bins, p_values, g, BLOCK)
+            brightest, low = brightest_pixel(p_values, g, near, low, PART)
+            high = tl.load(p_values + brightest)
+            kept = 0
+            if high > low:
+                bright_rows(p_rows, p_values, g, high, low, levels, BLOCK)
+                kept = grow(p_rows, p_line, g, brightest, levels, max_area)
+            best = tl.full((), float("-inf"), tl.float64)
+            confidence = tl.full((), 0.0, tl.float64)
+            area = 0
+            if kept > 0:
+                find_region(r, p_rows, g, kept)
+                join_levels(p_planes, p_rows, r, kept, LEVELS, PART)
+                candidates(p_sums, p_peaks, p_planes, p_values, g, r, LEVELS, PART)
+                outlines(p_sums, p_planes, p_values, g, r, kept, LEVELS, PART)
+                ring_levels(p_spans, p_planes, r, PART)
+                k = lanes(g, LEVELS)
+                fresh = (k < kept) & (tl.load(p_sums + WHOLE * LEVELS + k) > 0)
+                ring_medians(p_medians, p_bins, p_keys, p_spans, p_values, g, r, fresh, low, LEVELS, PART)
+                score, areas = scores(p_sums, p_peaks, p_medians, p_weights, g, fresh, spread, LEVELS)
+                best, confidence, area = vote(p_shares, g, score, areas, kept, LEVELS)
+            if (turn == 0) | (best > bright_score + tl.load(p_weights + 9)):
+                target = tl.load(g + TARGET)
+                p_map = p_tpm + tl.load(g + PIXEL_OFFSET)
+                if kept > 0:
+                    draw_vote(p_map, p_shares, p_planes, g, r, BLOCK, PART)
+                else:
+                    area = draw_click(p_map, g, BLOCK)
+                tl.store(p_area + target, area)
+                tl.store(p_score + target, best.to(tl.float32))
+                tl.store(p_confidence + target, confidence.to(tl.float32))
+                tl.store(p_dark + target, turn + dark)
+                tl.store(p_flat + target, kept == 0)
+            bright_score = best
+            # The next scratch goes where other threads may still be reading.
             tl.debug_barrier()
-            # How many of the levels' limits high - span k / levels are brighter than the pixel.
-            own = tl.minimum((levels * tl.maximum(high - v, 0) + span - 1) // span, levels)
-            level = join_levels(p_join, g, own, brightest, levels)
-            kept = candidates(p_table, g, k, level, levels, max_area, LEVELS)
-        p_map = p_tpm + (item // targets) * map_pitch + tl.load(g + PIXEL_OFFSET)
-        if kept > 0:
-            level = tl.where(level < kept, level, levels)
-            _, _, _, inside, place = window_pixels(g, PIXELS)
-            tl.store(p_join + place, level.to(tl.uint8), inside)
-            tl.debug_barrier()
-            outlines(p_table, p_join, g, k, v, level, kept, LEVELS)
-            rings(p_table, p_join, g, plane, v, level, kept, low, grain, LEVELS)
-            score, area = scores(p_table, p_weights, g, k, kept, spread, LEVELS)
-            vote(p_shares, p_numbers + item * 2, p_area + item, score, area, k, kept)
-            pixel, _, _, inside, _ = window_pixels(g, PIXELS)
-            tl.store(p_map + pixel, tl.load(p_shares + level, inside, 0.0), inside)
-        else:
-            pixel, y, x, inside, _ = window_pixels(g, PIXELS)
-            dy = tl.abs(y - tl.load(g + CLICK_ROW).to(tl.int32))
-            dx = tl.abs(x - tl.load(g + CLICK_COLUMN).to(tl.int32))
-            around = inside & (dy <= 1) & (dx <= 1)
-            tl.store(p_map + pixel, around.to(tl.float32), inside)
-            tl.store(p_area + item, tl.sum(around.to(tl.int32), 0))
-            tl.store(p_numbers + item * 2, float("-inf"))
-            tl.store(p_numbers + item * 2 + 1, 0.0)
-        # The next item's scratch goes where other threads may still be reading.
-        tl.debug_barrier()
 
 
 def _geometry(images: PackedImages, windows: Windows, areas: torch.Tensor) -> torch.Tensor:
-    """Return the geometry table [targets, 16], int64, on the CPU."""
+    """Return the geometry table [targets, 19], int64, on the CPU, the largest windows first."""
     offset, image_height, image_width, channels, pitch, plane = images.table[windows.image].unbind(1)
     first = offset + windows.top * pitch + windows.left
-    columns = first, pitch, plane, windows.image, windows.height, windows.width
-    clicks = windows.click_row, windows.click_column, windows.top, windows.left
+    reciprocal = (DIVIDEND.value + windows.width - 1) // windows.width
+    scales = images.scales[windows.image].view(torch.int64).unbind(1)
     grain = torch.where((channels == 1) & (images.data.dtype == torch.uint8), STEPS, 1)
-    sizes = image_height, image_width, windows.offsets[:-1]
-    return torch.stack([*columns, *clicks, *sizes, *areas.unbind(1), grain], 1)
-
-
-def block_shape(pixels: int, levels: int) -> tuple[int, int, int]:
-    """Return (PIXELS, LEVELS, warps) for windows of up to `pixels` pixels: eight pixels to a thread."""
-    block = max(32, triton.next_power_of_2(pixels))
-    return block, triton.next_power_of_2(levels + 1), max(1, block // (32 * _PIXELS_PER_THREAD))
+    clicks = windows.click_row, windows.click_column, windows.top, windows.left
+    sizes = image_height, image_width, windows.offsets[:-1], torch.arange(len(windows))
+    columns = windows.height, windows.width, reciprocal, first, pitch, plane, *scales, grain
+    table = torch.stack([*columns, *clicks, *sizes, *areas.unbind(1)], 1)
+    return table[torch.argsort(windows.sizes, descending=True, stable=True)]
 
 
 def run(
-    images: "PackedImages",
+    images: PackedImages,
     windows: Windows,
     areas: torch.Tensor,
     config: ComponentConfig,
-    inversions: list[bool],
     tpm: torch.Tensor,
     area: torch.Tensor,
-    numbers: torch.Tensor,
+    score: torch.Tensor,
+    confidence: torch.Tensor,
+    dark: torch.Tensor,
+    flat: torch.Tensor,
 ) -> None:
-    """Fill tpm [polarities, pixels], area [polarities, T], numbers [polarities, T, 2].
-
-    The numbers are score and confidence. `areas` [T, 2] are the limits of the targets' categories in pixels,
-    `inversions` says of each polarity if dark targets are sought.
-    """
+    """Fill what `ComponentVotes` holds; `areas` [targets, 2], on the CPU, limit the categories' areas."""
     device = images.data.device
-    weights = (*config.score_weights(), config.category_weight)
-    pixels, levels, warps = block_shape(int(windows.sizes.max()), config.levels)
-    plane = int(((windows.height + 2 * PAD.value) * (windows.width + 2 * PAD.value)).max())
-    items = len(windows) * len(inversions)
-    programs = min(items, processors(device) * _PROGRAMS_PER_PROCESSOR)
-    geometry = _geometry(images, windows, areas).to(device)
-    components_kernel[(programs,)](
-        images.data, images.scales.to(device), geometry,
-        torch.tensor(weights, dtype=torch.float64, device=device),
-        torch.empty(programs * plane * PLANES.value, dtype=torch.uint8, device=device),
-        torch.empty(programs * levels * _TABLE.value, dtype=torch.int32, device=device),
-        torch.empty(programs * levels, dtype=torch.float32, device=device), tpm, area, numbers,
-        len(windows), items, sum(inverted << row for row, inverted in enumerate(inversions)), plane,
-        tpm.shape[1], config.near, config.levels, config.max_area,
-        PIXELS=pixels, LEVELS=levels, num_warps=warps, enable_fp_fusion=False,
-    )  # fmt: skip
+    weights = torch.tensor(
+        (*config.score_weights(), config.category_weight, config.dark_margin), dtype=torch.float64
+    )
+    geometry, weights = upload(device, _geometry(images, windows, areas), weights)
+    levels = triton.next_power_of_2(config.levels)
+    programs = min(len(windows), processors(device) * _PROGRAMS_PER_PROCESSOR)
+    rows = (levels + 1) * MAX_WINDOW + SUMS.value * levels
+    numbers = 2 * PIXELS.value + BINS.value + 5 * levels + REGION.value
+    with launching(device):
+        components_kernel[(programs,)](
+            images.data, geometry, weights,
+            torch.empty(programs * rows, dtype=torch.int64, device=device),
+            torch.empty(programs * numbers, dtype=torch.int32, device=device),
+            torch.empty(programs * PLANES.value, dtype=torch.uint8, device=device),
+            torch.empty(programs * levels, dtype=torch.float32, device=device),
+            tpm, area, score, confidence, dark.view(torch.uint8), flat.view(torch.uint8),
+            len(windows), 2 if config.polarity == "auto" else 1, int(config.polarity == "dark"),
+            config.near, config.levels, config.max_area,
+            LEVELS=levels, BLOCK=_BLOCK, PART=_PART, num_warps=_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip

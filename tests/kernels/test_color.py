@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from aot_table import variants
 from devices import BACKENDS, device_of
 from skimage.color import rgb2lab
 
+from mclc_gpu.kernels import color_triton
 from mclc_gpu.kernels.color import rgb_to_lab
 from mclc_gpu.kernels.color_cpu import cube_root, linear_light
 
@@ -44,6 +46,32 @@ def test_backends_give_the_same_bits(shape: tuple[int, ...]) -> None:
     image = colors(shape)
     ours = [lab_of(image, backend).view(torch.int32) for backend in BACKENDS]
     assert torch.equal(*ours)
+
+
+VARIANTS = """
+import torch
+from mclc_gpu.kernels.color import rgb_to_lab
+for shape in ((1, 3, 1, 1), (70000, 3, 1, 1), (2, 3, 33, 48)):
+    rgb_to_lab(torch.zeros(shape), "triton")
+"""
+
+
+def test_one_variant_serves_all_sizes() -> None:
+    assert variants(VARIANTS) == {"lab": 1}
+
+
+def test_more_images_than_a_second_dimension_of_programs_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, ...]):
+            grids.append(grid)
+            return lambda *arguments, **options: None
+
+    monkeypatch.setattr(color_triton, "lab_kernel", Recorded())
+    image = torch.zeros(70_000, 3, 1, 1)
+    color_triton.launch(image, image)
+    assert grids == [(70_000,)]
 
 
 def test_roots_are_accurate() -> None:

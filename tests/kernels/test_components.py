@@ -7,6 +7,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from aot_table import variants
 from component_reference import reference_votes
 from devices import BACKENDS, device_of, on_cpu
 
@@ -275,6 +276,26 @@ def test_a_target_does_not_depend_on_the_batch() -> None:
                 assert (map_of(votes, place) == map_of(together, i)).all()
                 for name in ("confidence", "area", "score", "dark", "flat"):
                     assert getattr(votes, name)[place] == getattr(together, name)[i]
+
+
+VARIANTS = """
+import numpy as np, torch
+from mclc_gpu.kernels.components import component_windows, vote_components
+from mclc_gpu.kernels.config import ComponentConfig
+from mclc_gpu.kernels.packed import PackedImages
+for number in (1, 2, 300):
+    for height, width in ((1, 1), (9, 16), (64, 64), (70, 81)):
+        images = PackedImages.pack([np.zeros((height, width), np.uint8)])
+        for polarity in ("bright", "dark", "auto"):
+            config = ComponentConfig(radius=1 if number == 1 else 31, near=number % 2, polarity=polarity)
+            windows = component_windows(images, torch.zeros(number, 3, dtype=torch.int64), config.radius)
+            categories = torch.zeros(number, dtype=torch.int64)
+            vote_components(images, windows, categories, config, backend="triton")
+"""
+
+
+def test_one_variant_of_the_kernel_serves_all_windows() -> None:
+    assert variants(VARIANTS) == {"components": 1}
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,13 @@ Reads and writes of memory are checked for bounds and races.
 """
 
 import pytest
-from emulated_cases import QUICK, WIDE, Case, kernels
+import torch
+from emulated_cases import QUICK, SHAPES, WIDE, Case, kernels, targets
 
 from mclc_gpu.bench.ptx.launch import emulated
 from mclc_gpu.bench.ptx.machine import ORDERS
+from mclc_gpu.kernels.components import ComponentVotes, vote_components
+from mclc_gpu.kernels.config import ComponentConfig
 
 _launched: set[str] = set()
 
@@ -32,6 +35,23 @@ def test_every_kernel_is_among_the_cases() -> None:
         _launched.update(launch.kernel for launch in emulator.launches)
     names = {name.rpartition(".")[2] for name in kernels()}
     assert names == _launched
+
+
+def test_votes_of_a_target_do_not_depend_on_the_windows_beside_it() -> None:
+    images, windows = targets(SHAPES)
+    categories = torch.full((len(windows),), -1)
+
+    def votes(chosen: list[int]) -> ComponentVotes:
+        given = images, windows[torch.tensor(chosen)], categories[chosen], ComponentConfig(polarity="auto")
+        with emulated():
+            return vote_components(*given, backend="triton")
+
+    together = votes(list(range(len(SHAPES))))
+    for t in range(len(SHAPES)):
+        alone = votes([t])
+        assert torch.equal(alone.tpm, together.tpm[together.offsets[t] : together.offsets[t + 1]])
+        for name in ("confidence", "area", "score", "dark", "flat"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[t]), (t, name)
 
 
 @pytest.mark.slow
