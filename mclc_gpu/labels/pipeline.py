@@ -345,24 +345,28 @@ def compose_levels(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tup
     return mask, levels
 
 
-def warm_up(config: LabelConfig, device: torch.device, estimate: bool = False) -> None:
+def warm_up(config: LabelConfig, device: torch.device, points: Iterable[Point] = ()) -> None:
     """Compile the kernels of a config at all window sizes, so that later timings hold none of it.
 
-    Those that estimate missing categories are compiled if `estimate`.
+    `points` are those to be labeled: boxes, and categories that have to be estimated, need kernels more.
     """
+    given = config.category == "given"
+    traits = [(point.box is not None, not (given and point.category)) for point in points]
+    boxed, unknown = (any(trait[i] for trait in traits) for i in range(2))
     image = (np.arange(64 * 64) % 251).astype(np.uint8).reshape(64, 64)
     # On a GPU windows of each power of two of pixels have kernels of their own.
     sides = (5, 6, 10, 16, 22, 32, 45, 63) if device.type == "cuda" else (6,)
     count = len(sides)
     table = [(0, 0, 0, side, side, side // 2, side // 2, t) for t, side in enumerate(sides)]
-    points = [Point(side // 2, side // 2) for side in sides]
+    clicks = [Point(side // 2, side // 2) for side in sides]
     nothing = np.zeros(count, np.int64), np.zeros(count, bool), Marks.pack([[]] * count)
-    placed = PlacedTargets(points, Windows.pack(table), *nothing)
+    boxes = torch.tensor([(0, side, 0, side) for side in sides]) if boxed else None
+    placed = PlacedTargets(clicks, Windows.pack(table), *nothing, boxes)
     brief = replace(config, trials=min(config.trials, 16))
     for version in (image, image.astype(np.float32)) if device.type == "cpu" else (image,):
         label_targets([version], placed, brief, device)
-        if estimate and config.entry.needs_category:
-            estimate_areas([version], [(0, point) for point in points], device)
+        if unknown and config.entry.needs_category:
+            estimate_areas([version], [(0, click) for click in clicks], device)
 
 
 def _check_image(image: np.ndarray, clicks: Sequence[Point], name: str) -> None:

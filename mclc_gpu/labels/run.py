@@ -264,9 +264,7 @@ class _Job:
         mine = [stem for block in todo for stem in self.stems[block.places]]
         if mine:
             points = (point for stem in mine for point in self.inputs.points[stem])
-            config = self.options.config
-            estimate = config.category == "estimate" or any(point.category is None for point in points)
-            warm_up(config, self.ranks.device, estimate)
+            warm_up(self.options.config, self.ranks.device, points)
         startup = time.perf_counter() - started
         ends = {block.stem: block.number for block in todo}
         work = _Work(self.options, self.inputs, self.ranks, self.chunks, ends)

@@ -6,13 +6,14 @@ import pytest
 from compiling import run_compiling
 
 _RUN = """
-import json, sys
+import json, shutil, sys
 from pathlib import Path
 from mclc_gpu.bench.recorder import DEVICE, recorded_device
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.labels.config import LabelOptions, preset
-from mclc_gpu.labels.run import label_dataset
+from mclc_gpu.labels.pipeline import warm_up
+from mclc_gpu.labels.run import label_dataset, read_inputs
 from mclc_gpu.labels.stream import Chunks
 
 folder, name, supervision = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -22,6 +23,9 @@ options = LabelOptions(
     images=folder / "images", points_from_masks=folder / "masks", out=folder / name / supervision,
     device="cpu", config=preset(name), supervision=supervision,
 )
+with recorded_device(counting=False) as record:
+    warm_up(options.config, DEVICE, [p for own in read_inputs(options).points.values() for p in own])
+    ready = set(record.compiled)
 counts = {}
 for chunks in (1, 4):
     with recorded_device() as record:
@@ -29,8 +33,8 @@ for chunks in (1, 4):
     counts[chunks] = {
         "launches": len(record.launches), "uploads": len(record.uploads), "bytes": sum(record.uploads),
         "downloads": len(record.downloads), "waits": record.waits.total(),
+        "unready": len(set(record.compiled) - ready),
     }
-    import shutil
     written = sorted(path.name for path in options.out.glob("*/*.png"))
     shutil.rmtree(options.out)
 print(json.dumps([counts, len(written)]))
@@ -45,6 +49,7 @@ def test_a_chunk_takes_a_handful_of_launches_and_waits_once(
     counts, files = json.loads(run_compiling("-c", _RUN, str(tmp_path), name, supervision))
     # What three more chunks take, without the warm-up.
     chunk = {key: (counts["4"][key] - counts["1"][key]) / 3 for key in counts["4"]}
+    assert counts["4"]["unready"] == 0
     # Boxes need maps that are zero outside them before the CRF.
     assert chunk["launches"] <= launches + (name == "paper" and supervision == "box")
     assert chunk["waits"] == chunk["downloads"] == 1
