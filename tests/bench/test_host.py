@@ -1,6 +1,7 @@
 """The recorder in the place of a CUDA device, and the suite that counts the work of the host with it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,3 +87,33 @@ def test_the_suite_writes_times_and_counts_of_both_presets(quick: tuple[str, dic
         assert costs["variants"] >= len(costs["by_kernel"])
     assert written["frames"].startswith("synthetic frames")
     assert "| upload bytes" in shown
+
+
+_COUNTS = """
+import json, sys, torch
+from pathlib import Path
+from mclc_gpu.bench.dataset import open_context
+from mclc_gpu.bench.host import HostScale, host_suite
+
+folders = [Path(argument) for argument in sys.argv[1:]] or [None] * 3
+with open_context(*folders, torch.device("cpu"), False) as context:
+    print(json.dumps(host_suite(context.frames, HostScale(repeats=1, chunks=8, sampled=0))))
+"""
+# At most, for a chunk of images of which every class of windows is part.
+_MOST = {"upload_bytes": 3_000_000, "launches": 6, "waits": 3, "unready": 0}
+MOST = {"default": {**_MOST, "waits": 4, "unready": 2}, "paper": _MOST}
+
+
+def check_counts(costs: dict[str, dict[str, Any]]) -> None:
+    for name, own in costs.items():
+        assert {what: own[what] for what, most in MOST[name].items() if own[what] > most} == {}, (name, own)
+
+
+def test_a_chunk_needs_few_bytes_launches_and_waits_and_no_new_variant() -> None:
+    check_counts(json.loads(run_compiling("-c", _COUNTS)))
+
+
+@pytest.mark.slow
+def test_so_does_a_real_data_set(nuaa: Path) -> None:
+    folders = (nuaa / "images", nuaa / "masks", nuaa / "splits" / "train.txt")
+    check_counts(json.loads(run_compiling("-c", _COUNTS, *map(str, folders))))
