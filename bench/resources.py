@@ -152,10 +152,13 @@ def specialized(kernel: Any, shape: str, *arguments: Any, **options: Any) -> Lau
     warps, fusion = options.pop("num_warps", 4), options.pop("enable_fp_fusion", True)
     values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
     special = {p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize)}
+    types = {p.name: p.annotation_type for p in kernel.params if p.annotation_type}
     constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
-    constants |= {name: 1 for name in special if type(values[name]) is int and values[name] == 1}
+    ones = (name for name in special - types.keys() if type(values[name]) is int and values[name] == 1)
+    constants |= dict.fromkeys(ones, 1)
     aligned = (n for n in kernel.arg_names if n in special and n not in constants and _aligned(values[n]))
-    signature = {n: "constexpr" if n in constants else _type_of(values[n]) for n in kernel.arg_names}
+    types |= {name: _type_of(value) for name, value in values.items() if name not in types | constants}
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     name = kernel.fn.__name__.removesuffix("_kernel")
     return Launch(name, shape, kernel, signature, constants, tuple(aligned), warps, fusion)
 

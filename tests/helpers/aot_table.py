@@ -27,6 +27,14 @@ import sys
 from aot_table import build
 build(sys.argv[2:], sys.argv[1] == "True")
 """
+_NUMBERS = """
+from mclc_gpu.bench.resources import launches
+for launch in launches():
+    for p in launch.function.params:
+        number = launch.signature[p.name] in ("i32", "i64", "constexpr")
+        if number and not (p.is_constexpr or p.do_not_specialize):
+            print(launch.kernel, p.name)
+"""
 # Releases of Triton before 3.6 link code for AMD by a tool of ROCm; code that compiles is not linked here.
 _LINKER = """#!/bin/sh
 [ "$1" = --version ] && exit
@@ -62,6 +70,13 @@ def variants(script: str) -> dict[str, int]:
     done = _python(_VARIANTS, script)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def specialized_numbers() -> str:
+    """Return kernels and names of the integer arguments for whose values Triton compiles a kernel anew."""
+    done = _python(_NUMBERS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def built(triton: Path | None, folder: Path, architectures: Sequence[str], every: bool) -> str:

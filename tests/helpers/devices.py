@@ -35,23 +35,26 @@ def interpreted_gpu() -> Iterator[torch.device]:
 
     Its tensors are marked, and lie in the memory of the process. An operation that mixes them with tensors of
     the CPU fails, so does ``backend="triton"`` for tensors of the CPU, and a launch while another device is
-    the current one, as it is outside `launching`.
+    the current one, as it is outside `launching`, or with a grid whose size is limited.
     """
     current: list[torch.device] = [torch.device("cuda", DEVICE.index + 1)]
 
     @contextmanager
     def make_current(device: torch.device) -> Iterator[None]:
         current.append(torch.device(device))
-        yield
-        current.pop()
+        try:
+            yield
+        finally:
+            current.pop()
 
     run: Callable[..., Any] = InterpretedFunction.run
 
     def launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        name = kernel.__name__
+        assert current[-1].index in (None, DEVICE.index), f"{name}: {current[-1]} is current"
+        assert len(grid) == 1, f"{name}: only the first dimension of a grid can have more than 65535 programs"
         tensors = [value for value in (*arguments, *options.values()) if isinstance(value, torch.Tensor)]
-        assert all(isinstance(tensor, OnDevice) for tensor in tensors), (
-            f"{kernel.__name__}: tensors of the CPU"
-        )
+        assert all(isinstance(tensor, OnDevice) for tensor in tensors), f"{name}: tensors of the CPU"
         with torch._C.DisableTorchFunction():
             plain = [v.as_subclass(torch.Tensor) if isinstance(v, torch.Tensor) else v for v in arguments]
             return run(kernel, *plain, grid=grid, warmup=warmup, **options)

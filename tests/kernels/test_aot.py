@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from aot_table import ROOT, built, compiled_rows
+from aot_table import ROOT, built, compiled_rows, specialized_numbers
 
 from mclc_gpu.bench.resources import inner_bodies, launches, resident, resources
 from mclc_gpu.kernels import backend
@@ -95,6 +95,11 @@ def folder_of(release: str) -> Path | None:
 def test_every_kernel_compiles(release: str, every: bool, tmp_path: Path) -> None:
     made = built(folder_of(release), tmp_path, ("sm_80", "sm_90", "sm_100", "gfx942"), every)
     assert {line.split()[0] for line in made.splitlines()} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+
+
+def test_no_kernel_is_compiled_anew_for_a_number() -> None:
+    # Triton makes a 1 a constant, which has no `.to`, and takes what 16 divides for a case of its own.
+    assert specialized_numbers() == ""
 
 
 def test_oldest_release_is_the_floor() -> None:
