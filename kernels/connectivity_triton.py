@@ -4,7 +4,7 @@ Flooding one image is sequential, floods of different images are independent. So
 machine: it scans for the next piece, pops one pixel of its queue, or rewrites one pixel of a piece that was
 too small. All lanes go through the same instructions, about 1.4 loop steps per pixel.
 
-Scratch memory of LANES images of one size is interleaved: element i of lane j at `pointer + i * LANES + j`.
+Scratch memory of LANES images is interleaved: element i of lane j at `pointer + i * LANES + j`.
 An image is a *padded state* as in connectivity_cpu: pixel (y, x) at element (y + 1) * (width + 1) + x.
 """
 
@@ -25,22 +25,25 @@ def outside(p_state):
 
 
 @triton.jit
-def fill_border(p_state, lane, LANES: tl.constexpr, height, width):
+def fill_border(p_state, lane, busy, LANES: tl.constexpr, height, width):
     """Write the border of the padded states of all lanes (rows 0 and height + 1, and column `width`)."""
     border = tl.zeros_like(lane) + outside(p_state)
     stride = width + 1
-    for x in range(0, stride):
-        tl.store(p_state + x * LANES + lane, border)
-        tl.store(p_state + ((height + 1) * stride + x) * LANES + lane, border)
-    for y in range(0, height):
-        tl.store(p_state + ((y + 1) * stride + width) * LANES + lane, border)
+    for x in range(0, tl.max(stride, 0)):
+        used = busy & (x < stride)
+        tl.store(p_state + x * LANES + lane, border, used)
+        tl.store(p_state + ((height + 1) * stride + x) * LANES + lane, border, used)
+    for y in range(0, tl.max(height, 0)):
+        tl.store(p_state + ((y + 1) * stride + width) * LANES + lane, border, busy & (y < height))
+    tl.debug_barrier()
 
 
 @triton.jit
 def relabel_lanes(p_state, p_queue, lane, busy, LANES: tl.constexpr, height, width, min_size, max_size):
-    """Enforce connectivity on LANES images at once, in place, with the semantics of scikit-image.
+    """Enforce connectivity on LANES images of any sizes at once, in place, as scikit-image does.
 
-    The stores made before the call must be followed by `tl.debug_barrier()`; the call ends with one.
+    A lane may be in several threads: what was stored before the call must be followed by a barrier, as it is
+    by that of `fill_border`; the call ends with one.
 
     Parameters
     ----------
@@ -53,7 +56,8 @@ def relabel_lanes(p_state, p_queue, lane, busy, LANES: tl.constexpr, height, wid
         0 .. LANES - 1.
     busy : bool [LANES]
         Lanes that hold an image.
-    min_size, max_size : int
+    height, width : int32 [LANES]
+    min_size, max_size : int, or int32 [LANES]
         Pixels: smaller pieces join a neighbor, a flood stops at `max_size`.
     """
     stride = width + 1
@@ -97,8 +101,6 @@ def relabel_lanes(p_state, p_queue, lane, busy, LANES: tl.constexpr, height, wid
             tl.store(p_queue + tail * LANES + lane, at, joins)
             tail += joins.to(tl.int32)
 
-        # Rewriting one pixel of a small piece.
-        tl.store(p_state + pixel * LANES + lane, adjacent, rewriting)
         head += (flooding | rewriting).to(tl.int32)
 
         # Scanning: the first unlabeled pixel of the four seeds the next piece.
@@ -123,15 +125,18 @@ def relabel_lanes(p_state, p_queue, lane, busy, LANES: tl.constexpr, height, wid
         head = tl.where(found, 0, head)
         tail = tl.where(found, 1, tail)
 
-        # A piece is complete when its queue is used up or it is full, and done when it needs no rewriting.
+        # A piece is complete when its queue is used up or it is full, and done when it needs no rewriting. A
+        # small one is rewritten pixel by pixel; where it is a single pixel, at once.
         complete = (flooding | found) & ((head >= tail) | (tail >= max_size))
-        small = complete & (tail < min_size) & (adjacent != current)
+        joins_neighbor = complete & (tail < min_size) & (adjacent != current)
+        tl.store(p_state + pixel * LANES + lane, adjacent, rewriting | (joins_neighbor & (tail == 1)))
+        small = joins_neighbor & (tail > 1)
         done = (complete & ~small) | (rewriting & (head >= tail))
         current += (complete & (tail >= min_size)).to(tl.int32)
         rewriting = small | (rewriting & ~done)
         head = tl.where(small, 0, head)
         tail = tl.where(done, 0, tail)
-        busy = (scan < end) | (tail > 0)
+        busy &= (scan < end) | (tail > 0)
         # A lane may live in several threads, or move between them from one instruction to the next.
         tl.debug_barrier()
 
@@ -143,8 +148,9 @@ def connectivity_kernel(p_state, p_queue, batch, height, width, min_size, max_si
     busy = group * LANES + lane < batch
     p_state += group * LANES * (height + 2) * (width + 1)
     p_queue += group * LANES * height * width
-    fill_border(p_state, lane, LANES, height, width)
-    tl.debug_barrier()
+    height += tl.zeros_like(lane)
+    width += tl.zeros_like(lane)
+    fill_border(p_state, lane, busy, LANES, height, width)
     relabel_lanes(p_state, p_queue, lane, busy, LANES, height, width, min_size, max_size)
 
 

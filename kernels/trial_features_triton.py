@@ -27,8 +27,8 @@ NO_END, LOW_END, HIGH_END = (tl.constexpr(end) for end in range(3))
 # Columns of the geometry table of the targets, int64.
 (
     DATA, PITCH, PLANE, HEIGHT, WIDTH, CLICK, TARGET, KEY, PIXEL_OFFSET, FIRST_CENTER, CENTERS, REACH_Y,
-    REACH_X, INTERVAL, MIN_SIZE, MAX_SIZE, FIRST_MARK, MARKS, FIRST_BLOCK, STATE, UNIT, GEOMETRY,
-) = (tl.constexpr(column) for column in range(22))  # fmt: skip
+    REACH_X, INTERVAL, MIN_SIZE, MAX_SIZE, FIRST_MARK, MARKS, FIRST_BLOCK, UNIT, GEOMETRY,
+) = (tl.constexpr(column) for column in range(21))  # fmt: skip
 
 
 @triton.jit

@@ -36,7 +36,6 @@ from mclc_gpu.kernels.trial_features_triton import (
     PIXEL_OFFSET,
     REACH_X,
     REACH_Y,
-    STATE,
     UNIT,
     VALUES,
     WIDTH,
@@ -55,7 +54,7 @@ from mclc_gpu.kernels.trial_features_triton import (
 ENFORCE, COMPONENT, CLUSTER = (tl.constexpr(i) for i in range(len(CONNECTIVITY)))
 _ENDS = {None: NO_END.value, "low": LOW_END.value, "high": HIGH_END.value}
 LANES = tl.constexpr(32)  # trials whose labels are interleaved for connectivity
-CENTER = tl.constexpr(8)  # numbers of a center: row, column, color times -2, its square, zero
+CENTER = tl.constexpr(8)  # numbers of a center: row, column, color times -2, its square; a multiple of four
 SUMS = tl.constexpr(5)  # of a cluster: pixels, rows, columns, three colors, the first two in one integer
 ROUND = tl.constexpr(2)  # blocks that a warp assigns to clusters at once
 _COUNTED = tl.constexpr(8)  # pixels of a row that are counted at once
@@ -76,40 +75,30 @@ def start_centers(p_grid, p_centers, g, number):
 
 
 @triton.jit
-def tabulate(p_centers, p_table, g, number, down, across, WINDOWED: tl.constexpr):
-    """Write each center's weighted squared distances to the window's rows and columns, its norm in the rows'.
+def tabulate(p_centers, p_table, number, pitch, pixels_of, places_of, reach, weight, ROWS: tl.constexpr):
+    """Write each center's weighted squared distances to the window's rows, with its norm, or to its columns.
 
-    Those of a center are 2 (`down` + 1) rows and 2 `across` columns, the pixels of whole tiles. They are
-    infinite where the center's window does not reach and outside the image's window.
+    They are infinite where the center's window does not reach, and in the places behind the window's pixels.
     """
-    size = 2 * (down + 1 + across)
-    interval = tl.load(g + INTERVAL).to(tl.float32)
-    weight = tl.div_rn(1.0, interval * interval)
-    for first in range(0, size, LANES):
+    for first in range(0, places_of, LANES):
         place = first + tl.arange(0, LANES)
-        is_row = place < 2 * (down + 1)
-        index = place - tl.where(is_row, 0, 2 * (down + 1))
-        inside = index < tl.where(is_row, number_of(g, HEIGHT), number_of(g, WIDTH))
-        at = tl.where(inside, index.to(tl.float32), float("inf"))
-        reach = tl.full([LANES], float("inf"), tl.float32)
-        if WINDOWED:
-            reach = tl.where(is_row, number_of(g, REACH_Y), number_of(g, REACH_X)).to(tl.float32)
-        p_center = p_centers + tl.where(is_row, 0, 1)
-        p_norm = p_centers + tl.where(is_row, 5, 6)
+        at = tl.where(place < pixels_of, place.to(tl.float32), float("inf"))
+        p_center = p_centers
         p_distance = p_table + place
         for _ in range(number):
-            distance = tl.load(p_center) - at
+            distance = tl.load(p_center + (0 if ROWS else 1)) - at
             # -reach <= d < reach + 1 is scikit-image's truncated window, for pixels at integers.
             reached = (distance >= -reach) & (distance < reach + 1)
-            near = distance * distance * weight + tl.load(p_norm)
-            tl.store(p_distance, tl.where(reached, near, float("inf")), place < size)
+            near = distance * distance * weight
+            if ROWS:
+                near += tl.load(p_center + 5)
+            tl.store(p_distance, tl.where(reached, near, float("inf")), place < places_of)
             p_center += CENTER
-            p_norm += CENTER
-            p_distance += size
+            p_distance += pitch
 
 
 @triton.jit
-def assign(p_centers, p_table, number, row, column, down, across, f0, f1, f2, label):
+def assign(p_centers, p_table, number, rows, pitch, row, column, f0, f1, f2, label):
     """Return the nearest center whose window reaches a pixel (eq. 2, 3); lowest index on exact ties.
 
     `row` and `column` are those of the tiles; see `tabulate` for the table.
@@ -117,12 +106,11 @@ def assign(p_centers, p_table, number, row, column, down, across, f0, f1, f2, la
     best = tl.full(label.shape, float("inf"), tl.float32)
     of_two = tl.arange(0, 2)
     p_row = p_table + 2 * row + of_two[None, :, None, None]
-    p_column = p_table + 2 * (down + 1 + column) + of_two[None, None, :, None]
-    size = 2 * (down + 1 + across)
+    p_column = p_table + rows + 2 * column + of_two[None, None, :, None]
     for k in range(number):
         p_center = p_centers + k * CENTER
         # |f - c|^2 less |f|^2, which is the same for all centers.
-        distance = tl.load(p_row + k * size) + tl.load(p_column + k * size)
+        distance = tl.load(p_row + k * pitch) + tl.load(p_column + k * pitch)
         distance = tl.fma(f0, tl.load(p_center + 2), distance)
         distance = tl.fma(f1, tl.load(p_center + 3), distance)
         distance = tl.fma(f2, tl.load(p_center + 4), distance)
@@ -145,9 +133,9 @@ def in_thread(member, value):
 
 
 @triton.jit
-def rounded(value):
-    """Return the nearest whole numbers, int32."""
-    return tl.floor(value + 0.5).to(tl.int32)
+def rounded(value, scale):
+    """Return value * scale as the nearest whole numbers, int32."""
+    return tl.floor(tl.fma(value, scale, 0.5)).to(tl.int32)
 
 
 @triton.jit
@@ -178,9 +166,9 @@ def add_up(p_sums, number, bits, row, column, f0, f1, f2, label, unit):
             # A window has at most 2^12 pixels, and their rows add up to less than 2^18.
             tl.store(p_sum, tl.sum((places_of & 15) + ((places_of >> 4) & 511) * (1 << 13), 0))
             tl.store(p_sum + 1, tl.sum(places_of >> 13, 0))
-            tl.store(p_sum + 2, tl.sum(rounded(in_thread(member, f0) * unit), 0))
-            tl.store(p_sum + 3, tl.sum(rounded(in_thread(member, f1) * unit), 0))
-            tl.store(p_sum + 4, tl.sum(rounded(in_thread(member, f2) * unit), 0))
+            tl.store(p_sum + 2, tl.sum(rounded(in_thread(member, f0), unit), 0))
+            tl.store(p_sum + 3, tl.sum(rounded(in_thread(member, f1), unit), 0))
+            tl.store(p_sum + 4, tl.sum(rounded(in_thread(member, f2), unit), 0))
         p_sum += SUMS
 
 
@@ -224,7 +212,6 @@ def move(p_centers, p_sums, number, rounds, unit):
         tl.store(p_center + 4, -2.0 * color2, own < number)
         norm = tl.fma(color2, color2, tl.fma(color1, color1, color0 * color0))
         tl.store(p_center + 5, norm, own < number)
-        tl.store(p_center + 6, tl.zeros([LANES], tl.float32), own < number)
     return moved
 
 
@@ -236,6 +223,13 @@ def cluster(
     """Write the labels of one trial, -1 outside the window. Stopping at a fixed point is exact."""
     number = number_of(g, CENTERS)
     unit = number_of(g, UNIT).to(tl.float32, bitcast=True)
+    reach_y = tl.load(g + REACH_Y).to(tl.float32) if WINDOWED else float("inf")
+    reach_x = tl.load(g + REACH_X).to(tl.float32) if WINDOWED else float("inf")
+    interval = tl.load(g + INTERVAL).to(tl.float32)
+    weight = tl.div_rn(1.0, interval * interval)
+    # The table of distances has the pixels of whole tiles, and two rows more that no center reaches.
+    rows = 2 * (down + 1)
+    pitch = rows + 2 * across
     place = places(1, ROUND)
     start_place = places(PLANES, ROUND)
     feature_place = places(3, ROUND)
@@ -244,7 +238,10 @@ def cluster(
     while done < iterations:
         if done > 0:
             tl.debug_barrier()
-            tabulate(p_centers, p_table, g, number, down, across, WINDOWED)
+            height = number_of(g, HEIGHT)
+            width = number_of(g, WIDTH)
+            tabulate(p_centers, p_table, number, pitch, height, rows, reach_y, weight, True)
+            tabulate(p_centers, p_table + rows, number, pitch, width, 2 * across, reach_x, weight, False)
             tl.debug_barrier()
         changed = 0
         for i in range(rounds):
@@ -255,7 +252,7 @@ def cluster(
                 bits = -1
             else:
                 before = tl.load(p_labels + i * (ROUND * BLOCK) + place)
-                label = assign(p_centers, p_table, number, row, column, down, across, f0, f1, f2, before)
+                label = assign(p_centers, p_table, number, rows, pitch, row, column, f0, f1, f2, before)
                 bits = touched(label, before)
             tl.store(p_labels + i * (ROUND * BLOCK) + place, label)
             changed |= bits
@@ -283,8 +280,8 @@ def cluster(
     ]
 )
 def cluster_kernel(
-    p_geometry, p_grid, p_prepared, p_facts, p_state, p_floats, p_integers, items, trials, first_trial,
-    most_blocks, floats, integers, intensity, bound, scale, iterations, tolerance,
+    p_geometry, p_groups, p_grid, p_prepared, p_facts, p_state, p_floats, p_integers, items, trials,
+    first_trial, most_blocks, floats, integers, intensity, bound, scale, iterations, tolerance,
     DISTURB: tl.constexpr, SHARED: tl.constexpr, END: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -313,8 +310,8 @@ def cluster_kernel(
             rounds, down, across, iterations, tolerance, WINDOWED, planes,
         )  # fmt: skip
         stride = number_of(g, WIDTH) + 1
-        padded = (number_of(g, HEIGHT) + 2) * stride
-        p_lane = p_state + (tl.load(g + STATE) + trial // LANES * padded) * LANES + trial % LANES
+        group = item // LANES
+        p_lane = p_state + tl.load(p_groups + group) * LANES + (item - group * LANES)
         place = places(1, ROUND)
         for i in range(rounds):
             y, x, _ = pixels(g, i * ROUND, down, across, ROUND)
@@ -353,31 +350,31 @@ def count_pixels(p_state, p_kept, p_marks, p_counts, g, active, MASKS: tl.conste
 
 @triton.jit(do_not_specialize=["items", "trials", "queue_size", "mask_pitch"])
 def segment_kernel(
-    p_geometry, p_state, p_queue, p_marks, p_counts, p_masks, items, trials, queue_size, mask_pitch: tl.int64,
-    CONNECTIVITY: tl.constexpr, MASKS: tl.constexpr,
+    p_geometry, p_groups, p_state, p_queue, p_marks, p_counts, p_masks, items, trials, queue_size,
+    mask_pitch: tl.int64, CONNECTIVITY: tl.constexpr, MASKS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     p_queue += program.to(tl.int64) * queue_size
-    groups = tl.cdiv(trials, LANES)
-    lane = tl.arange(0, LANES)
-    for item in range(program, items, tl.num_programs(0)):
-        g = p_geometry + (item // groups) * GEOMETRY
-        group = item % groups
-        active = group * LANES + lane < trials
-        height = number_of(g, HEIGHT)
-        width = number_of(g, WIDTH)
-        p_lanes = p_state + (tl.load(g + STATE) + group * (height + 2) * (width + 1)) * LANES
+    for group in range(program, tl.cdiv(items, LANES), tl.num_programs(0)):
+        item = group * LANES + tl.arange(0, LANES)
+        active = item < items
+        target = tl.where(active, item, items - 1) // trials
+        p_lanes = p_state + tl.load(p_groups + group) * LANES
         if CONNECTIVITY != CLUSTER:
-            fill_border(p_lanes, lane, LANES, height, width)
-            tl.debug_barrier()
-            min_size = number_of(g, MIN_SIZE)
-            max_size = number_of(g, MAX_SIZE)
+            lane = tl.arange(0, LANES)
+            own = p_geometry + target.to(tl.int64) * GEOMETRY
+            height = number_of(own, HEIGHT)
+            width = number_of(own, WIDTH)
+            min_size = number_of(own, MIN_SIZE)
+            max_size = number_of(own, MAX_SIZE)
+            fill_border(p_lanes, lane, active, LANES, height, width)
             relabel_lanes(p_lanes, p_queue, lane, active, LANES, height, width, min_size, max_size)
-        p_kept = p_masks + (group * LANES + lane).to(tl.int64) * mask_pitch
-        if MASKS:
-            p_kept += tl.load(g + PIXEL_OFFSET)
-        count_pixels(p_lanes, p_kept, p_marks, p_counts, g, active, MASKS)
-        tl.debug_barrier()
+        for i_target in range(tl.min(target, 0), tl.max(target, 0) + 1):
+            g = p_geometry + i_target * GEOMETRY
+            p_kept = p_masks
+            if MASKS:
+                p_kept += tl.load(g + PIXEL_OFFSET) + (item - i_target * trials).to(tl.int64) * mask_pitch
+            count_pixels(p_lanes, p_kept, p_marks, p_counts, g, active & (target == i_target), MASKS)
 
 
 def _geometry(
@@ -387,9 +384,11 @@ def _geometry(
     grids: StartGrids,
     marks: Marks,
     config: TrialConfig,
-    groups: int,
 ) -> torch.Tensor:
-    """Return the geometry table [targets, GEOMETRY], int64, on the CPU, the largest windows first."""
+    """Return the geometry table [targets, GEOMETRY], int64, on the CPU, the largest windows first.
+
+    FIRST_BLOCK holds their numbers of blocks.
+    """
     offset, _, _, _, pitch, plane = images.table[windows.image].unbind(1)
     sizes = windows.sizes
     if config.connectivity == "enforce":
@@ -399,10 +398,9 @@ def _geometry(
         limits = torch.zeros_like(sizes), sizes
     # Features are below 2^8 of the scale; in units of 2^-exponent their sums are below 2^31.
     exponent = (31 - torch.log2(2.0**8 / config.compactness * sizes.double())).floor().clamp(-126, 126).long()
-    order = torch.argsort(sizes, descending=True, stable=True)
+    order = torch.argsort(_padded(windows.height, windows.width), descending=True, stable=True)
     tiles = (windows.height + 1) // 2 * ((windows.width + 1) // 2)
     blocks = (tiles + 32 * ROUND.value - 1) // (32 * ROUND.value) * ROUND.value
-    states = groups * (windows.height + 2) * (windows.width + 1)
     columns = (
         offset + windows.top * pitch + windows.left,
         pitch,
@@ -418,10 +416,14 @@ def _geometry(
         marks.offsets[:-1],
         marks.numbers,
         blocks,
-        states,
         (exponent + 127) << 23,
     )
     return torch.stack(columns, 1)[order]
+
+
+def _padded(height: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """Return the elements of the padded states of windows."""
+    return (height + 2) * (width + 1)
 
 
 def _in_fours(elements: int) -> int:
@@ -441,11 +443,10 @@ def run(
     masks: torch.Tensor,
 ) -> None:
     """Fill counts int32 [pixels of all windows], and masks uint8 [trials, same] unless it has no rows."""
-    groups = triton.cdiv(trials, LANES.value)
-    geometry = _geometry(images, windows, keys, grids, marks, config, groups)
+    geometry = _geometry(images, windows, keys, grids, marks, config)
     # One part, unless prepared windows and labels take much memory.
     used = geometry[:, FIRST_BLOCK.value] * (PALETTE.value * BLOCK.value * 4)
-    used += geometry[:, STATE.value] * (LANES.value * 2)
+    used += _padded(geometry[:, HEIGHT.value], geometry[:, WIDTH.value]) * (2 * trials)
     parts = (torch.cumsum(used, 0) // _MEMORY).unique_consecutive(return_counts=True)[1].tolist()
     for part in geometry.split(parts):
         _launch(part, images.data, grids.centers, marks.pixels, config, first_trial, trials, counts, masks)
@@ -462,12 +463,14 @@ def _launch(
     counts: torch.Tensor,
     masks: torch.Tensor,
 ) -> None:
-    """Run the trials of some targets; FIRST_BLOCK and STATE of the geometry hold their sizes."""
+    """Run the trials of some targets; see `_geometry`."""
     device, targets = data.device, len(geometry)
-    blocks, states = geometry[:, FIRST_BLOCK.value].clone(), geometry[:, STATE.value].clone()
-    geometry[:, FIRST_BLOCK.value], geometry[:, STATE.value] = starts_of(blocks)[:-1], starts_of(states)[:-1]
-    clusters = int(geometry[:, CENTERS.value].max())
-    height, width = int(geometry[:, HEIGHT.value].max()), int(geometry[:, WIDTH.value].max())
+    blocks, heights, widths = (geometry[:, column.value].clone() for column in (FIRST_BLOCK, HEIGHT, WIDTH))
+    geometry[:, FIRST_BLOCK.value] = starts_of(blocks)[:-1]
+    clusters, height, width = int(geometry[:, CENTERS.value].max()), int(heights.max()), int(widths.max())
+    # Groups of trials whose labels are interleaved; the first trial of a group has the largest window.
+    items = targets * trials
+    groups = starts_of(_padded(heights, widths)[torch.arange(0, items, LANES.value) // trials])
     most_blocks, end = int(blocks.max()), _ENDS[NOISES[config.noise].replaced_by]
     planes = (VALUES if end == NO_END.value else PALETTE).value
 
@@ -476,14 +479,15 @@ def _launch(
 
     prepared = scratch(int(blocks.sum()) * planes * BLOCK.value, torch.float32)
     facts = scratch(targets * FACTS.value, torch.float32)
-    state = scratch(int(states.sum()) * LANES.value, torch.int16)
+    state = scratch(int(groups[-1]) * LANES.value, torch.int16)
     floats = _in_fours(most_blocks * 3 * BLOCK.value + clusters * (CENTER.value + height + width + 4))
     integers = _in_fours(most_blocks * BLOCK.value + most_blocks // ROUND.value * SUMS.value * clusters)
     most = processors(device) * _PROGRAMS_PER_PROCESSOR
-    programs = max(1, min(targets * trials, most, _SCRATCH // (4 * (floats + integers))))
-    floods = min(targets * triton.cdiv(trials, LANES.value), most)
-    queue_size = int((geometry[:, HEIGHT.value] * geometry[:, WIDTH.value]).max()) * LANES.value
-    table, centers, pixels_of_marks = upload(device, geometry, start_centers, marks.int())
+    programs = max(1, min(items, most, _SCRATCH // (4 * (floats + integers))))
+    floods = min(len(groups) - 1, most)
+    queue_size = int((heights * widths).max()) * LANES.value
+    tables = geometry, groups[:-1], start_centers, marks.int()
+    table, group_starts, centers, pixels_of_marks = upload(device, *tables)
     scale, options = 1.0 / config.compactness, {"num_warps": 1, "enable_fp_fusion": False}
     with launching(device):
         prepare_kernel[(targets * most_blocks,)](
@@ -491,15 +495,15 @@ def _launch(
             END=end, OWN_RANGE=data.dtype != torch.uint8, WINDOWED=config.method == "slic", **options,
         )  # fmt: skip
         cluster_kernel[(programs,)](
-            table, centers, prepared, facts, state, scratch(programs * floats, torch.float32),
-            scratch(programs * integers, torch.int32), targets * trials, trials, first_trial, most_blocks,
+            table, group_starts, centers, prepared, facts, state, scratch(programs * floats, torch.float32),
+            scratch(programs * integers, torch.int32), items, trials, first_trial, most_blocks,
             floats // 4, integers // 4, config.intensity, threshold(config.intensity), scale,
             config.max_iterations, config.tolerance,
             DISTURB=NOISES[config.noise].function("triton"), SHARED=config.shared_noise, END=end,
             WINDOWED=config.method == "slic", **options,
         )  # fmt: skip
         segment_kernel[(floods,)](
-            table, state, scratch(floods * queue_size, torch.int16), pixels_of_marks, counts, masks,
-            targets * triton.cdiv(trials, LANES.value), trials, queue_size, counts.numel(),
+            table, group_starts, state, scratch(floods * queue_size, torch.int16), pixels_of_marks, counts,
+            masks, items, trials, queue_size, counts.numel(),
             CONNECTIVITY=CONNECTIVITY.index(config.connectivity), MASKS=masks.shape[0] > 0, **options,
         )  # fmt: skip
