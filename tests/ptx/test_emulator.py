@@ -1,5 +1,6 @@
 """The emulator itself, on tiny kernels: instructions, threads of a warp, warps, races, bounds, counts."""
 
+import doctest
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from mclc_gpu.bench.ptx import launch as launch_module
 from mclc_gpu.bench.ptx.instructions import _shuffled
 from mclc_gpu.bench.ptx.launch import emulated
 from mclc_gpu.bench.ptx.machine import ORDERS, MachineError, RaceError
@@ -314,6 +316,11 @@ def test_variants_are_those_of_triton(kernel, variants: int) -> None:
             kernel[(1,)](x, out, size, 64)
     # One for an argument of 1, multiples of 16, other numbers, numbers of 64 bits.
     assert len(emulator.variants) == variants
+
+
+def test_example() -> None:
+    result = doctest.testmod(launch_module)
+    assert (result.failed, result.attempted) == (0, 4)
 
 
 def test_operands() -> None:
