@@ -1,4 +1,9 @@
-"""No barrier of the kernels can be left out: without any one of them, the emulator finds a fault."""
+"""Which barriers of the kernels are needed: without any one of these, the emulator finds a fault.
+
+Sums over warps and changes of a tensor's layout bring barriers of their own into the compiled code.
+`STAND_INS` names the barriers that these make unnecessary with the present release of Triton, where another
+one may compile otherwise, and those of lanes that are one thread each, but two where a warp has 64 threads.
+"""
 
 import importlib
 import pkgutil
@@ -32,7 +37,18 @@ def functions() -> dict[str, Any]:
     return found
 
 
+STAND_INS = {
+    "candidates_triton.bright_rows 1", "candidates_triton.grow 2", "candidates_triton.join_levels 2",
+    "candidates_triton.ring_levels 2", "candidates_triton.ring_medians 1", "candidates_triton.ring_medians 2",
+    "candidates_triton.ring_medians 3", "components_triton.read_window 1", "components_triton.background 1",
+    "components_triton.background 2", "components_triton.background 3", "components_triton.vote 1",
+    "connectivity_triton.fill_border 1",
+}  # fmt: skip
 FUNCTIONS = {} if interpreted() else functions()
+
+
+def _has_barrier(text: str) -> bool:
+    return text.strip().startswith("tl.debug_barrier()")
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,12 @@ class Barrier:
 
     function: str
     line: int
+
+    @property
+    def name(self) -> str:
+        """Name of the function, and which of its barriers it is: "trials_triton.cluster 2"."""
+        lines = FUNCTIONS[self.function].src.split("\n")[: self.line + 1]
+        return f"{self.function} {sum(map(_has_barrier, lines))}"
 
     @property
     def source_line(self) -> str:
@@ -72,7 +94,7 @@ ALL = [
     Barrier(name, line)
     for name, function in FUNCTIONS.items()
     for line, text in enumerate(function.src.split("\n"))
-    if text.strip().startswith("tl.debug_barrier()")
+    if _has_barrier(text)
 ]
 
 
@@ -108,8 +130,8 @@ def test_some_barriers_are_needed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", ALL, ids=lambda barrier: barrier.source_line)
+@pytest.mark.parametrize("barrier", ALL, ids=lambda barrier: barrier.name)
 def test_every_barrier_is_needed(barrier: Barrier) -> None:
     found = first_fault(barrier)
-    print(f"{barrier.source_line}: {found}")
-    assert found, f"nothing needs the barrier at {barrier.source_line}: delete it"
+    print(f"{barrier.name} ({barrier.source_line}): {found or 'nothing needs it'}")
+    assert found or barrier.name in STAND_INS, f"delete the barrier at {barrier.source_line}"
