@@ -100,13 +100,12 @@ with open_context(*folders, torch.device("cpu"), False) as context:
     print(json.dumps(host_suite(context.frames, HostScale(repeats=1, chunks=8, sampled=0))))
 """
 # At most, for a chunk of images of which every class of windows is part.
-_MOST = {"upload_bytes": 3_000_000, "launches": 6, "waits": 3, "unready": 0}
-MOST = {"default": {**_MOST, "waits": 4, "unready": 2}, "paper": _MOST}
+MOST = {"upload_bytes": 3_000_000, "launches": 6, "waits": 3, "unready": 0}
 
 
 def check_counts(costs: dict[str, dict[str, Any]]) -> None:
     for name, own in costs.items():
-        assert {what: own[what] for what, most in MOST[name].items() if own[what] > most} == {}, (name, own)
+        assert {what: own[what] for what, most in MOST.items() if own[what] > most} == {}, (name, own)
 
 
 def test_a_chunk_needs_few_bytes_launches_and_waits_and_no_new_variant() -> None:
