@@ -70,13 +70,17 @@ def window_pixels(g, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def bright_rows(p_rows, p_values, g, high, low, levels, BLOCK: tl.constexpr):
-    """Set the bits of the pixels that become bright at each level: one 64-bit number for each row."""
+def clear_rows(p_rows, g, levels, BLOCK: tl.constexpr):
+    """Clear the bits of all levels."""
     rows = levels * SIDE
     for start in range(0, rows, BLOCK):
         at = start + lanes(g, BLOCK)
         tl.store(p_rows + at, tl.zeros([BLOCK], tl.int64), at < rows)
-    tl.debug_barrier()
+
+
+@triton.jit
+def bright_rows(p_rows, p_values, g, high, low, levels, BLOCK: tl.constexpr):
+    """Set the bits of the pixels that become bright at each level: one 64-bit number for each row."""
     span = high - low
     for start in range(0, window_size(g), BLOCK):
         at, y, x, _ = window_pixels(g, start, BLOCK)
@@ -142,12 +146,11 @@ def grow(p_rows, p_line, g, brightest, levels, max_area):
             # Triton 3.3 and 3.4 crash where a loop does not use what it turns on.
             growing = tl.minimum(growing, tl.max((wide != held).to(tl.int32), 0))
             held = wide
+        tl.store(p_level, held.to(tl.int64, bitcast=True))
         if tl.max(((held & ends) != 0).to(tl.int32), 0) > 0:
             last = kept
         else:
-            tl.store(p_level, held.to(tl.int64, bitcast=True))
             kept += 1
-    tl.debug_barrier()
     area = max_area + 1
     while (kept > 0) & (area > max_area):
         area = tl.sum(
@@ -233,7 +236,6 @@ def join_levels(p_planes, p_rows, r, kept, LEVELS: tl.constexpr, PART: tl.conste
                 held = tl.load(p_row + (next - 1) * SIDE, inside & (next <= kept), -1)
                 level = tl.where(((held >> bit) & 1) == 0, next, level)
         tl.store(p_planes + place, level.to(tl.uint8), inside & (level < kept))
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -323,7 +325,6 @@ def ring_levels(p_spans, p_planes, r, PART: tl.constexpr):
         near = least_around(p_near + place, tl.load(p_near + place), stride, 1, 3).to(tl.int32)
         far = least_around(p_far + place, tl.load(p_far + place), stride, 1, 6).to(tl.int32)
         tl.store(p_spans + pixel, tl.where(inside, far | (near << 8), 0))
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -384,7 +385,6 @@ def ring_medians(
     while place >= lowest:
         key = tl.sort(key)
         tl.store(p_keys + k, key)
-        tl.debug_barrier()
         until = count_digits(p_bins, p_keys, p_spans, p_values, g, r, place, LEVELS, PART)
         key = tl.load(p_keys + k)
         level = key & 255
@@ -396,7 +396,6 @@ def ring_medians(
         after = until * (2 * _DIGITS) + lanes(g, _DIGITS)[None, :] + 1
         below = tl.max(tl.where(until <= rank[:, None], after, 0), 1)
         median = (key >> 8) * _DIGITS + below % (2 * _DIGITS)
-        tl.debug_barrier()
         tl.store(p_ranks + level, rank - below // (2 * _DIGITS), sought)
         tl.store(p_medians + level, (median << place) >> 1, sought)
         key = tl.where(sought, (median << 8) | level, _NO_KEY)

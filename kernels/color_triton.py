@@ -1,4 +1,4 @@
-"""Device functions in Triton that several kernels share: sRGB to CIELAB, luma, and `zero_of`."""
+"""Device functions in Triton that several kernels share: sRGB to CIELAB, and luma."""
 
 import torch
 import triton
@@ -8,16 +8,6 @@ from mclc_gpu.kernels.backend import launching
 from mclc_gpu.kernels.config import LUMA
 
 _BLOCK = 512
-
-
-@triton.jit
-def zero_of(p_number):
-    """Return zero, which the compiler cannot know.
-
-    Kernels short of registers add it to what is cheap to compute: the sum is then computed where it is used
-    instead of kept. It is the upper half of a small number, int64 >= 0, read anew each time.
-    """
-    return (tl.load(p_number, volatile=True) >> 32).to(tl.int32)
 
 
 @triton.jit

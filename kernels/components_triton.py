@@ -46,6 +46,7 @@ from mclc_gpu.kernels.candidates_triton import (
     WIDTH,
     bright_rows,
     candidates,
+    clear_rows,
     find_region,
     grow,
     join_levels,
@@ -84,7 +85,6 @@ def read_window(p_values, p_data, g, inverted, BLOCK: tl.constexpr):
             v = ((luma(p_pixel, tl.load(g + PLANE), inside) - black) * scale + 0.5).to(tl.int32)
         v = tl.where(inverted > 0, BRIGHTEST - v, v)
         tl.store(p_values + at, tl.where(inside, v, -1))
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -126,7 +126,6 @@ def background(p_bins, p_values, g, BLOCK: tl.constexpr):
         digit, median_rank = digit_of(p_bins + _BYTES, g, median_rank)
         median = median * _BYTES + digit
         place -= 8
-        tl.debug_barrier()
     low = (low << lowest) >> 5
     return low, ((median << lowest) >> 5) - low
 
@@ -143,7 +142,7 @@ def near_click(g, start, near, PART: tl.constexpr):
 
 @triton.jit
 def brightest_pixel(p_values, g, near, low, PART: tl.constexpr):
-    """Return the index of the target's brightest pixel; and `low`, or the least near the click."""
+    """Return the target's brightest pixel and its gray level; and `low`, or the least near the click."""
     click_row = tl.load(g + CLICK_ROW).to(tl.int32)
     height = tl.load(g + HEIGHT).to(tl.int32)
     width = tl.load(g + WIDTH).to(tl.int32)
@@ -165,18 +164,19 @@ def brightest_pixel(p_values, g, near, low, PART: tl.constexpr):
         best = tl.maximum(best, tl.where(disk, key, 0))
     brightest = PIXELS - (tl.max(best, 0) & 0xFFFFFFFF).to(tl.int32)
     i = lanes(g, 16)
+    high = low
     steps = 0
     while steps < 8:
         y = brightest // width + i // 3 - 1
         x = brightest % width + i % 3 - 1
         inside = (i < 9) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
         v = tl.load(p_values + y * width + x, inside, -1)
-        top = tl.max(v, 0)
-        stays = tl.load(p_values + brightest) == top
-        uphill = tl.min(tl.where(v == top, y * width + x, PIXELS), 0)
+        high = tl.max(v, 0)
+        stays = tl.load(p_values + brightest) == high
+        uphill = tl.min(tl.where(v == high, y * width + x, PIXELS), 0)
         brightest = tl.where(stays, brightest, uphill)
         steps = tl.where(stays, 8, steps + 1)
-    return brightest, low
+    return brightest, high, low
 
 
 @triton.jit
@@ -234,6 +234,7 @@ def score_of(
 def scores(p_sums, p_peaks, p_medians, p_weights, g, fresh, spread, LEVELS: tl.constexpr):
     """Return scores, float64 [LEVELS], minus infinity where there is no new candidate; and the areas."""
     k = lanes(g, LEVELS)
+    ring = tl.load(p_medians + k)
     whole = tl.cumsum(tl.load(p_sums + WHOLE * LEVELS + k), 0)
     inner = tl.cumsum(tl.load(p_sums + INNER * LEVELS + k), 0)
     outer = tl.cumsum(tl.load(p_sums + OUTER * LEVELS + k), 0)
@@ -251,7 +252,7 @@ def scores(p_sums, p_peaks, p_medians, p_weights, g, fresh, spread, LEVELS: tl.c
         inner >> NUMBER_BITS,
         outer & NUMBER_MASK,
         outer >> NUMBER_BITS,
-        tl.load(p_medians + k),
+        ring,
         spread,
         tl.load(g + CLICK_ROW),
         tl.load(g + CLICK_COLUMN),
@@ -277,7 +278,6 @@ def vote(p_shares, g, score, area, kept, LEVELS: tl.constexpr):
     mask_area = tl.sum(tl.where(k == chosen, area, 0), 0)
     overlap = tl.minimum(area, mask_area).to(tl.float64) / tl.maximum(area, mask_area).to(tl.float64)
     tl.store(p_shares + k, share)
-    tl.debug_barrier()
     return best, tl.sum(weight / total * overlap, 0), mask_area
 
 
@@ -338,10 +338,10 @@ def components_kernel(
         g = p_geometry + item * GEOMETRY
         bright_score = tl.full((), float("-inf"), tl.float64)
         for turn in range(polarities):
+            clear_rows(p_rows, g, levels, BLOCK)
             read_window(p_values, p_data, g, turn + dark, BLOCK)
             low, spread = background(p_bins, p_values, g, BLOCK)
-            brightest, low = brightest_pixel(p_values, g, near, low, PART)
-            high = tl.load(p_values + brightest)
+            brightest, high, low = brightest_pixel(p_values, g, near, low, PART)
             kept = 0
             if high > low:
                 bright_rows(p_rows, p_values, g, high, low, levels, BLOCK)
@@ -373,7 +373,7 @@ def components_kernel(
                 tl.store(p_dark + target, turn + dark)
                 tl.store(p_flat + target, kept == 0)
             bright_score = best
-            # The next scratch goes where other threads may still be reading.
+            # The next gray levels go where other threads may still be reading.
             tl.debug_barrier()
 
 

@@ -210,6 +210,7 @@ BARRIERS = (
     trial_case(*[SHAPES[5]] * 2, trials=9, connectivity="cluster", method="kmeans", clusters=40),
     component_case(*[SHAPES[1]] * 5),
     component_case(*[SHAPES[5]] * 5),
+    component_case(*[SHAPES[1]] * 9, polarity="auto", near=0),
 )
 WIDE = (
     *(

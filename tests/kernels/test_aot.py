@@ -70,7 +70,7 @@ def test_components(architecture: str) -> None:
     assert [row["shape"] for row in rows] == ["bytes", "floats"]
     for row in rows:
         assert row["warps"] == 4, row
-        assert row["programs"] >= 4, row
+        assert row["programs"] >= 3, row
 
 
 @architectures
