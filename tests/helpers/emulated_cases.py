@@ -135,8 +135,10 @@ def _kmeans(channels: int, size: tuple[int, int], backend: str) -> Result:
 
 
 def _connectivity(backend: str) -> Result:
-    labels = torch.from_numpy(np.random.default_rng(3).integers(0, 3, (3, 9, 20)).astype(np.int32))
-    return (enforce_connectivity(labels, 4, 30, backend=backend),)
+    rng = np.random.default_rng(3)
+    # Narrow images are scanned across their border from the first step.
+    images = [torch.from_numpy(rng.integers(0, 3, (3, 9, width)).astype(np.int32)) for width in (20, 2)]
+    return tuple(enforce_connectivity(labels, 4, 30, backend=backend) for labels in images)
 
 
 def _noise(kind: str, channels: int, shared: bool, backend: str) -> Result:
