@@ -42,7 +42,7 @@ print(json.dumps([counts, len(written)]))
 
 
 @pytest.mark.parametrize("supervision", ["point", "multi-point", "box"])
-@pytest.mark.parametrize(("name", "launches", "uploads"), [("paper", 6, 4)])
+@pytest.mark.parametrize(("name", "launches", "uploads"), [("default", 2, 3), ("paper", 6, 4)])
 def test_a_chunk_takes_a_handful_of_launches_and_waits_once(
     tmp_path, name: str, launches: int, uploads: int, supervision: str
 ) -> None:
