@@ -337,11 +337,13 @@ def compose_levels(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tup
     """
     mask = np.zeros(shape, bool)
     levels = np.zeros(shape, np.uint16)
-    for target in targets:
-        area = target.window.area
-        part, own = mask[area], levels[area]
-        np.logical_or(part, target.mask, out=part)
-        np.maximum(own, target.levels, out=own)
+    for number, target in enumerate(targets):
+        part, own = mask[target.window.area], levels[target.window.area]
+        if number == 0:  # most images have one target, and a copy takes half the time
+            part[...], own[...] = target.mask, target.levels
+        else:
+            np.logical_or(part, target.mask, out=part)
+            np.maximum(own, target.levels, out=own)
     return mask, levels
 
 
