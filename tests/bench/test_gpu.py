@@ -50,7 +50,10 @@ def test_every_kernel_is_launched_alone(tmp_path: Path) -> None:
     rows = run_part("kernels", given, 300, tmp_path / "rows.jsonl")
     assert all(ABSENT in str(row["note"]) for row in rows), rows
     works = " ".join(str(row["work"]) for row in rows)
-    for kernel in ("trials", "sums", "components", "assign", "update", "connectivity", "lab", "noise"):
+    for kernel in (
+        *("prepare", "cluster", "segment", "sums", "components", "assign", "update", "connectivity"),
+        *("lab", "noise"),
+    ):
         assert f": {kernel}" in works
 
 
