@@ -3,9 +3,18 @@
 import re
 from collections.abc import Callable
 
-from mclc_gpu.bench.ptx.instructions import LANES, Writer, constant, every_lane, register_width, vector_of
+from mclc_gpu.bench.ptx.instructions import Writer
 from mclc_gpu.bench.ptx.memory import LETTERS, OPERATIONS, ROW
-from mclc_gpu.bench.ptx.syntax import Instruction, UnknownInstruction, members
+from mclc_gpu.bench.ptx.syntax import (
+    LANES,
+    Instruction,
+    UnknownInstruction,
+    constant,
+    every_lane,
+    members,
+    register_width,
+    vector_of,
+)
 
 _ADDRESS = re.compile(r"\[\s*(%?\w+)\s*(?:\+\s*(-?\d+))?\s*\]")
 _SPACES = ("global", "shared", "shared::cta", "param")

@@ -4,50 +4,22 @@ A register of a warp is a vector of 32 numbers. Registers are kept as integers o
 type that an instruction asks for.
 """
 
-import re
 from collections.abc import Callable
 from typing import Protocol
 
-from mclc_gpu.bench.ptx.syntax import Instruction, UnknownInstruction, members
-
-LANES = 32
-WIDTHS = {
-    "%p": 1,
-    "%rs": 16,
-    "%r": 32,
-    "%rd": 64,
-    "%f": 32,
-    "%fd": 64,
-}  # bits of the registers by their prefix
-
-
-def width_of(kind: str) -> int:
-    """Return the bits of a PTX type such as "s32"; 1 for "pred"."""
-    return 1 if kind == "pred" else int(kind[1:])
-
-
-def vector_of(kind: str) -> str:
-    """Return the LLVM type of a PTX type over a warp: "<32 x i32>" of "s32"."""
-    return f"<{LANES} x {_scalar_of(kind)}>"
-
-
-def _scalar_of(kind: str) -> str:
-    if kind == "f32":
-        return "float"
-    return "double" if kind == "f64" else f"i{width_of(kind)}"
-
-
-def constant(values: list[int], width: int) -> str:
-    """Return an LLVM constant of 32 integers."""
-    return f"<{', '.join(f'i{width} {value}' for value in values)}>"
-
-
-def every_lane(value: int, width: int) -> str:
-    """Return an LLVM constant that has the same bits in all lanes."""
-    value &= (1 << width) - 1
-    if width == 1:
-        return constant([value] * LANES, 1)
-    return constant([value - (1 << width) if value >> (width - 1) else value] * LANES, width)
+from mclc_gpu.bench.ptx.syntax import (
+    LANES,
+    Instruction,
+    UnknownInstruction,
+    constant,
+    every_lane,
+    members,
+    register_width,
+    scalar_of,
+    shuffled,
+    vector_of,
+    width_of,
+)
 
 
 class Lines(Protocol):
@@ -142,7 +114,7 @@ class Writer:
     def call(self, function: str, kind: str, *arguments: str, extra: str = "") -> str:
         """Call an LLVM intrinsic on vectors of one type, such as ``llvm.fma`` with "f32"."""
         vector = vector_of(kind)
-        name = f"{function}.v{LANES}{_scalar_of(kind).replace('float', 'f32').replace('double', 'f64')}"
+        name = f"{function}.v{LANES}{scalar_of(kind).replace('float', 'f32').replace('double', 'f64')}"
         types = ", ".join([vector] * len(arguments)) + (", i1" if extra else "")
         self.lines.declare(name, vector, types)
         given = ", ".join(f"{vector} {argument}" for argument in arguments) + extra
@@ -521,7 +493,7 @@ class Writer:
         value = self.read(source, "b32")
         target, _, valid = target.partition("|")
         if not b.startswith("%") and not c.startswith("%"):
-            pairs = [_shuffled(mode, lane, int(b, 0), int(c, 0)) for lane in range(LANES)]
+            pairs = [shuffled(mode, lane, int(b, 0), int(c, 0)) for lane in range(LANES)]
             order = constant([lane for lane, _ in pairs], 32)
             vector = vector_of("b32")
             result = self.emit(f"shufflevector {vector} {value}, {vector} {value}, {vector} {order}")
@@ -590,21 +562,6 @@ class Writer:
 
     def ignore(self, i: Instruction) -> None:
         """Fences and hints, which do nothing where memory is one and accesses come in order."""
-
-
-def register_width(register: str) -> int:
-    """Return the bits of a register, also of a special one such as ``%tid.x``."""
-    prefix = re.match(r"%[a-z]+(?=\d+$)", register)
-    return WIDTHS[prefix[0]] if prefix else 32
-
-
-def _shuffled(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
-    """Return the lane that a lane reads, and if that is the one asked for."""
-    clamp, segment = c & 31, c >> 8 & 31
-    first, last = lane & segment, (lane & segment) | (clamp & ~segment)
-    source = {"up": lane - b, "down": lane + b, "bfly": lane ^ b, "idx": first | (b & 31 & ~segment)}[mode]
-    inside = source >= last if mode == "up" else source <= last
-    return (source if inside else lane), inside
 
 
 _COMPARISONS = {

@@ -1,4 +1,4 @@
-"""Reads PTX, the assembly language of NVIDIA GPUs, into basic blocks of instructions."""
+"""PTX, the assembly language of NVIDIA GPUs: basic blocks of instructions, and its types in LLVM."""
 
 import re
 from collections import Counter
@@ -12,6 +12,62 @@ class UnknownInstruction(Exception):
 _REGISTER = re.compile(r"%(?:p|rs|rd|r|f|fd)\d+")
 _ENDS = {"bra", "ret", "exit", "bar", "barrier"}
 _WITHOUT_RESULT = {"st", "red", "stmatrix"}
+
+
+LANES = 32
+WIDTHS = {
+    "%p": 1,
+    "%rs": 16,
+    "%r": 32,
+    "%rd": 64,
+    "%f": 32,
+    "%fd": 64,
+}  # bits of the registers by their prefix
+
+
+def width_of(kind: str) -> int:
+    """Return the bits of a PTX type such as "s32"; 1 for "pred"."""
+    return 1 if kind == "pred" else int(kind[1:])
+
+
+def vector_of(kind: str) -> str:
+    """Return the LLVM type of a PTX type over a warp: "<32 x i32>" of "s32"."""
+    return f"<{LANES} x {scalar_of(kind)}>"
+
+
+def scalar_of(kind: str) -> str:
+    """Return the LLVM type of a PTX type."""
+    if kind == "f32":
+        return "float"
+    return "double" if kind == "f64" else f"i{width_of(kind)}"
+
+
+def constant(values: list[int], width: int) -> str:
+    """Return an LLVM constant of 32 integers."""
+    return f"<{', '.join(f'i{width} {value}' for value in values)}>"
+
+
+def every_lane(value: int, width: int) -> str:
+    """Return an LLVM constant that has the same bits in all lanes."""
+    value &= (1 << width) - 1
+    if width == 1:
+        return constant([value] * LANES, 1)
+    return constant([value - (1 << width) if value >> (width - 1) else value] * LANES, width)
+
+
+def register_width(register: str) -> int:
+    """Return the bits of a register, also of a special one such as ``%tid.x``."""
+    prefix = re.match(r"%[a-z]+(?=\d+$)", register)
+    return WIDTHS[prefix[0]] if prefix else 32
+
+
+def shuffled(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
+    """Return the lane that a lane reads, and if that is the one asked for."""
+    clamp, segment = c & 31, c >> 8 & 31
+    first, last = lane & segment, (lane & segment) | (clamp & ~segment)
+    source = {"up": lane - b, "down": lane + b, "bfly": lane ^ b, "idx": first | (b & 31 & ~segment)}[mode]
+    inside = source >= last if mode == "up" else source <= last
+    return (source if inside else lane), inside
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,18 @@ import llvmlite.binding as llvm
 from triton.runtime.cache import get_cache_manager
 
 from mclc_gpu.bench.ptx import accesses, instructions, memory, syntax
-from mclc_gpu.bench.ptx.instructions import LANES, Writer, constant, every_lane, register_width, vector_of
+from mclc_gpu.bench.ptx.instructions import Writer
 from mclc_gpu.bench.ptx.memory import Fault, Slot
-from mclc_gpu.bench.ptx.syntax import Instruction, Program, UnknownInstruction
+from mclc_gpu.bench.ptx.syntax import (
+    LANES,
+    Instruction,
+    Program,
+    UnknownInstruction,
+    constant,
+    every_lane,
+    register_width,
+    vector_of,
+)
 
 # What the function returns.
 ENDED, PAUSED, AT_BARRIER = range(3)

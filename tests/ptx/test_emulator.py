@@ -11,10 +11,9 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from mclc_gpu.bench.ptx import launch as launch_module
-from mclc_gpu.bench.ptx.instructions import _shuffled
 from mclc_gpu.bench.ptx.launch import emulated
 from mclc_gpu.bench.ptx.machine import ORDERS, MachineError, RaceError
-from mclc_gpu.bench.ptx.syntax import UnknownInstruction, parse, split_operands
+from mclc_gpu.bench.ptx.syntax import UnknownInstruction, parse, shuffled, split_operands
 
 SIZE = 256
 RNG = np.random.default_rng(0)
@@ -185,11 +184,11 @@ def test_shuffles_reductions_and_layouts(warps: int, order: str) -> None:
 
 
 def test_lanes_of_a_shuffle() -> None:
-    assert [_shuffled("bfly", lane, 5, 31) for lane in (0, 6)] == [(5, True), (3, True)]
-    assert [_shuffled("up", lane, 3, 0) for lane in (2, 9)] == [(2, False), (6, True)]
-    assert [_shuffled("down", lane, 3, 31) for lane in (2, 30)] == [(5, True), (30, False)]
+    assert [shuffled("bfly", lane, 5, 31) for lane in (0, 6)] == [(5, True), (3, True)]
+    assert [shuffled("up", lane, 3, 0) for lane in (2, 9)] == [(2, False), (6, True)]
+    assert [shuffled("down", lane, 3, 31) for lane in (2, 30)] == [(5, True), (30, False)]
     # In segments of eight lanes, as the upper bits of the last operand say.
-    assert [_shuffled("idx", lane, 2, 31 | 24 << 8) for lane in (1, 9)] == [(2, True), (10, True)]
+    assert [shuffled("idx", lane, 2, 31 | 24 << 8) for lane in (1, 9)] == [(2, True), (10, True)]
 
 
 @triton.jit
