@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mclc_gpu.data.formats import (
+    COLUMNS,
     IMAGE_EDGE,
     Box,
     Entries,
@@ -193,7 +194,8 @@ def _parse_napari(file: LabelFile) -> Entries:
 
 def _is_image_j(file: LabelFile) -> bool:
     header = _header(file)
-    return {"x", "y"} <= header.keys() and (" " in header or "" in header or "area" in header)
+    named = not header.keys().isdisjoint(COLUMNS["image"])
+    return {"x", "y"} <= header.keys() and not named and ("" in header or "mean" in header)
 
 
 def _parse_image_j(file: LabelFile) -> Entries:

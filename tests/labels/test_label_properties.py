@@ -120,7 +120,8 @@ def check_target(target, image, config):
     assert np.isnan(target.confidence) or 0 <= target.confidence <= 1
     assert target.point.category in ("point", "spot", "extended")
     if config.refine == "threshold":
-        assert target.mask.any()
+        # No candidate of a target may reach into its box.
+        assert target.mask.any() or (target.point.box is not None and not target.tpm.any())
         assert (target.tpm[target.mask] > 0).all() or config.threshold == 0
     if config.maker == "mclc" and config.trials == 1 and not target.point.seeds:
         assert set(np.unique(target.tpm)) <= {0, 1}
