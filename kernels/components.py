@@ -12,7 +12,7 @@ import torch
 
 from mclc_gpu.kernels.backend import resolve
 from mclc_gpu.kernels.config import CATEGORY_AREAS, MAX_WINDOW, ComponentConfig
-from mclc_gpu.kernels.packed import PackedImages, Windows
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 
 _ANY_AREA = (1, MAX_WINDOW**2)
 
@@ -97,26 +97,36 @@ def vote_components(
     categories: torch.Tensor,
     config: ComponentConfig,
     *,
+    others: Marks | None = None,
     backend: str | None = None,
 ) -> ComponentVotes:
     """Return probability maps of targets, from one click on each.
 
     uint8 gray levels are taken as they are, other images are stretched: their least value becomes 0, their
-    greatest 255. Colors count by their luma. Within a window, background is the 5th percentile of the gray
-    levels or the least near the click, whichever is darker. The target's brightest pixel is the one near the
-    click that stands out most, g / (1 + d^2 / 32) with d the distance from the click in pixels, and then the
-    local maximum uphill of it. The candidate of level k of K holds all pixels that an 8-connected path joins
-    to it without falling below brightest - (brightest - background) k / K. Levels end where a candidate has
-    more than `max_area` pixels or reaches the window's border inside the image. With e, s, A, c, r, N, b and
-    d as `ScoreWeights` says, and the median of the pixels 4..6 (chessboard) off as ring, candidates have
+    greatest 255. Colors count by their luma. Candidates are made from the relief u, the gray levels less
+    their opening by a square in the window. The background's u is the least near the click. The target's
+    brightest pixel is the one near the click with the greatest (u - background) / (16 + d^2), where d is the
+    distance from the click in pixels, and then the local maximum uphill of it; pixels nearer to another click
+    are left out. The candidate of level k of K holds all pixels that an 8-connected path joins to it without
+    falling below brightest - (brightest - background) k / K. Levels end where a candidate has more than
+    `max_area` pixels or reaches the window's border inside the image. Where the opening less the window's 5th
+    percentile is more than 2 u, at the pixel of greatest u in the 3 x 3 around the click, the vote is also
+    held with the gray levels as u; the result with the better best score counts.
 
-        S = level ln e + level_square (ln e)^2 + edge ln s + size ln A ln (c / sqrt(r + 1))
-            + outline N / sqrt A + border b / (b + N) + distance d / (2 + 0.05 sqrt A) + share (e / c)^2
+    Targets that touch are parted at the saddle between them, by a watershed whose markers are the brightest
+    pixels in the 3 x 3 around the other clicks: no candidate holds a pixel that is joined to a marker at a
+    higher level than to the target's brightest pixel, or at the same level and nearer to the marker's click.
+
+    With e, s, f, A, c, r, N and d of the gray levels themselves as `ScoreWeights` says, and the median of the
+    pixels 4..6 (chessboard) off as ring, candidates have
+
+        S = level ln e + level_square (ln e)^2 + edge ln s + rim ln(0.3 + f) + size ln A ln(c / sqrt(r + 1))
+            + outline N / sqrt A + distance d / (2 + 0.05 sqrt A) + large max(ln(A / 100), 0)
 
     less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
 
-    A target's map depends on its image, window, category and the config alone, not on the other targets,
-    their order, the batch or the backend (except for the last bit).
+    A target's map depends on its image, window, category, the other clicks and the config alone, not on the
+    order of targets, the batch or the backend (except for the last bit).
 
     Parameters
     ----------
@@ -126,19 +136,23 @@ def vote_components(
     categories : Tensor [targets], int64
         0 point, 1 spot, 2 extended, -1 unknown; `CATEGORY_AREAS` has their limits in pixels.
     config : ComponentConfig
+    others : Marks, optional
+        Clicks on the other targets of the image that lie in each target's window; default: none.
     backend : {"triton", "cpu"}, optional
         Default: by the device of `images`.
 
     Raises
     ------
     ValueError
-        A window outside its image or larger than 64 pixels, a category outside -1..2, wrong shapes or dtypes.
+        A window outside its image or larger than 64 pixels, a category outside -1..2, another click outside
+        the window, wrong shapes or dtypes.
     RuntimeError
         The requested backend cannot run here.
 
     References
     ----------
-    Matas et al., BMVC 2002, doi:10.5244/C.16.36 (nested components of all levels).
+    Matas et al., BMVC 2002, doi:10.5244/C.16.36 (nested components of all levels); Meyer and Beucher, 1990,
+    doi:10.1016/1047-3203(90)90014-M (watershed from markers).
 
     Examples
     --------
@@ -158,6 +172,8 @@ def vote_components(
     categories = categories.cpu()
     windows.check(images)
     _check_categories(categories, len(windows))
+    others = others or Marks.pack([[]] * len(windows))
+    others.check(windows, most=MAX_WINDOW**2)
     areas = torch.tensor([*CATEGORY_AREAS, _ANY_AREA])[categories]  # -1: any
     device, offsets, targets = images.data.device, windows.offsets, len(windows)
     tpm = torch.empty(int(offsets[-1]), dtype=torch.float32, device=device)
@@ -169,11 +185,11 @@ def vote_components(
         if chosen == "triton":
             from mclc_gpu.kernels import components_triton
 
-            components_triton.run(images, windows, areas, config, *outputs)
+            components_triton.run(images, windows, areas, others, config, *outputs)
         else:
             from mclc_gpu.kernels import components_cpu
 
-            components_cpu.run(images, windows, areas, config, *outputs)
+            components_cpu.run(images, windows, areas, others, config, *outputs)
     return ComponentVotes(tpm, offsets, confidence, area, score, dark, flat)
 
 

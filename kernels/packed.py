@@ -353,8 +353,8 @@ class Marks:
         """Marks of each target, int64 [targets]."""
         return self.offsets.diff()
 
-    def check(self, windows: Windows) -> None:
-        """Check that the marks fit some windows: one list a window, each mark inside, not too many.
+    def check(self, windows: Windows, most: int = MAX_MARKS) -> None:
+        """Check that the marks fit some windows: one list a window, each mark inside, at most `most`.
 
         Raises
         ------
@@ -365,8 +365,8 @@ class Marks:
         numbers = np.diff(offsets)
         if len(numbers) != targets or (numbers < 0).any() or offsets[-1] != len(pixels):
             raise ValueError(f"marks must have offsets [{targets + 1}] that rise to {len(pixels)}")
-        if targets and numbers.max() > MAX_MARKS:
-            raise ValueError(f"a target has {numbers.max()} marks beside its click, at most {MAX_MARKS}")
+        if targets and numbers.max() > most:
+            raise ValueError(f"a target has {numbers.max()} marks beside its click, at most {most}")
         if ((pixels < 0) | (pixels >= np.repeat(windows.sizes.numpy(), numbers))).any():
             raise ValueError("a mark lies outside its window")
 

@@ -314,17 +314,18 @@ class ComponentVote(Maker):
         largest of the areas.
         """
         windows, categories, votes = batch.windows, batch.targets.categories, None
+        others = batch.targets.others
         if len(batch.marks.pixels):
             votes = 1 + batch.marks.numbers
             owner = torch.repeat_interleave(torch.arange(len(windows)), votes)
-            windows, categories = windows[owner], categories[owner]
+            windows, categories, others = windows[owner], categories[owner], others[owner]
             further = torch.ones(len(owner), dtype=torch.bool)
             further[torch.cumsum(votes, 0) - votes] = False
             row, column = windows.click_row.clone(), windows.click_column.clone()
             row[further] = batch.marks.pixels // windows.width[further]
             column[further] = batch.marks.pixels % windows.width[further]
             windows = windows.replace(click_row=row, click_column=column)
-        found = vote_components(batch.packed, windows, categories, config.components)
+        found = vote_components(batch.packed, windows, categories, config.components, others=others)
         return Maps(found.tpm, confidence=found.confidence, area=found.area, votes=votes)
 
 

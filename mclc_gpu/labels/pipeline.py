@@ -361,7 +361,8 @@ def warm_up(config: LabelConfig, device: torch.device, points: Iterable[Point] =
     count = len(sides)
     table = [(0, 0, 0, side, side, side // 2, side // 2, t) for t, side in enumerate(sides)]
     clicks = [Point(side // 2, side // 2) for side in sides]
-    nothing = np.zeros(count, np.int64), np.zeros(count, bool), Marks.pack([[]] * count)
+    empty = Marks.pack([[]] * count)
+    nothing = np.zeros(count, np.int64), np.zeros(count, bool), empty, empty
     boxes = torch.tensor([(0, side, 0, side) for side in sides]) if boxed else None
     placed = PlacedTargets(clicks, Windows.pack(table), *nothing, boxes)
     brief = replace(config, trials=min(config.trials, 16))

@@ -21,6 +21,7 @@ from mclc_gpu.labels.windows import (
     centered_windows,
     name_key,
     nearest_pixel,
+    other_clicks,
 )
 
 _CPU = torch.device("cpu")
@@ -82,7 +83,9 @@ def place_targets(
     table = torch.from_numpy(np.column_stack([owners, windows, targets.numbers]))
     marks, boxes = _marked(targets, windows)
     signed = targets.keys.view(np.int64)
-    return PlacedTargets(list(targets.points), Windows(table), signed, estimated, marks, boxes), skipped
+    others = other_clicks(owners, targets.pixels, windows)
+    placed = PlacedTargets(list(targets.points), Windows(table), signed, estimated, marks, others, boxes)
+    return placed, skipped
 
 
 def _estimate(
@@ -227,7 +230,9 @@ def estimate_areas(
         table = torch.from_numpy(np.column_stack([owners[members], windows, zeros]))
         packed, placed = PackedImages.pack_windows(images, Windows(table), device)
         unknown = torch.full((len(members),), -1)
-        found = vote_components(packed, placed, unknown, ComponentConfig()).area.tolist()
+        others = other_clicks(owners[members], targets.pixels, windows)
+        votes = vote_components(packed, placed, unknown, ComponentConfig(), others=others)
+        found = votes.area.tolist()
         for n, area in zip(members.tolist(), found, strict=True):
             areas[n] = area
     return areas

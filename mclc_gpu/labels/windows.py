@@ -296,6 +296,36 @@ def centered_windows(targets: Annotated, radius: int) -> np.ndarray:
     return found
 
 
+def other_clicks(owners: np.ndarray, pixels: np.ndarray, windows: np.ndarray) -> Marks:
+    """Return the clicks on the other targets of each target's image that lie in its window.
+
+    Parameters
+    ----------
+    owners : ndarray of int64, [targets]
+        Index of each target's image.
+    pixels : ndarray of int64, [targets, 2]
+        Row and column of each click in its image.
+    windows : ndarray of int64, [targets, 6]
+        As `Window` has its fields.
+
+    Returns
+    -------
+    Marks
+        A second click on the pixel of the target's own is left out.
+    """
+    found: list[list[int]] = [[] for _ in range(len(owners))]
+    images, counts = np.unique(owners, return_counts=True)
+    for image in images[counts > 1].tolist():
+        members = np.flatnonzero(owners == image)
+        own, places = windows[members], pixels[members]
+        inside = places[None] - own[:, None, :2]
+        held = ((inside >= 0) & (inside < own[:, None, 2:4])).all(2)
+        held &= (places[None] != places[:, None]).any(2)
+        for t, rows, clicks, width in zip(members.tolist(), held, inside, own[:, 3].tolist(), strict=True):
+            found[t] = (clicks[rows, 0] * width + clicks[rows, 1]).tolist()
+    return Marks.pack(found)
+
+
 def _clipped_all(
     rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray], targets: Annotated
 ) -> np.ndarray:
@@ -418,6 +448,9 @@ class PlacedTargets(Sequence[PlacedTarget]):
     keys : ndarray of int64, [targets]
     estimated : ndarray of bool, [targets]
     marks : Marks
+        Marked pixels beside the clicks.
+    others : Marks
+        Clicks on the other targets of the image, as far as they lie in the window.
     boxes : Tensor [targets, 4], int64, or None
         First and last row, first and last column of the window (the last ones exclusive) that belong to the
         target's box, or to the window if it has none; None if no target has one.
@@ -428,6 +461,7 @@ class PlacedTargets(Sequence[PlacedTarget]):
     keys: np.ndarray
     estimated: np.ndarray
     marks: Marks
+    others: Marks
     boxes: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -458,6 +492,7 @@ class PlacedTargets(Sequence[PlacedTarget]):
             self.keys[chosen],
             self.estimated[chosen],
             self.marks[at],
+            self.others[at],
             None if self.boxes is None else self.boxes[at],
         )
 
