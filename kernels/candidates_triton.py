@@ -18,18 +18,18 @@ NEVER = tl.constexpr(255)  # the join level of pixels outside all candidates
 # Columns of the geometry table, in the order of `_geometry`.
 (
     HEIGHT, WIDTH, RECIPROCAL, DATA, PITCH, PLANE, BLACK, SCALE, GRAIN, CLICK_ROW, CLICK_COLUMN, TOP, LEFT,
-    IMAGE_HEIGHT, IMAGE_WIDTH, PIXEL_OFFSET, TARGET, LEAST, MOST, GEOMETRY,
-) = (tl.constexpr(column) for column in range(20))  # fmt: skip
+    IMAGE_HEIGHT, IMAGE_WIDTH, PIXEL_OFFSET, TARGET, FIRST_OTHER, LAST_OTHER, LEAST, MOST, GEOMETRY,
+) = (tl.constexpr(column) for column in range(22))  # fmt: skip
 # Numbers that describe the region.
 R_TOP, R_LEFT, R_HEIGHT, R_WIDTH, R_RECIPROCAL = (tl.constexpr(number) for number in range(5))
 REGION = tl.constexpr(8)
 # Rows of the table of sums, each of LEVELS int64: several sums in one number, so that one addition does.
-# From the lowest bits, those of whole candidates are the number of pixels on the image's border, the sum of
-# the pixels' rows, their number and the sum of their columns; those of the inner and of the outer side of
-# outlines are the number of pixels and the sum of their gray levels.
-WHOLE, INNER, OUTER, SUMS = (tl.constexpr(row) for row in range(4))
-NUMBER_BITS = tl.constexpr((MAX_WINDOW**2).bit_length())
-LOW_BITS = tl.constexpr(NUMBER_BITS.value + (MAX_WINDOW**2 * (MAX_WINDOW - 1)).bit_length())
+# From the lowest bits, those of whole candidates are the sum of the pixels' rows, their number and the sum of
+# their columns; those of the inner and of the outer side of outlines and of the pairs of neighbors across
+# them are their number and the sum of their gray levels, or of the falls.
+WHOLE, INNER, OUTER, PAIRS, SUMS = (tl.constexpr(row) for row in range(5))
+LOW_BITS = tl.constexpr((MAX_WINDOW**2 * (MAX_WINDOW - 1)).bit_length())
+NUMBER_BITS = tl.constexpr((2 * MAX_WINDOW**2 - 1).bit_length())
 NUMBER_MASK = tl.constexpr((1 << NUMBER_BITS.value) - 1)
 LOW_MASK = tl.constexpr((1 << LOW_BITS.value) - 1)
 _QUOTIENT = tl.constexpr(18)  # (i * ceil(2^18 / d)) >> 18 is i // d for all i < 2^12 and d <= 2^6
@@ -118,34 +118,70 @@ def number_of_bits(bits):
 
 
 @triton.jit
-def grow(p_rows, p_line, g, brightest, levels, max_area):
-    """Grow the candidate of each level, in place of the pixels that become bright at it.
+def spread(p_line, g, held, bright):
+    """Return what an 8-connected path of bright pixels joins to the held ones; rows of bits."""
+    row = lanes(g, SIDE)
+    growing = 1
+    while growing > 0:
+        tl.store(p_line + row, held.to(tl.int64, bitcast=True))
+        tl.debug_barrier()
+        wide = tl.load(p_line + tl.maximum(row - 1, 0)).to(tl.uint64, bitcast=True)
+        wide |= tl.load(p_line + tl.minimum(row + 1, SIDE - 1)).to(tl.uint64, bitcast=True) | held
+        wide = (wide | (wide << 1) | (wide >> 1)) & bright
+        # Triton 3.3 and 3.4 crash where a loop does not use what it turns on.
+        growing = tl.minimum(growing, tl.max((wide != held).to(tl.int32), 0))
+        held = wide
+        tl.debug_barrier()
+    return held
 
-    Levels end where a candidate leaves the window or is too large. Returns the number of candidates.
+
+@triton.jit
+def bit_of(g, pixel):
+    """Return rows of bits with that of one pixel set."""
+    width = tl.load(g + WIDTH).to(tl.int32)
+    bit = tl.full([SIDE], 1, tl.uint64) << (pixel % width).to(tl.uint64)
+    return tl.where(lanes(g, SIDE) == pixel // width, bit, bit ^ bit)
+
+
+@triton.jit
+def part_others(p_rows, p_line, g, nearer, markers, brightest, levels):
+    """Return the pixels of the other targets, rows of bits, by a watershed from the markers.
+
+    A pixel is another's if it is joined to a marker at an earlier level than to the brightest pixel, or at
+    the same and is `nearer` to another click.
     """
     row = lanes(g, SIDE)
-    above = tl.maximum(row - 1, 0)
-    below = tl.minimum(row + 1, SIDE - 1)
-    width = tl.load(g + WIDTH).to(tl.int32)
+    held = bit_of(g, brightest)
+    bright = held ^ held
+    rivals = bright
+    closed = bright
+    for k in range(levels):
+        bright |= tl.load(p_rows + k * SIDE + row).to(tl.uint64, bitcast=True)
+        own = spread(p_line, g, held, bright)
+        theirs = spread(p_line, g, rivals | (markers & bright), bright)
+        closed |= theirs & (~own | (~rivals & ~held & nearer))
+        held = own
+        rivals = theirs
+    return closed
+
+
+@triton.jit
+def grow(p_rows, p_line, g, closed, brightest, levels, max_area):
+    """Grow the candidate of each level, in place of the pixels that become bright at it.
+
+    No candidate holds `closed` pixels, rows of bits. Levels end where a candidate leaves the window or is too
+    large. Returns the number of candidates.
+    """
+    row = lanes(g, SIDE)
     ends = leaving(g, row)
-    start = tl.full([SIDE], 1, tl.uint64) << (brightest % width).to(tl.uint64)
-    held = tl.where(row == brightest // width, start, start ^ start)
+    held = bit_of(g, brightest)
     bright = held ^ held
     kept = 0
     last = levels
     while kept < last:
         p_level = p_rows + kept * SIDE + row
-        bright |= tl.load(p_level).to(tl.uint64, bitcast=True)
-        growing = 1
-        while growing > 0:
-            tl.store(p_line + row, held.to(tl.int64, bitcast=True))
-            tl.debug_barrier()
-            wide = tl.load(p_line + above).to(tl.uint64, bitcast=True)
-            wide |= tl.load(p_line + below).to(tl.uint64, bitcast=True) | held
-            wide = (wide | (wide << 1) | (wide >> 1)) & bright
-            # Triton 3.3 and 3.4 crash where a loop does not use what it turns on.
-            growing = tl.minimum(growing, tl.max((wide != held).to(tl.int32), 0))
-            held = wide
+        bright |= tl.load(p_level).to(tl.uint64, bitcast=True) & ~closed
+        held = spread(p_line, g, held, bright)
         tl.store(p_level, held.to(tl.int64, bitcast=True))
         if tl.max(((held & ends) != 0).to(tl.int32), 0) > 0:
             last = kept
@@ -253,12 +289,7 @@ def candidates(p_sums, p_peaks, p_planes, p_values, g, r, LEVELS: tl.constexpr, 
         v = region_values(p_values, g, r, y, x, joins)
         y += tl.load(r + R_TOP)
         x += tl.load(r + R_LEFT)
-        row = y + tl.load(g + TOP).to(tl.int32)
-        column = x + tl.load(g + LEFT).to(tl.int32)
-        border = (row == 0) | (row == tl.load(g + IMAGE_HEIGHT).to(tl.int32) - 1)
-        border |= (column == 0) | (column == tl.load(g + IMAGE_WIDTH).to(tl.int32) - 1)
-        low = (y << NUMBER_BITS) + border.to(tl.int32)
-        number = (((x << NUMBER_BITS) + 1).to(tl.int64) << LOW_BITS) + low
+        number = (((x << NUMBER_BITS) + 1).to(tl.int64) << LOW_BITS) + y
         tl.atomic_add(p_sums + WHOLE * LEVELS + level, number, joins, sem="relaxed")
         tl.atomic_max(p_peaks + level, v, joins, sem="relaxed")
 
@@ -275,6 +306,8 @@ def tally_span(p_sums, first, last, kept, v, counted):
 def outlines(p_sums, p_planes, p_values, g, r, kept, LEVELS: tl.constexpr, PART: tl.constexpr):
     """Count and sum up the pixels on both sides of each candidate's outline."""
     stride = tl.load(r + R_WIDTH) + 2 * PAD
+    height = tl.load(g + HEIGHT).to(tl.int32)
+    width = tl.load(g + WIDTH).to(tl.int32)
     for start in range(0, region_size(r), PART):
         _, y, x, inside, place = region_pixels(r, start, PART)
         v = region_values(p_values, g, r, y, x, inside)
@@ -289,11 +322,39 @@ def outlines(p_sums, p_planes, p_values, g, r, kept, LEVELS: tl.constexpr, PART:
         # Beyond the window lies nothing: the padding must not count as a pixel that joins late.
         y += tl.load(r + R_TOP)
         x += tl.load(r + R_LEFT)
-        last = tl.maximum(tl.where(y > 0, north, 0), tl.where(x > 0, west, 0))
-        last = tl.maximum(last, tl.where(y < tl.load(g + HEIGHT).to(tl.int32) - 1, south, 0))
-        last = tl.maximum(last, tl.where(x < tl.load(g + WIDTH).to(tl.int32) - 1, east, 0))
+        north = tl.where(inside & (y > 0), north, 0)
+        south = tl.where(inside & (y < height - 1), south, 0)
+        west = tl.where(inside & (x > 0), west, 0)
+        east = tl.where(inside & (x < width - 1), east, 0)
+        last = tl.maximum(tl.maximum(north, south), tl.maximum(west, east))
         # At the edge of the candidates until its last neighbor joins.
         tally_span(p_sums + INNER * LEVELS, level, last, kept, v, last > level)
+
+
+@triton.jit
+def falls(p_sums, p_planes, p_values, g, r, kept, most, LEVELS: tl.constexpr, PART: tl.constexpr):
+    """Count the neighbors across each candidate's outline, and add the falls between them up.
+
+    A fall counts between 0 and `most`.
+    """
+    stride = tl.load(r + R_WIDTH) + 2 * PAD
+    width = tl.load(g + WIDTH).to(tl.int32)
+    for start in range(0, region_size(r), PART):
+        _, y, x, inside, place = region_pixels(r, start, PART)
+        v = region_values(p_values, g, r, y, x, inside)
+        level = tl.load(p_planes + place, inside, NEVER).to(tl.int32)
+        y += tl.load(r + R_TOP)
+        x += tl.load(r + R_LEFT)
+        for i in range(4):
+            step = (i & 1) * 2 - 1
+            down = tl.where(i < 2, step, 0)
+            right = step - down
+            beside = inside & (y + down >= 0) & (y + down < tl.load(g + HEIGHT).to(tl.int32))
+            beside &= (x + right >= 0) & (x + right < width)
+            until = tl.load(p_planes + place + down * stride + right, beside, 0).to(tl.int32)
+            other = tl.load(p_values + (y + down) * width + x + right, until > level, 0)
+            fall = tl.minimum(tl.maximum(v - other, 0), most)
+            tally_span(p_sums + PAIRS * LEVELS, level, until, kept, fall, until > level)
 
 
 @triton.jit

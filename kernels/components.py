@@ -111,7 +111,7 @@ def vote_components(
     falling below brightest - (brightest - background) k / K. Levels end where a candidate has more than
     `max_area` pixels or reaches the window's border inside the image. Where the opening less the window's 5th
     percentile is more than 2 u, at the pixel of greatest u in the 3 x 3 around the click, the vote is also
-    held with the gray levels as u; the result with the better best score counts.
+    held with the gray levels as u, whose background is at most that percentile; the better best score counts.
 
     Targets that touch are parted at the saddle between them, by a watershed whose markers are the brightest
     pixels in the 3 x 3 around the other clicks: no candidate holds a pixel that is joined to a marker at a

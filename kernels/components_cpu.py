@@ -152,16 +152,17 @@ def _uphill(relief, p, h, w, click_y, click_x, others):
     for i in range(9):
         q = p + (i // 3 - 1) * stride + i % 3 - 1
         y, x = q // stride - PAD, q % stride - PAD
-        if 0 <= y < h and 0 <= x < w and (relief[q] > relief[top] or (relief[q] == relief[top] and q < top)):
-            if (y - click_y) ** 2 + (x - click_x) ** 2 <= _nearest_other(y, x, others, w):
-                top = q
+        higher = relief[q] > relief[top] or (relief[q] == relief[top] and q < top)
+        if 0 <= y < h and 0 <= x < w and higher:
+            square = (y - click_y) ** 2 + (x - click_x) ** 2
+            top = q if square <= _nearest_other(y, x, others, w) else top
     return top
 
 
 @compiled()
-def _brightest_pixel(relief, h, w, click_y, click_x, near, others):
-    """Return the target's brightest pixel, and the background: the least level near the click."""
-    stride, low = w + 2 * PAD, _FAR
+def _brightest_pixel(relief, h, w, click_y, click_x, near, others, low):
+    """Return the target's brightest pixel, and the background: `low` or the least near the click."""
+    stride = w + 2 * PAD
     top, bottom = max(click_y - near, 0), min(click_y + near + 1, h)
     left, right = max(click_x - near, 0), min(click_x + near + 1, w)
     for y in range(top, bottom):
@@ -498,20 +499,21 @@ def _flat(h, w, click_y, click_x, tpm):
 
 
 @compiled()
-def _label(values, relief, background, spread, batch, t, dark, rival, settings):
-    """Label one target by candidates from one relief, if its best score is above the rival's. Returns it."""
+def _label(values, relief, background, low, spread, batch, t, dark, rival, settings):
+    """Label one target by candidates from one relief, if its best score is above the rival's. Returns it.
+
+    `background` is that of the gray levels, `low` the most that the relief's may be.
+    """
     _, _, _, h, w, click_y, click_x, _ = batch.windows[t]
     stride, levels = w + 2 * PAD, settings.levels
     others = batch.others[batch.first_other[t] : batch.first_other[t + 1]]
-    brightest, low = _brightest_pixel(relief, h, w, click_y, click_x, settings.near, others)
+    brightest, low = _brightest_pixel(relief, h, w, click_y, click_x, settings.near, others, low)
     if relief[brightest] <= low:
         return -np.inf
     pixels, table = values.shape[0], np.empty((levels + 1, RING + 1), np.int64)
     join = np.empty(pixels, np.uint8)
     lists = np.empty(levels, np.int32), np.empty(pixels, np.int32), np.empty(h * w, np.int32)
-    kept, count = _candidates(
-        values, relief, brightest, low, batch, t, settings, others, join, lists, table
-    )
+    kept, count = _candidates(values, relief, brightest, low, batch, t, settings, others, join, lists, table)
     if kept == 0:
         return -np.inf
     for p in range(pixels):
@@ -553,10 +555,12 @@ def _item(values, batch, t, dark, rival, settings):
     _, _, _, h, w, click_y, click_x, _ = batch.windows[t]
     background, spread = _background(values, h, w, np.empty(h * w + 1, np.int32))
     relief = _relief(values, h, w, settings.opening)
-    best = _label(values, relief, background, spread, batch, t, dark, rival, settings)
+    low = _FAR if settings.opening > 0 else background
+    best = _label(values, relief, background, low, spread, batch, t, dark, rival, settings)
     if settings.opening > 0 and _hidden(values, relief, background, h, w, click_y, click_x):
         rival = max(rival, best)
-        best = max(best, _label(values, values, background, spread, batch, t, dark, rival, settings))
+        again = _label(values, values, background, background, spread, batch, t, dark, rival, settings)
+        best = max(best, again)
     return best
 
 

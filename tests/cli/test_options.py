@@ -58,9 +58,10 @@ WITHOUT_OPTION = {
         "config.components.levels", "config.components.max_area", "config.components.dark_margin",
         "config.components.core", "config.components.body", "config.components.category_weight",
         "config.components.weights.level", "config.components.weights.level_square",
-        "config.components.weights.edge", "config.components.weights.size",
-        "config.components.weights.outline", "config.components.weights.border",
-        "config.components.weights.distance", "config.components.weights.share",
+        "config.components.weights.edge", "config.components.weights.rim",
+        "config.components.weights.size", "config.components.weights.outline",
+        "config.components.weights.distance", "config.components.weights.large",
+        "config.components.opening",
     },
 }  # fmt: skip
 WITHOUT_OPTION["train"] = {f"labels.{name}" for name in WITHOUT_OPTION["label"]} | {"sets", "validation"}

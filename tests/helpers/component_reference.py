@@ -62,13 +62,13 @@ def brightest_around(v: np.ndarray, place: tuple[int, int], able: np.ndarray) ->
 
 
 def find_target(
-    v: np.ndarray, click: tuple[int, int], near: int, others: list[tuple[int, int]]
+    v: np.ndarray, click: tuple[int, int], near: int, others: list[tuple[int, int]], low: int
 ) -> tuple[tuple[int, int], int]:
-    """Return the brightest pixel of the target, and the background's level."""
+    """Return the brightest pixel of the target, and the background: `low` or the least near the click."""
     square = squares(v.shape, click)
     disk = square <= near**2
     able = ~nearer_to(others, click, v.shape)
-    low = v[disk].min()
+    low = min(low, int(v[disk].min()))
     y, x = np.unravel_index(np.argmax(np.where(disk & able, (v - low) / (16 + square), -1)), v.shape)
     place = int(y), int(x)
     for _ in range(8):
@@ -76,7 +76,7 @@ def find_target(
         if v[uphill] == v[place]:
             break
         place = uphill
-    return place, int(low)
+    return place, low
 
 
 def first_levels(
@@ -214,7 +214,8 @@ def votes_on(
     others: list[tuple[int, int]],
 ) -> Votes:
     """Return the vote of the candidates made from `u`."""
-    brightest, low = find_target(u, place, config.near, others)
+    least = int(np.sort(v, axis=None)[(v.size - 1) // 20]) if u is v else int(u.max())
+    brightest, low = find_target(u, place, config.near, others, least)
     closed = taken(u, brightest, low, place, others, config.levels if others else 0)
     masks = np.array(candidates(u, brightest, low, closed, beyond, config))
     if not len(masks):

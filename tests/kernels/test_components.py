@@ -18,7 +18,7 @@ from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.kernels.components import ComponentVotes, component_windows, vote_components
 from mclc_gpu.kernels.config import CATEGORY_AREAS, ComponentConfig
-from mclc_gpu.kernels.packed import PackedImages, Windows
+from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.score.metrics import Scores
 
 CONFIG = ComponentConfig()
@@ -63,7 +63,15 @@ def windows_of(
 
 def vote(cases: list[Case], config: ComponentConfig, backend: str | None = None) -> ComponentVotes:
     images, windows, categories = windows_of(cases, config.radius, device_of(backend))
-    return on_cpu(vote_components(images, windows, categories, config, backend=backend))
+    pixels = []
+    for case, (_, *window) in zip(cases, windows.table.tolist(), strict=True):
+        pixels.append([row * window[3] + column for row, column in others_of(case, window)])
+    others = Marks.pack(pixels)
+    return on_cpu(vote_components(images, windows, categories, config, others=others, backend=backend))
+
+
+def others_of(case: Case, window: list[int]) -> list[tuple[int, int]]:
+    return case.other_places(window) if isinstance(case, Crowd) else []
 
 
 def map_of(votes: ComponentVotes, t: int) -> np.ndarray:
@@ -77,9 +85,10 @@ def check(cases: list[Case], config: ComponentConfig, backend: str = "cpu") -> C
     for t, (case, window) in enumerate(zip(cases, windows.table.tolist(), strict=True)):
         image, place = case.image, window[1:7]
         dark = config.polarity == "dark"
-        theirs = reference_votes(image, place, case.category, config, dark)
+        others = others_of(case, place)
+        theirs = reference_votes(image, place, case.category, config, dark, others)
         if config.polarity == "auto":
-            other = reference_votes(image, place, case.category, config, dark=True)
+            other = reference_votes(image, place, case.category, config, True, others)
             dark = other.score > theirs.score + config.dark_margin
             theirs = other if dark else theirs
         assert np.abs(map_of(votes, t) - theirs.tpm.ravel()).max() < 1e-6, t
@@ -88,6 +97,30 @@ def check(cases: list[Case], config: ComponentConfig, backend: str = "cpu") -> C
         assert votes.score[t].item() == pytest.approx(theirs.score, rel=1e-5, abs=1e-4), t
         assert (map_of(votes, t) >= 0.5).sum() == theirs.area, t
     return votes
+
+
+class Crowd(Case):
+    """A blob among others, with a click near each."""
+
+    def __init__(self, seed: int, shape: tuple[int, int], dtype: type = np.uint8, number: int = 5):
+        super().__init__(seed, shape, dtype)
+        rng = np.random.default_rng([seed, *shape, number])
+        y, x = np.mgrid[: shape[0], : shape[1]]
+        gray, top = self.image.astype(np.float64), 255 if dtype is np.uint8 else np.inf
+        self.others = []
+        for _ in range(number):
+            row, column = self.click + rng.normal(0, 5, 2)
+            height = rng.uniform(0.2, 0.8) * (gray.max() - gray.min() + 30)
+            gray += height * np.exp(-((y - row) ** 2 + (x - column) ** 2) / rng.uniform(2, 12))
+            place = np.floor([row, column] + rng.normal(0, 1, 2) + 0.5).clip(0, np.array(shape) - 1)
+            self.others.append((int(place[0]), int(place[1])))
+        self.image = gray.clip(0, top).astype(dtype)
+
+    def other_places(self, window: list[int]) -> list[tuple[int, int]]:
+        """Rows and columns in a window (top, left, height, width) of the clicks in it."""
+        top, left, height, width = window[:4]
+        places = [(row - top, column - left) for row, column in self.others]
+        return [(row, column) for row, column in places if 0 <= row < height and 0 <= column < width]
 
 
 SHAPES = [(1, 1), (1, 9), (7, 1), (2, 3), (3, 3), (5, 7), (21, 40), (63, 63), (64, 65), (90, 101)]
@@ -111,7 +144,7 @@ def test_equals_plain_numpy(dtype: type, channels: int) -> None:
         ComponentConfig(levels=254, radius=20, near=9),
         ComponentConfig(radius=4, near=2, max_area=20),
         ComponentConfig(core=1.5, body=0.7, category_weight=2.0),
-        ComponentConfig(weights=replace(CONFIG.weights, level=-1.0, edge=2.0, border=0.0)),
+        ComponentConfig(weights=replace(CONFIG.weights, level=-1.0, edge=2.0, rim=0.0)),
         ComponentConfig(polarity="dark"),
         ComponentConfig(polarity="auto", dark_margin=0.5),
         ComponentConfig(max_area=1, near=31),
@@ -127,6 +160,28 @@ def test_equals_plain_numpy_with_other_settings(config: ComponentConfig) -> None
         assert 0 < int(votes.dark.sum()) < len(cases)
     else:
         assert bool((votes.dark == (config.polarity == "dark")).all())
+
+
+@pytest.mark.parametrize("opening", [0, 1, 13, 17, 63])
+def test_crowds_equal_plain_numpy(opening: int) -> None:
+    config = ComponentConfig(opening=opening, levels=30)
+    shapes = [(48, 37), (9, 80), (64, 64), (20, 30), (7, 5), (1, 20)]
+    for dtype in (np.uint8, np.float32):
+        check([Crowd(i, shape, dtype, n) for i, shape in enumerate(shapes) for n in (1, 3, 9)], config)
+
+
+def test_touching_targets_share_the_saddle() -> None:
+    case = Crowd(0, (40, 60), number=0)
+    y, x = np.mgrid[:40, :60]
+    for gap in (5, 7, 12):
+        spots = [np.exp(-((y - 20) ** 2 + (x - column) ** 2) / 4) for column in (20, 20 + gap)]
+        case.image = (30 + 60 * spots[0] + 120 * spots[1]).astype(np.uint8)  # dimmer than the other
+        case.click, case.others, case.category = (20, 20), [(20, 20 + gap)], -1
+        mask = map_of(check([case], CONFIG), 0).reshape(-1, 52)[:40, :60] >= 0.5
+        columns = np.flatnonzero(mask.any(0))
+        assert mask[20, 20]
+        assert columns.max() - 20 <= gap / 2
+        assert 6 <= mask.sum() <= 30
 
 
 @pytest.mark.parametrize(
@@ -148,6 +203,19 @@ def test_triton_equals_cpu(config: ComponentConfig, dtype: type, channels: int, 
     assert torch.equal(ours.flat, theirs.flat)
     assert torch.allclose(ours.tpm, theirs.tpm, rtol=0, atol=1e-6)
     assert torch.allclose(ours.confidence, theirs.confidence, rtol=0, atol=1e-6)
+    assert torch.allclose(ours.score, theirs.score)
+
+
+@pytest.mark.parametrize(("dtype", "opening"), [(np.uint8, 7), (np.float32, 0)])
+def test_triton_equals_cpu_in_crowds(dtype: type, opening: int) -> None:
+    config = ComponentConfig(radius=12, levels=9, opening=opening)
+    cases = [Crowd(i, (25, 22), dtype, number) for i, number in enumerate((0, 1, 4))]
+    y, x = np.mgrid[:25, :22]
+    cases[0].image[:] = np.where(np.hypot(y - 12, x - 11) < 6, 90, 20)  # hidden by the opening
+    cases[0].click = 12, 11
+    ours, theirs = check(cases, config, "triton"), vote(cases, config, "cpu")
+    assert torch.equal(ours.tpm, theirs.tpm)
+    assert torch.equal(ours.area, theirs.area)
     assert torch.allclose(ours.score, theirs.score)
 
 
@@ -330,4 +398,4 @@ def test_iou_on_real_images(real: tuple[list, list], jitter: float, given: bool,
     for ours, truth in zip(predicted, masks, strict=True):
         scores.update(ours, truth)
     assert scores.compute().iou >= least
-    assert 0.8 < votes.confidence.mean() < 0.86
+    assert 0.75 < votes.confidence.mean() < 0.86
