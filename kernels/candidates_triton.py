@@ -76,6 +76,7 @@ def clear_rows(p_rows, g, levels, BLOCK: tl.constexpr):
     for start in range(0, rows, BLOCK):
         at = start + lanes(g, BLOCK)
         tl.store(p_rows + at, tl.zeros([BLOCK], tl.int64), at < rows)
+    tl.debug_barrier()
 
 
 @triton.jit

@@ -227,7 +227,7 @@ def near_click(g, start, near, PART: tl.constexpr):
 
 @triton.jit
 def brightest_pixel(p_levels, p_others, g, near, low, PART: tl.constexpr):
-    """Return the index of the target's brightest pixel; and `low`, or the least near the click."""
+    """Return the target's brightest pixel and its level; and `low`, or the least near the click."""
     click_row = tl.load(g + CLICK_ROW).to(tl.int32)
     width = tl.load(g + WIDTH).to(tl.int32)
     first = tl.maximum(click_row - near, 0) * width
@@ -248,10 +248,11 @@ def brightest_pixel(p_levels, p_others, g, near, low, PART: tl.constexpr):
         key = (nearby.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (PIXELS - at)
         best = tl.maximum(best, tl.where(disk, key, 0))
     brightest = PIXELS - (tl.max(best, 0) & 0xFFFFFFFF).to(tl.int32)
+    high = low
     steps = 0
     while steps < 8:
-        uphill, top = brightest_around(p_levels, p_others, g, brightest, False)
-        stays = tl.load(p_levels + brightest) == top
+        uphill, high = brightest_around(p_levels, p_others, g, brightest, False)
+        stays = tl.load(p_levels + brightest) == high
         brightest = tl.where(stays, brightest, uphill)
         steps = tl.where(stays, 8, steps + 1)
     return brightest, high, low
@@ -361,7 +362,7 @@ def scores(p_sums, p_peaks, p_medians, p_weights, g, fresh, spread, LEVELS: tl.c
         outer >> NUMBER_BITS,
         pairs & NUMBER_MASK,
         pairs >> NUMBER_BITS,
-        tl.load(p_medians + k),
+        ring,
         spread,
         tl.load(g + CLICK_ROW),
         tl.load(g + CLICK_COLUMN),
@@ -449,7 +450,6 @@ def components_kernel(
         g = p_geometry + item * GEOMETRY
         rival = tl.full((), float("-inf"), tl.float64)
         for turn in range(polarities):
-            clear_rows(p_rows, g, levels, BLOCK)
             read_window(p_values, p_data, g, turn + dark, BLOCK)
             low, spread_of_low = background(p_bins, p_values, g, BLOCK)
             reliefs = 1
@@ -461,8 +461,8 @@ def components_kernel(
                 on_relief = (opening > 0) & (attempt == 0)
                 p_levels = p_values + tl.where(on_relief, PIXELS, 0)
                 least = tl.where(on_relief, BRIGHTEST, low)
-                brightest, least = brightest_pixel(p_levels, p_others, g, near, least, PART)
-                high = tl.load(p_levels + brightest)
+                clear_rows(p_rows, g, levels, BLOCK)
+                brightest, high, least = brightest_pixel(p_levels, p_others, g, near, least, PART)
                 kept = 0
                 if high > least:
                     bright_rows(p_rows, p_levels, g, high, least, levels, BLOCK)
