@@ -121,7 +121,7 @@ def vote_components(
     pixels 4..6 (chessboard) off as ring, candidates have
 
         S = level ln e + level_square (ln e)^2 + edge ln s + rim ln(0.3 + f) + size ln A ln(c / sqrt(r + 1))
-            + outline N / sqrt A + distance d / (2 + 0.05 sqrt A) + large max(ln(A / 100), 0)
+            + outline N / sqrt A + distance d / (2 + 0.05 sqrt A) + large max(ln(A / 50), 0)
 
     less `category_weight` times |ln A / limit| for an area outside its category's limits, and w = softmax S.
 

@@ -455,7 +455,7 @@ def _score_of(table, k, spread, click_y, click_x, least, most, settings):
     score = level * log_level + level_square * log_level * log_level
     score += edge * np.log(max(inside - outside, 0.3)) + rim * np.log(fall + 0.3)
     score += size * log_area * log_contrast + outline * outer / root
-    score += distance * away / (2 + 0.05 * root) + large * max(np.log(area / 100), 0.0)
+    score += distance * away / (2 + 0.05 * root) + large * max(np.log(area / 50), 0.0)
     misses = max(np.log(least) - log_area, 0.0) + max(log_area - np.log(most), 0.0)
     return score - settings.category_weight * misses
 

@@ -333,7 +333,7 @@ def score_of(
     score += tl.load(p_weights + 4) * log_area * log_contrast
     score += tl.load(p_weights + 5) * outer.to(tl.float64) / root
     score += tl.load(p_weights + 6) * away / (root * 0.05 + 2)
-    score += tl.load(p_weights + 7) * tl.maximum(tl.log(area / 100), 0.0)
+    score += tl.load(p_weights + 7) * tl.maximum(tl.log(area / 50), 0.0)
     misses = tl.maximum(tl.log(least.to(tl.float64)) - log_area, 0.0)
     misses += tl.maximum(log_area - tl.log(most.to(tl.float64)), 0.0)
     return score - tl.load(p_weights + 8) * misses

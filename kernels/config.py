@@ -252,7 +252,7 @@ class ScoreWeights:
     distance : float
         Weight of d / (2 + 0.05 sqrt(A)), where d is the distance in pixels of its centroid from the click.
     large : float
-        Weight of max(ln(A / 100), 0): few small targets are larger than 100 pixels.
+        Weight of max(ln(A / 50), 0): few small targets are larger than 50 pixels.
 
     Raises
     ------
@@ -260,14 +260,14 @@ class ScoreWeights:
         A weight that is not finite.
     """
 
-    level: float = 1.034
-    level_square: float = -0.312
-    edge: float = 3.455
-    rim: float = 3.029
-    size: float = 0.27
-    outline: float = 0.269
-    distance: float = -2.324
-    large: float = -0.452
+    level: float = 1.257
+    level_square: float = -0.354
+    edge: float = 3.617
+    rim: float = 3.588
+    size: float = 0.334
+    outline: float = 0.392
+    distance: float = -2.342
+    large: float = -0.695
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -165,7 +165,7 @@ def score(
     contrast = max(peak - background, 0.5) / np.sqrt(median - low_level + 1)
     total += (w.size + config.body) * np.log(area) * np.log(contrast)
     total += w.rim * np.log(0.3 + (steps.mean() if len(steps) else 0))
-    total += w.outline * outer.sum() / np.sqrt(area) + w.large * max(np.log(area / 100), 0)
+    total += w.outline * outer.sum() / np.sqrt(area) + w.large * max(np.log(area / 50), 0)
     total += w.distance * away / (2 + 0.05 * np.sqrt(area))
     if category >= 0:
         least, most = CATEGORY_AREAS[category]
