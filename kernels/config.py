@@ -260,14 +260,14 @@ class ScoreWeights:
         A weight that is not finite.
     """
 
-    level: float = 1.257
-    level_square: float = -0.354
-    edge: float = 3.617
-    rim: float = 3.588
-    size: float = 0.334
-    outline: float = 0.392
-    distance: float = -2.342
-    large: float = -0.695
+    level: float = 1.212
+    level_square: float = -0.346
+    edge: float = 3.585
+    rim: float = 3.476
+    size: float = 0.321
+    outline: float = 0.367
+    distance: float = -2.338
+    large: float = -0.646
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

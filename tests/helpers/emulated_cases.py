@@ -105,18 +105,25 @@ def trial_case(
 
 
 def _components(
-    shapes: tuple[tuple[int, int], ...], look: dict[str, Any], settings: dict[str, Any], backend: str
-) -> Result:
+    shapes: tuple[tuple[int, int], ...], crowded: bool, look: dict[str, Any], settings: dict[str, Any],
+    backend: str,
+) -> Result:  # fmt: skip
     images, windows = targets(shapes, **look)
     categories = (torch.arange(len(shapes)) + 2) % 4 - 1
-    votes = vote_components(images, windows, categories, ComponentConfig(**settings), backend=backend)
+    others = Marks.pack([(0, h * w // 3, h * w - 1) for h, w in shapes]) if crowded else None
+    votes = vote_components(
+        images, windows, categories, ComponentConfig(**settings), others=others, backend=backend
+    )
     values = (getattr(votes, field.name) for field in dataclasses.fields(votes))
     return tuple(value.nan_to_num() for value in values if isinstance(value, torch.Tensor))
 
 
-def component_case(*shapes: tuple[int, int], look: dict[str, Any] | None = None, **settings: Any) -> Case:
+def component_case(
+    *shapes: tuple[int, int], crowded: bool = False, look: dict[str, Any] | None = None, **settings: Any
+) -> Case:
     words = [*(f"{h}x{w}" for h, w in shapes), *map(str, settings.values()), *(look or {})]
-    return Case("components-" + "-".join(words), partial(_components, shapes, look or {}, settings))
+    call = partial(_components, shapes, crowded, look or {}, settings)
+    return Case("components-" + "-".join(words) + "-crowded" * crowded, call)
 
 
 def _textures(channels: int, height: int, width: int) -> torch.Tensor:
@@ -186,6 +193,7 @@ QUICK = (
     trial_case(SHAPES[1], masks=True, marked=True, connectivity="component", method="kmeans", look=COLOR),
     component_case(*SHAPES),
     component_case(SHAPES[2], look=FLOATS, polarity="auto", levels=20),
+    component_case(*SHAPES[2:6], crowded=True, polarity="auto", levels=20, opening=5),
     Case("slic-gray", partial(_slic, 1, (33, 40), {"n_segments": 12})),
     Case(
         "slic-color",
@@ -213,6 +221,7 @@ BARRIERS = (
     component_case(*[SHAPES[1]] * 5),
     component_case(*[SHAPES[5]] * 5),
     component_case(*[SHAPES[1]] * 9, polarity="auto", near=0),
+    component_case(*[SHAPES[5]] * 5, crowded=True, polarity="auto", opening=5),
 )
 WIDE = (
     *(

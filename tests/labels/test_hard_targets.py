@@ -71,6 +71,27 @@ def test_two_targets_side_by_side_stay_apart():
     assert ndimage.label(mask)[1] == 2
 
 
+def test_two_small_targets_five_pixels_apart_are_both_found():
+    y, x = np.mgrid[:48, :64]
+    image = 40 + np.random.default_rng(0).normal(0, 1.5, y.shape)
+    for column, contrast in ((20, 50), (25, 100)):
+        image += contrast * np.exp(-((y - 24) ** 2 + (x - column) ** 2) / 3)
+    truth = (abs(y - 24) <= 1) & ((abs(x - 20) <= 1) | (abs(x - 25) <= 1))
+    mask, _ = found(np.rint(image).astype(np.uint8), Point(20, 24), Point(25, 24))
+    assert iou(mask, truth) > 0.85
+    assert ndimage.label(mask)[1] == 2
+
+
+@pytest.mark.parametrize("noise", [2, 5, 20])
+def test_no_click_on_noise_is_certain(noise):
+    rng = np.random.default_rng(noise)
+    image = np.clip(60 + rng.normal(0, noise, (128, 128)), 0, 255).astype(np.uint8)
+    _, targets = found(image, *(Point(*map(float, place)) for place in rng.integers(10, 118, (18, 2))))
+    confidences = np.array([target.confidence for target in targets])
+    assert confidences.max() < 1
+    assert confidences.mean() < 0.85
+
+
 def test_a_hot_engine_on_a_dim_body():
     """Annotators outline the body over a clean background; the click's place and the category tell."""
     y, x = np.mgrid[:80, :80]
