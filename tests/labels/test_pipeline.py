@@ -171,7 +171,8 @@ def areas(image, *clicks):
 def test_category_is_estimated_from_the_blob(radius, category):
     image, truth = blob(80, 80, 40, 40, radius)
     for version in (image, np.stack([image] * 3, 2), image.astype(np.uint16) * 100):
-        assert areas(version, (41, 40)) == [truth.sum()]
+        (area,) = areas(version, (41, 40))
+        assert abs(area - truth.sum()) <= 4  # pixels of noise that touch a disc of the full range
         (target,) = label_images([version], [[Point(41, 40)]], LabelConfig(trials=2))
         assert target.estimated
         assert target.point.category == category
