@@ -1,19 +1,20 @@
-"""Tables and sweeps of label quality and speed on a data set with true masks.
+"""Tables and sweeps of label quality and speed on data sets with true masks.
 
+    python -m mclc_gpu.bench.label_tables --set DIR [--set DIR ...] --out DIR
     python -m mclc_gpu.bench.label_tables --images DIR --masks DIR [--list TXT] --out DIR
 
-Writes DIR/tables.md with a CSV file for each table and a plot for each sweep.
+The first compares presets and published values on several data sets, with several kinds of clicks. The
+second compares label makers and sweeps settings on one. Both write DIR/tables.md with a CSV file for each
+table and a plot for each sweep.
 """
 
 import argparse
-import math
 import re
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +23,31 @@ from matplotlib.figure import Figure
 
 from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_rows
 from mclc_gpu.bench.dataset import Frames, read_set
+from mclc_gpu.bench.label_sets import (
+    CLICKS,
+    COMPARED,
+    Measured,
+    Sample,
+    measure_labels,
+    measure_sets,
+    read_label_set,
+    scored,
+    sets_legend,
+    sets_table,
+    with_spread,
+)
 from mclc_gpu.bench.reference import make_item, run
 from mclc_gpu.data.annotations import CATEGORIES
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.backend import pick_device, synchronize
+from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.labels.config import MAKERS, LabelConfig, preset
 from mclc_gpu.labels.pipeline import (
     by_image,
-    cluster_targets,
-    compose,
-    refine_targets,
     warm_up,
 )
-from mclc_gpu.labels.placing import place_targets
 from mclc_gpu.labels.windows import PlacedTarget, PlacedTargets
 from mclc_gpu.runs import Progress
-from mclc_gpu.score.metrics import Scores
 
 PAPER = "MCLC, SLIC, CRF"
 DEFAULT = "preset default"
@@ -216,81 +225,13 @@ SWEEPS = {
 }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Result of one seed.
-
-    Attributes
-    ----------
-    iou : float
-        Total intersection over total union.
-    of_category : tuple of float
-        The same for point, spot and extended targets; NaN without such targets.
-    targets : int
-        Number labeled.
-    seconds : float
-        For these.
-    unlabeled : int
-        Targets that could not be labeled, whose masks are empty.
-    """
-
-    iou: float
-    of_category: tuple[float, ...]
-    targets: int
-    seconds: float
-    unlabeled: int = 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Results of all seeds of one setting."""
-
-    samples: list[Sample]
-
-    @property
-    def iou(self) -> float:
-        """Mean over the seeds."""
-        return statistics.fmean(sample.iou for sample in self.samples)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation (n - 1) over the seeds; NaN for a single one."""
-        return statistics.stdev(s.iou for s in self.samples) if len(self.samples) > 1 else math.nan
-
-    @property
-    def rate(self) -> float:
-        """Targets per second, the median of the seeds'."""
-        return statistics.median(sample.targets / sample.seconds for sample in self.samples)
-
-    def numbers(self) -> Row:
-        """Return the columns that all tables have."""
-        means = np.mean([sample.of_category for sample in self.samples], axis=0).tolist()
-        return {
-            "iou": self.iou,
-            "iou_sd": self.spread,
-            **{f"iou_{name}": mean for name, mean in zip(CATEGORIES, means, strict=True)},
-            "targets_per_s": self.rate,
-            "unlabelled": statistics.fmean(sample.unlabeled for sample in self.samples),
-        }
-
-
 def measure(
     frames: Frames, setting: Setting, seed: int, device: torch.device
 ) -> tuple[Sample, PlacedTargets]:
-    """Label with one seed and score; return also the targets that were labeled.
-
-    The time is that of placing, clustering and refining; call `mclc_gpu.labels.pipeline.warm_up` first.
-    """
+    """Label simulated marks with one seed and score, see `measure_labels`."""
     points = frames.points(seed, setting.supervision, setting.jitter)
-    synchronize(device)
-    start = time.perf_counter()
-    placed, skipped = place_targets(frames.images, points, frames.names, setting.config, seed, device)
-    groups = cluster_targets(frames.images, placed, setting.config, device)
-    targets = refine_targets(placed, groups, setting.config)
-    seconds = time.perf_counter() - start
-    both = zip(frames.images, by_image(targets, len(frames.images)), strict=True)
-    masks = [compose(image.shape[:2], found)[0] for image, found in both]
-    return replace(_scored(frames, masks, len(targets), seconds), unlabeled=len(skipped)), placed
+    sample, placed, _ = measure_labels(frames, points, setting.config, seed, device)
+    return sample, placed
 
 
 def measure_reference(frames: Frames, placed: Sequence[PlacedTarget], trials: int, seed: int) -> Sample:
@@ -308,29 +249,22 @@ def measure_reference(frames: Frames, placed: Sequence[PlacedTarget], trials: in
         items.append(replace(make_item(name, image, [], seed), windows=windows))
     outcome = run(items, trials, "crf", None, seed)
     masks = [outcome.masks[name] for name in frames.names]
-    return _scored(frames, masks, len(placed), outcome.seconds["total"])
-
-
-def _scored(frames: Frames, masks: Sequence[np.ndarray], targets: int, seconds: float) -> Sample:
-    scores = Scores()
-    for name, mask, truth in zip(frames.names, masks, frames.truth, strict=True):
-        scores.update(mask, truth, name)
-    result = scores.compute()
-    known = result.categories
-    of_category = tuple(known[name].iou if name in known else math.nan for name in CATEGORIES)
-    return Sample(result.iou, of_category, targets, seconds)
+    return scored(frames, masks, len(placed), outcome.seconds["total"])
 
 
 @dataclass
-class Tables:
-    """Data and options that all tables of a run share, and the document that collects them."""
+class Document:
+    """Tables of a run, in a folder.
 
-    frames: Frames
-    trials: int
-    seeds: int
-    device: torch.device
+    Attributes
+    ----------
+    out : Path
+    text : list of str
+        Parts of tables.md.
+    """
+
     out: Path
-    text: list[str] = field(default_factory=list)
+    text: list[str]
 
     def publish(self, name: str, rows: Sequence[Row], text: str) -> None:
         """Write a table's numbers and add it to the document, which is complete after every table."""
@@ -339,6 +273,17 @@ class Tables:
         with atomic_path(self.out / "tables.md") as temporary:
             temporary.write_text("\n".join(self.text), encoding="utf-8")
         print(f"{name}: {self.out / f'{name}.csv'}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Data and options that all tables of one data set share, and the document that collects them."""
+
+    frames: Frames
+    trials: int
+    seeds: int
+    device: torch.device
+    document: Document
 
 
 def plot_sweep(sweep: Sweep, results: Sequence[tuple[Setting, Measured]]) -> Figure:
@@ -420,7 +365,7 @@ def measure_makers(tables: Tables) -> None:
         cells = {"maker": _REFERENCE, "supervision": "point", "category": "given"}
         rows.append(_compared(cells, baseline, baseline, None))
     text = "\n\n".join([_makers_table(rows), _legend(tables), *left_out])
-    tables.publish("makers", rows, text)
+    tables.document.publish("makers", rows, text)
     print(text, flush=True)
 
 
@@ -437,9 +382,9 @@ def measure_sweep(tables: Tables, name: str, sweep: Sweep) -> None:
                 progress.advance(1)
             results.append((setting, Measured(samples)))
     rows: list[Row] = [{sweep.series: s.name, sweep.x: s.x, **own.numbers()} for s, own in results]
-    with atomic_path(tables.out / f"{name}.png") as temporary:
+    with atomic_path(tables.document.out / f"{name}.png") as temporary:
         plot_sweep(sweep, results).savefig(temporary, dpi=150)
-    tables.publish(name, rows, f"{_sweep_table(sweep, rows)}\n\n![{sweep.title}]({name}.png)")
+    tables.document.publish(name, rows, f"{_sweep_table(sweep, rows)}\n\n![{sweep.title}]({name}.png)")
 
 
 def _compared(cells: Row, measured: Measured, reference: Measured | None, printed: float | None) -> Row:
@@ -447,17 +392,12 @@ def _compared(cells: Row, measured: Measured, reference: Measured | None, printe
     return cells | measured.numbers() | {"ratio_to_reference": ratio, "printed": printed}
 
 
-def _with_spread(row: Row) -> str:
-    spread = shown(row["iou_sd"], 4)
-    return shown(row["iou"], 4) + (f" ± {spread}" if spread else "")
-
-
 def _makers_table(rows: Sequence[Row]) -> str:
     header = ["maker", "supervision", "category", "IoU", *CATEGORIES, "targets/s", "ratio", "paper"]
     lines = [
         [
             *(str(row[name]) for name in header[:3]),
-            _with_spread(row),
+            with_spread(row["iou"], row["iou_sd"]),
             *(shown(row[f"iou_{name}"], 3) for name in CATEGORIES),
             shown(row["targets_per_s"], 0),
             shown(row["ratio_to_reference"], 2),
@@ -483,7 +423,7 @@ def _legend(tables: Tables) -> str:
 
 def _sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(str(row[sweep.series]) for row in rows))
-    cells = {(row[sweep.series], row[sweep.x]): _with_spread(row) for row in rows}
+    cells = {(row[sweep.series], row[sweep.x]): with_spread(row["iou"], row["iou_sd"]) for row in rows}
     values = dict.fromkeys(row[sweep.x] for row in rows)
     lines = [[str(value), *(cells[name, value] for name in names)] for value in values]
     return markdown([sweep.x, *(f"{sweep.series}: {name}" for name in names)], lines)
@@ -492,13 +432,29 @@ def _sweep_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mclc_gpu.bench.label_tables", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--masks", type=Path, required=True, help="folder of true masks")
-    parser.add_argument("--list", type=Path, help="text file of image names, one a line; default: all images")
+    sets = parser.add_argument_group("several data sets")
+    sets.add_argument(
+        "--set",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder with images/, masks/ and split lists; repeatable",
+    )
+    sets.add_argument("--split", choices=("train", "test"), default="train", help="images (%(default)s)")
+    sets.add_argument(
+        "--clicks",
+        default=",".join(CLICKS),
+        help="click files or folders of each set, and jitters of simulated clicks in px (%(default)s)",
+    )
+    sets.add_argument("--presets", default=",".join(COMPARED), help="presets to compare (%(default)s)")
+    one = parser.add_argument_group("one data set")
+    one.add_argument("--images", type=Path, help="folder of images")
+    one.add_argument("--masks", type=Path, help="folder of true masks")
+    one.add_argument("--list", type=Path, help="text file of image names, one a line; default: all images")
+    one.add_argument("--only", default=",".join(TABLES), help="tables, with commas (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and plots")
     parser.add_argument("--seeds", type=int, default=5, help="runs of every setting, with seeds from 0 (5)")
     parser.add_argument("--trials", type=int, default=100, help="trials per target, K (100)")
-    parser.add_argument("--only", default=",".join(TABLES), help="tables, with commas (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(arguments)
 
@@ -515,28 +471,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    chosen = [name.strip() for name in options.only.split(",")]
-    if unknown := [name for name in chosen if name not in TABLES]:
-        raise InputError(f"--only {unknown[0]!r}: use some of {', '.join(TABLES)}")
     if options.seeds < 1 or options.trials < 1:
         raise InputError(f"--seeds is {options.seeds}, --trials is {options.trials}: give 1 or more of each")
     device = pick_device(options.device)
+    command = shlex.join(["python", "-m", "mclc_gpu.bench.label_tables", *arguments])
+    about = f"{machine(device)}. {versions()}."
+    document = Document(options.out, [f"# Pseudo masks\n\n```sh\n{command}\n```\n\n{about}\n"])
+    start = time.perf_counter()
+    if options.set and (options.images or options.masks or options.list):
+        raise InputError("--set and --images, --masks or --list exclude each other; give either")
+    if options.set:
+        _measure_sets(options, document, device)
+    elif options.images and options.masks:
+        _measure_one(options, document, device)
+    else:
+        raise InputError("no data set is named; give --set, or --images and --masks")
+    print(f"all in {time.perf_counter() - start:.0f} s: {options.out / 'tables.md'}", file=sys.stderr)
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _measure_sets(options: argparse.Namespace, document: Document, device: torch.device) -> None:
+    presets = _split(options.presets)
+    if unknown := [name for name in presets if name not in COMPARED]:
+        raise InputError(f"--presets {unknown[0]!r}: use some of {', '.join(COMPARED)}")
+    clicks = _split(options.clicks)
+    if not presets or not clicks:
+        raise InputError("--presets or --clicks is empty: name at least one of each")
+    sets = [read_label_set(root, options.split, clicks, options.seeds) for root in options.set]
+    rows = measure_sets(sets, presets, options.trials, options.seeds, device)
+    text = f"{sets_table(rows)}\n\n{sets_legend(options.split, options.trials, options.seeds)}"
+    document.publish("sets", rows, text)
+    print(text, flush=True)
+
+
+def _measure_one(options: argparse.Namespace, document: Document, device: torch.device) -> None:
+    chosen = _split(options.only)
+    if unknown := [name for name in chosen if name not in TABLES]:
+        raise InputError(f"--only {unknown[0]!r}: use some of {', '.join(TABLES)}")
     images, truth = read_set(options.images, options.masks, options.list)
     frames = Frames(list(images), list(images.values()), [truth[name] for name in images])
     targets = sum(map(len, frames.points(0)))
     if not targets:
         raise InputError(f"{options.masks}: no mask holds a target; check the folder")
-    command = shlex.join(["python", "-m", "mclc_gpu.bench.label_tables", *arguments])
-    about = f"{len(frames.names)} images, {targets} targets. {machine(device)}. {versions()}."
-    tables = Tables(frames, options.trials, options.seeds, device, options.out)
-    tables.text.append(f"# Pseudo masks\n\n```sh\n{command}\n```\n\n{about}\n")
-    start = time.perf_counter()
+    document.text.append(f"{len(frames.names)} images, {targets} targets.\n")
+    tables = Tables(frames, options.trials, options.seeds, device, document)
     for name in TABLES:
         if name == "makers" and name in chosen:
             measure_makers(tables)
         elif name in chosen:
             measure_sweep(tables, name, SWEEPS[name])
-    print(f"all in {time.perf_counter() - start:.0f} s: {options.out / 'tables.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from PIL import Image
 from mclc_gpu.bench import label_tables
 from mclc_gpu.bench.compare import markdown, shown, write_rows
 from mclc_gpu.bench.dataset import Frames
-from mclc_gpu.bench.label_tables import SWEEPS, Measured, Sample, Setting, Sweep, measure, plot_sweep
+from mclc_gpu.bench.label_sets import Measured, Sample, best_candidates
+from mclc_gpu.bench.label_tables import SWEEPS, Setting, Sweep, measure, plot_sweep
 from mclc_gpu.bench.reference import Item, Outcome
+from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
 from mclc_gpu.data.synthetic import write_dataset
@@ -25,6 +27,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import LabelConfig, preset
 from mclc_gpu.labels.pipeline import compose, label_images
 from mclc_gpu.labels.windows import draw_window, name_key
+from mclc_gpu.score.metrics import Scores
 
 SEEDS, TRIALS = 2, 4
 _SECONDS = 0.25  # that the stand-in for the reference claims to take
@@ -293,6 +296,106 @@ def test_tables_and_their_cells(tmp_path: Path) -> None:
     ]
     write_rows(tmp_path / "t.csv", [{"a": 0.1, "b": None}, {"a": math.nan, "b": "x,y"}])
     assert (tmp_path / "t.csv").read_bytes() == b'a,b\n0.1,\n,"x,y"\n'
+
+
+def _write_clicks(folder: Path, data: Path) -> dict[str, list[Point]]:
+    """Write single-pixel images with a click two pixels to the right of each target's; return the clicks."""
+    folder.mkdir()
+    clicks = {}
+    for name in _names(data):
+        truth = read_mask(data / "masks" / f"{name}.png")
+        clicks[name] = [Point(min(p.x + 2, truth.shape[1] - 1), p.y) for p in points_from_mask(truth)]
+        marks = np.zeros_like(truth)
+        for click in clicks[name]:
+            marks[int(click.y), int(click.x)] = True
+        Image.fromarray(marks).save(folder / f"{name}.png")
+    return clicks
+
+
+def test_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roots = [tmp_path / "NUDT-SIRST", tmp_path / "own"]
+    for seed, root in enumerate(roots):
+        write_dataset(root, 6, seed, size=(80, 80), test_share=0.5)
+        clicks = _write_clicks(root / "clicks", root)
+    sets = [part for root in roots for part in ("--set", str(root))]
+    more = ["--clicks", "clicks, 2", "--seeds", "2", "--trials", str(TRIALS), "--device", "cpu"]
+    assert label_tables.main([*sets, *more, "--split", "test", "--out", str(tmp_path / "out")]) == 0
+    rows = _rows(tmp_path / "out" / "sets.csv")
+    assert [(row["set"], row["clicks"], row["published"], row["edgsp"]) for row in rows] == [
+        ("NUDT-SIRST", "clicks", "0.602", "0.955"),
+        ("NUDT-SIRST", "jitter 2 px", "0.602", "0.955"),
+        ("own", "clicks", "", ""),
+        ("own", "jitter 2 px", "", ""),
+    ]
+    for row in rows:
+        assert (row["default_iou_sd"] == "") == (row["clicks"] == "clicks")
+        assert row["paper_iou_sd"] != ""
+        assert 0 < float(row["default_iou"]) <= float(row["default_oracle"]) <= 1
+        assert 0 < float(row["default_confidence"]) <= 1
+    names = _names(roots[1])[3:]
+    images = [read_image(roots[1] / "images" / f"{name}.png") for name in names]
+    scores = Scores()
+    targets = label_images(images, [clicks[name] for name in names], device="cpu", names=names)
+    for index, name in enumerate(names):
+        mask, _ = compose((80, 80), [target for target in targets if target.image == index])
+        scores.update(mask, read_mask(roots[1] / "masks" / f"{name}.png"))
+    found = scores.compute()
+    assert float(rows[2]["default_iou"]) == pytest.approx(found.iou)
+    assert float(rows[2]["default_pd"]) == pytest.approx(found.pd)
+    assert float(rows[2]["default_niou"]) == pytest.approx(found.niou)
+    assert (tmp_path / "out" / "tables.md").read_text().count("| own ") == 2
+    assert capsys.readouterr().out.count("| NUDT-SIRST |") == 2
+
+
+def test_the_best_candidate_is_chosen_by_the_truth() -> None:
+    image = np.full((40, 40), 20, np.uint8)
+    image[15:25, 15:25] = 60
+    image[18:22, 18:22] = 200
+    core, body = image == 200, image >= 60
+    for truth in (core, body):
+        best = best_candidates(
+            Frames(["a"], [image], [truth]), [[Point(19, 19)]], preset("default"), torch.device("cpu")
+        )
+        assert best == 1
+    both = np.zeros_like(core)
+    both[18:22, 18:26] = True  # no gray level separates it
+    frames = Frames(["a"], [image], [both])
+    assert best_candidates(frames, [[Point(19, 19)]], preset("default"), torch.device("cpu")) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "a", "--images", "b", "--masks", "c"], "exclude each other"),
+        (["--images", "b"], "no data set is named"),
+        ([], "no data set is named"),
+    ],
+)
+def test_either_several_sets_or_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert label_tables.main(["--out", str(tmp_path), "--device", "cpu", *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--presets", "default,grabcut"], "--presets 'grabcut': use some of default, paper"),
+        (["--clicks", ","], "--clicks is empty"),
+        (["--clicks", "nowhere"], "nowhere"),
+        (["--set", "nowhere", "--clicks", "0"], "nowhere"),
+    ],
+)
+def test_bad_sets(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert label_tables.main(["--set", str(data), "--out", str(out), "--device", "cpu", *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
