@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -275,6 +275,14 @@ class ScoreWeights:
                 raise ValueError(f"the weight {name} must be a finite number, got {value}")
 
 
+# Added to the weights of `ScoreWeights`, by what the annotator means by a target.
+OUTLINES: dict[str, dict[str, float]] = {
+    "core": {"level": 2.0},
+    "edge": {},
+    "body": {"level": 0.5, "edge": -2.0, "rim": -1.5, "size": 0.4},
+}
+
+
 @dataclass(frozen=True)
 class ComponentConfig:
     """Settings of the vote of components.
@@ -299,6 +307,9 @@ class ComponentConfig:
         Targets are brighter or darker than their surroundings; "auto" decides for each by its best score.
     dark_margin : float >= 0
         Margin by which the best dark score must exceed the best bright one under "auto".
+    outline : {"core", "edge", "body"}
+        Where annotators draw a target: close around its bright core, along its steepest edge, or around its
+        dim body too, as of aircraft with hot engines. Each adds its own to some of the weights (`OUTLINES`).
     core : float
         Added to the weight of ln e: above 0 masks are drawn tighter, towards the core, below 0 wider.
     body : float
@@ -324,6 +335,14 @@ class ComponentConfig:
         metadata={"help": "targets are brighter or darker than their surroundings", "choices": POLARITIES},
     )
     dark_margin: float = 3.0
+    outline: str = field(
+        default="edge",
+        metadata={
+            "help": "where annotators draw a target: close around its core, along its steepest edge, "
+            "or around a dim body with hot parts",
+            "choices": tuple(OUTLINES),
+        },
+    )
     core: float = 0.0
     body: float = 0.0
     category_weight: float = 10.0
@@ -332,6 +351,8 @@ class ComponentConfig:
     def __post_init__(self) -> None:
         if self.polarity not in POLARITIES:
             raise ValueError(f"polarity must be one of {POLARITIES}, got {self.polarity!r}")
+        if self.outline not in OUTLINES:
+            raise ValueError(f"outline must be one of {tuple(OUTLINES)}, got {self.outline!r}")
         largest = (MAX_WINDOW - 1) // 2
         limits = {"radius": (1, largest), "near": (0, largest), "levels": (1, MAX_LEVELS)}
         limits |= {"max_area": (1, MAX_WINDOW**2), "opening": (0, MAX_WINDOW - 1)}
@@ -349,6 +370,8 @@ class ComponentConfig:
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
 
     def score_weights(self) -> tuple[float, ...]:
-        """Return the weights in the order of `ScoreWeights`, with `core` and `body` added."""
-        weights = self.weights
-        return astuple(replace(weights, level=weights.level + self.core, size=weights.size + self.body))
+        """Return the weights in the order of `ScoreWeights`, with `outline`, `core` and `body` added."""
+        weights = asdict(self.weights)
+        for name, more in (*OUTLINES[self.outline].items(), ("level", self.core), ("size", self.body)):
+            weights[name] += more
+        return tuple(map(float, weights.values()))

@@ -40,16 +40,19 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
     print(
         f"IoU on these images: preset {start} {_shown(summary['before'])}, tuned {_shown(summary['after'])}"
     )
-    gain = f"gain {summary['gain']:+.4f} ± {summary['gain_uncertainty']:.4f}"
-    judged = summary["cross_validated"]
-    if judged is None:
-        print(f"not cross-validated, since one image has no halves; {gain} on the image itself")
+    if outlines := summary["outlines"]:
+        best = max(outlines, key=lambda name: outlines[name])
+        ious = ", ".join(f"{name} {iou:.4f}" for name, iou in outlines.items())
+        print(f"IoU by kind of outline: {ious}; these masks point to --outline {best}")
+    if (judged := summary["cross_validated"]) is None:
+        print("not cross-validated, since one image cannot be divided")
     else:
-        print(f"cross-validated (tuned on one half, measured on the other): {_shown(judged)}, {gain}")
+        gain = f"expected gain {summary['gain']:+.4f} ± {summary['gain_uncertainty']:.4f}"
+        print(f"cross-validated (chosen without the images measured): {_shown(judged)}, {gain}")
     if summary["tuned_kept"]:
         print(f"{out / CONFIG} holds the tuned values: label --config {shlex.quote(str(out / CONFIG))}")
     elif summary["changes"]:
-        print(f"no gain beyond its uncertainty: {out / CONFIG} keeps the values of preset {start}")
+        print(f"no gain beyond its standard error: {out / CONFIG} keeps the values of preset {start}")
     else:
         print(f"no better settings found: {out / CONFIG} keeps the values of preset {start}")
     print(f"plot: {out / PLOT}")

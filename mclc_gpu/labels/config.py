@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from mclc_gpu.errors import InputError
-from mclc_gpu.kernels.config import NOISES, ComponentConfig, CrfConfig, TrialConfig
+from mclc_gpu.kernels.config import NOISES, OUTLINES, ComponentConfig, CrfConfig, TrialConfig
 from mclc_gpu.registry import Registry, resolve
 
 
@@ -19,7 +19,7 @@ class Parameter:
     Attributes
     ----------
     name : str
-        Field of `LabelConfig`, or part and field with a dot between, such as "trial.clusters".
+        Field of `LabelConfig`, or parts and field with dots between, such as "trial.clusters".
     values : tuple
         Values to try; numbers rise.
     ordered : bool
@@ -130,15 +130,18 @@ MAKERS: Registry[MakerEntry] = Registry(
             seeded=False,
             search_space=(
                 Parameter("components.polarity", ("bright", "dark", "auto"), ordered=False),
-                Parameter(
-                    "components.core", (-10.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
-                ),
-                Parameter("components.body", (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0)),
-                Parameter("threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
-                Parameter("components.near", (1, 2, 3, 4, 6, 8, 11)),
+                Parameter("components.outline", tuple(OUTLINES), ordered=False),
+                Parameter("components.core", (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)),
+                Parameter("components.body", (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)),
+                Parameter("threshold", (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+                Parameter("components.weights.edge", (0.5, 1.5, 2.5, 3.5, 4.5)),
+                Parameter("components.weights.rim", (0.0, 1.5, 3.0, 4.5)),
+                Parameter("components.weights.large", (-2.0, -1.0, -0.5, 0.0, 0.5)),
+                Parameter("components.opening", (0, 9, 13, 19, 31)),
+                Parameter("components.levels", (32, 64, 128, 254)),
+                Parameter("components.near", (2, 4, 6, 8, 11)),
                 Parameter("components.category_weight", (0.0, 2.5, 5.0, 10.0, 20.0, 40.0)),
                 Parameter("components.max_area", (125, 250, 500, 1000, 2000, 4096)),
-                Parameter("components.levels", (32, 64, 128, 254)),
             ),
         ),
         "grabcut": MakerEntry("mclc_gpu.labels.makers.GrabCut", graded=False),

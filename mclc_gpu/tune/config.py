@@ -30,9 +30,9 @@ class TuneOptions:
     seeds : int >= 1
         Every evaluation is the mean over the seeds 0, 1, ..., of the noise and the simulated clicks.
     budget : int >= 1
-        Most evaluations of each of the three searches.
+        Most evaluations of the search.
     seed : int
-        Seed of the search itself and of the halves.
+        Seed of the search itself and of the cross-validation.
     device : str
         "auto", "cpu", "cuda" or "cuda:N".
     resume : bool
@@ -68,7 +68,7 @@ class TuneOptions:
     budget: int = field(
         default=100,
         metadata={
-            "help": "evaluations of the search, and of each of the two that cross-validate it",
+            "help": "most evaluations of the search",
             "metavar": "N",
         },
     )

@@ -33,6 +33,9 @@ from mclc_gpu.tune.search import (
     Search,
     TuneSet,
     Values,
+    cautious_gains,
+    cross_validated,
+    distance,
     gain_of,
     iou_by_seed,
     space_of,
@@ -45,15 +48,19 @@ CONFIG, TABLE, PLOT = "config.json", "search.csv", "search.png"
 LAYOUT = RunLayout("tune", (), (CONFIG, TABLE, PLOT))
 SEARCH_TRIALS = 30  # most trials per target while searching; results are measured with the config's own
 FEW_IMAGES = 4
+OUTLINE = "components.outline"
+_KINDS = {"components.polarity", OUTLINE}  # of targets and of outlines
+
+Tried = tuple[Values, np.ndarray]
 
 
 def tune_labels(options: TuneOptions) -> dict[str, Any]:
     """Find label settings for a set of images, and measure their gain.
 
-    Three searches run: one on all images, whose result becomes the config, and one on each of two halves,
-    whose result is measured on the other half. The config keeps the values of the preset unless the
-    cross-validated gain exceeds its uncertainty (see `mclc_gpu.tune.search.gain_of`); of a single image,
-    which has no halves, the gain is measured on the image itself.
+    The search prefers settings near the preset's, the more so the fewer images there are (see
+    `mclc_gpu.tune.search.cautious_gains`). The gain of its result, and of the best kind of outline alone, is
+    cross-validated over the evaluations. The config has the one of greater gain, less its standard error, if
+    that is above 0, and else the values of the preset; also of a single image, which cannot be divided.
 
     Writes config.json, search.csv, search.png and tune.json into the output folder. An interrupted run leaves
     the best config so far, and can be resumed.
@@ -83,9 +90,9 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
     ...     root = Path(folder)
     ...     write_dataset(root, 2, 0, size=(64, 64))
     ...     data = {"images": root / "images", "masks": root / "masks"}
-    ...     summary = tune_labels(TuneOptions(**data, out=root / "out", budget=2, device="cpu"))
+    ...     summary = tune_labels(TuneOptions(**data, out=root / "out", budget=3, device="cpu"))
     >>> summary["images"], summary["evaluations"]
-    (2, 6)
+    (2, 3)
     """
     started = time.perf_counter()
     keep_apart("--out", LAYOUT.places(options.out), (options.images, options.masks, options.list))
@@ -152,10 +159,10 @@ class _Run:
     whole : TuneSet
         All usable images.
     skipped : list of Skipped
-    searches : list of Search
-        The search on all images, then those on each half, as far as they were begun.
     rows : list of dict
         Rows of search.csv.
+    tried : list of (dict, ndarray)
+        Values of each evaluation, and the counts of pixels with them, see `Evaluator.counts`.
     """
 
     def __init__(self, options: TuneOptions) -> None:
@@ -179,8 +186,8 @@ class _Run:
         areas = [int(mask.sum()) for mask in self.whole.truth]
         self.fingerprint = fingerprint_of([self.settings, self.whole.names, areas])
         self.brief = replace(self.config, trials=min(self.config.trials, SEARCH_TRIALS))
-        self.searches: list[Search] = []
         self.rows: list[dict[str, Any]] = []
+        self.tried: list[Tried] = []
 
     def search_and_judge(self) -> dict[str, Any]:
         """Run all searches, with a journal of the evaluations, and measure their results."""
@@ -188,82 +195,79 @@ class _Run:
         with open_run(LAYOUT, out, self.fingerprint, options.resume, options.overwrite) as before:
             known = {key: entry["pixels"] for key, entry in before.items()}
         with Journal(LAYOUT, out, self.fingerprint) as journal:
-            self.evaluator = Evaluator(
-                [self.whole.part(members) for members in self.whole.halves(options.seed) if members],
-                self.device,
-                known,
-                # Records of a journal are named by "image"; here each is one config on one half.
-                lambda key, pixels: journal.append({"image": key, "pixels": pixels}),
-            )
+            # Records of a journal are named by "image"; here each is one config.
+            record = lambda key, counts: journal.append({"image": key, "pixels": counts})  # noqa: E731
+            self.evaluator = Evaluator(self.whole, self.device, known, record)
             try:
                 self._search()
             except KeyboardInterrupt:
                 if self.rows:
-                    write_json(out / CONFIG, asdict(with_values(self.config, self.searches[0].best)))
+                    write_json(out / CONFIG, asdict(with_values(self.config, self.search.best)))
                     self.write_search()
                     print(f"{out / CONFIG}: the best so far, not cross-validated", file=sys.stderr)
                 raise
             return self._judge()
 
     def _search(self) -> None:
-        every = list(range(len(self.evaluator.parts)))
-        which = [("all", every), *((f"half {n + 1}", [n]) for n in every if len(every) > 1)]
-        with Progress("tune", len(which) * self.options.budget, "evaluation") as progress:
-            for name, parts in which:
-                search = self._begin(name, parts, progress)
-                self.searches.append(search)
-                search.run()
+        """Run the search; its evaluations become rows of search.csv."""
+        with Progress("tune", self.options.budget, "evaluation") as progress:
 
-    def _begin(self, name: str, parts: Sequence[int], progress: Progress) -> Search:
-        """Set up a search whose evaluations become rows of search.csv."""
+            def score(values: Values) -> float:
+                counts = self.evaluator.counts(with_values(self.brief, values))
+                self.tried.append((values, counts))
+                gain = float(self._gains([self.tried[0], self.tried[-1]])[1])
+                ious = iou_by_seed(counts)
+                row = {"evaluation": len(self.tried), "search": "all", "iou": float(ious.mean())}
+                self.rows.append({**row, "spread": spread_of(ious), "cautious_gain": gain, **values})
+                progress.advance(1, f"cautious gain {max(self.search.best_score, gain):+.4f}")
+                return gain
 
-        def score(values: Values) -> float:
-            config = with_values(self.brief, values)
-            ious = iou_by_seed(np.stack([self.evaluator.pixels(config, part) for part in parts], axis=1))
-            iou = float(ious.mean())
-            row = {"evaluation": len(self.rows) + 1, "search": name, "iou": iou, "spread": spread_of(ious)}
-            self.rows.append({**row, **values})
-            progress.advance(1, f"{name}: best IoU {max(search.best_score, iou):.4f}")
-            return iou
+            self.search = Search(score, self.space, self.start, self.options.budget, self.options.seed)
+            self.search.run()
 
-        search = Search(score, self.space, self.start, self.options.budget, self.options.seed)
-        return search
+    def _gains(self, tried: Sequence[Tried]) -> np.ndarray:
+        return cautious_gains(_table(tried).mean(axis=1), self._steps(tried))
+
+    def _steps(self, tried: Sequence[Tried]) -> np.ndarray:
+        return np.array([distance(values, self.start, self.space) for values, _ in tried])
 
     def _judge(self) -> dict[str, Any]:
-        """Measure the results of the searches with all trials, and decide which values are kept."""
-        every = range(len(self.evaluator.parts))
-        before = [self._of_images({}, part) for part in every]
-        tuned = self.searches[0].best
-        own = [self._of_images(tuned, part) for part in every]
-        judged = own
-        if len(every) > 1:
-            judged = [self._of_images(self.searches[1 + (1 - part)].best, part) for part in every]
-        gain, uncertainty = gain_of(_joined(before), _joined(judged), self.options.seed)
-        # A single image without noise has no spread at all.
-        kept = bool(tuned != self.start and gain > uncertainty)
-        halves = [
-            {
-                "images": len(part.names),
-                "changes": self._changes(search.best),
-                "other_half_before": _facts([before[1 - n]])["iou"],
-                "other_half_after": _facts([judged[1 - n]])["iou"],
-            }
-            for n, (part, search) in enumerate(zip(self.evaluator.parts, self.searches[1:], strict=False))
-        ]
+        """Cross-validate the choice among all settings and that of the outline alone, and decide."""
+        alone = [one for one in self.tried if not self._changes(one[0]).keys() - _KINDS]
+        choices = []
+        for tried in (self.tried, alone):
+            values = tried[int(np.argmax(self._gains(tried)))][0]
+            counts, steps = _table(tried), self._steps(tried)
+            held = counts[0]
+            if len(self.whole.names) > 1:
+                held = cross_validated(counts, steps, self.options.seed)
+            choices.append((values, held, *gain_of(counts[0], held, self.options.seed)))
+        values, held, gain, uncertainty = max(choices, key=lambda choice: choice[2] - choice[3])
+        kept = bool(values != self.start and gain > uncertainty)
         return {
-            "before": _facts(before),
-            "after": _facts(own),
-            "cross_validated": _facts(judged) if halves else None,
+            "before": _facts(self._measured(self.start)),
+            "after": _facts(self._measured(values)),
+            "cross_validated": _facts(held) if len(self.whole.names) > 1 else None,
             "gain": gain,
             "gain_uncertainty": uncertainty,
-            "halves": halves,
-            "changes": self._changes(tuned),
+            "outlines": self._outlines(alone),
+            "changes": self._changes(values),
             "tuned_kept": kept,
-            "values": tuned if kept else self.start,
+            "values": values if kept else self.start,
         }
 
-    def _of_images(self, values: Values, part: int) -> np.ndarray:
-        return self.evaluator.of_images(with_values(self.config, values), part)
+    def _outlines(self, alone: Sequence[Tried]) -> dict[str, float]:
+        """Return the best IoU of each outline that was tried with all else as in the preset."""
+        found: dict[str, float] = {}
+        for values, counts in alone:
+            if OUTLINE in values:
+                iou = float(iou_by_seed(counts).mean())
+                found[values[OUTLINE]] = max(iou, found.get(values[OUTLINE], 0.0))
+        return found
+
+    def _measured(self, values: Values) -> np.ndarray:
+        """Count the pixels with all trials."""
+        return self.evaluator.counts(with_values(self.config, values))
 
     def _changes(self, values: Values) -> dict[str, list[Any]]:
         """Return [before, after] of each parameter that differs from the preset's."""
@@ -275,14 +279,15 @@ class _Run:
         write_csv(self.options.out / TABLE, list(self.rows[0]), (row.values() for row in self.rows))
         orders = {parameter.name: parameter.values for parameter in self.space}
         title = f"{self.config.maker} from preset {self.options.preset}, {len(self.rows)} evaluations"
-        plot_search(self.rows, orders, self.searches[0].best, self.options.out / PLOT, title)
+        plot_search(self.rows, orders, self.search.best, self.options.out / PLOT, title)
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts, axis=1)
+def _table(tried: Sequence[Tried]) -> np.ndarray:
+    """Return the counts of all settings, [settings, seeds, images, 2]."""
+    return np.stack([counts for _, counts in tried])
 
 
-def _facts(parts: Sequence[np.ndarray]) -> dict[str, float | None]:
+def _facts(counts: np.ndarray) -> dict[str, float | None]:
     """Return the mean IoU over the seeds and its spread, None for one seed."""
-    ious = iou_by_seed(_joined(parts))
+    ious = iou_by_seed(counts)
     return {"iou": float(ious.mean()), "spread": spread_of(ious) if len(ious) > 1 else None}

@@ -20,9 +20,13 @@ from mclc_gpu.labels.config import MAKERS, Parameter, preset
 from mclc_gpu.labels.pipeline import compose, label_images
 from mclc_gpu.score.metrics import Scores
 from mclc_gpu.tune.search import (
+    STEP_PRICE,
     Evaluator,
     Search,
     TuneSet,
+    cautious_gains,
+    cross_validated,
+    distance,
     gain_of,
     iou_by_seed,
     matters,
@@ -151,12 +155,9 @@ def test_what_a_space_holds_follows_the_config():
 @pytest.mark.parametrize("config", [preset("paper", trials=4), preset("default")], ids=["paper", "default"])
 def test_evaluations_are_those_of_the_chain_and_the_scores(frames, config):
     whole = loaded(frames, seeds=2)
-    parts = whole.halves(0)
-    assert sorted(parts[0] + parts[1]) == list(range(COUNT))
-    assert len(parts[0]) == len(parts[1])
-    evaluator = Evaluator([whole.part(members) for members in parts], torch.device("cpu"))
-    pixels = np.stack([evaluator.pixels(config, part) for part in range(2)], axis=1)
-    for seed, iou in enumerate(iou_by_seed(pixels)):
+    evaluator = Evaluator(whole, torch.device("cpu"))
+    counts = evaluator.counts(config)
+    for seed, iou in enumerate(iou_by_seed(counts)):
         targets = label_images(
             whole.images, whole.points[seed], config, device="cpu", seed=seed, names=whole.names
         )
@@ -164,22 +165,55 @@ def test_evaluations_are_those_of_the_chain_and_the_scores(frames, config):
         for at, mask in enumerate(whole.truth):
             scores.update(compose(mask.shape, [t for t in targets if t.image == at])[0], mask)
         assert iou == scores.compute().iou
-    # Another refinement of the same TPMs, and back.
+    # Another refinement of the same TPMs.
     other = with_values(config, {"threshold": 0.2, "refine": "threshold"})
-    fresh = Evaluator(evaluator.parts, torch.device("cpu"))
-    assert (evaluator.of_images(other, 0) == fresh.of_images(other, 0)).all()
-    assert (evaluator.of_images(config, 0).sum(axis=1) == pixels[:, 0]).all()
-    assert (evaluator.of_images(other, 0).sum(axis=1) != pixels[:, 0]).any()
+    assert (evaluator.counts(other) == Evaluator(whole, torch.device("cpu")).counts(other)).all()
+    assert (evaluator.counts(other) != counts).any()
 
 
-def test_halves_are_alike():
-    masks = [np.arange(100).reshape(10, 10) < area for area in (1, 90, 2, 95, 40, 41)]
-    whole = TuneSet([*"abcdef"], masks, masks, [])
-    seen = {tuple(map(tuple, whole.halves(seed))) for seed in range(9)}
-    for first, second in seen:
-        pairs = {0, 2}, {4, 5}, {1, 3}
-        assert all(len(pair & set(first)) == len(pair & set(second)) == 1 for pair in pairs)
-    assert len(seen) > 2
+def test_values_of_a_part_of_a_part():
+    config = preset("default", components={"near": 4})
+    made = with_values(
+        config, {"components.weights.edge": 1.0, "components.weights.rim": 2.0, "threshold": 0.4}
+    )
+    assert (made.components.weights.edge, made.components.weights.rim, made.threshold) == (1.0, 2.0, 0.4)
+    assert made.components.near == 4
+    assert made.components.weights.size == config.components.weights.size
+
+
+def test_distances_are_counted_in_steps():
+    start = {"a": 4, "kind": "flat", "b": 8}
+    assert distance(start, start, SPACE) == 0
+    assert distance({"a": 1, "kind": "steep", "b": 8}, start, SPACE) == 4
+
+
+def drawn_table(images, gains, seed=0):
+    """Counts of settings whose true gains in IoU are `gains`, each image with a deviation of its own."""
+    rng = np.random.default_rng(seed)
+    shares = 0.6 + np.asarray(gains)[:, None] + 0.1 * rng.standard_normal((len(gains), images))
+    return np.stack([100 * shares, np.full_like(shares, 100)], axis=2)
+
+
+def test_a_cautious_gain_grows_with_the_images_and_falls_with_the_distance():
+    steps = np.array([0, 1, 5])
+    few, many = (cautious_gains(drawn_table(n, [0, 0.1, 0.1]), steps) for n in (6, 600))
+    assert few[0] == many[0] == 0
+    assert few[1] < many[1] < 0.1
+    assert many[1] - many[2] < 0.02
+    alike = np.repeat(drawn_table(6, [0]), 3, axis=0)
+    assert cautious_gains(alike, steps) == pytest.approx(-STEP_PRICE / 6 * steps)
+    assert np.isfinite(cautious_gains(drawn_table(1, [0, 0.1, 0.1]), steps)).all()
+
+
+def test_cross_validation_expects_nothing_of_chance_and_the_gain_of_what_holds():
+    steps = np.arange(31)
+    for gain in (0.0, 0.2):
+        gains = []
+        for seed in range(8):
+            table = drawn_table(10, [0, gain, *[0] * 29], seed)
+            held = cross_validated(table[:, None], steps, seed)
+            gains.append(gain_of(table[:1], held, 0)[0])
+        assert np.mean(gains) == pytest.approx(gain, abs=0.05)
 
 
 def test_a_gain_and_its_uncertainty():
@@ -222,13 +256,12 @@ def test_the_files_tell_every_evaluation(frames, tmp_path):
     assert tune(frames, tmp_path, "--budget", 4, "--preset", "paper", "--seeds", 2, "--jitter", 1) == 0
     with (tmp_path / "search.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["search"] for row in rows] == ["all"] * 4 + ["half 1"] * 4 + ["half 2"] * 4
-    assert [int(row["evaluation"]) for row in rows] == [*range(1, 13)]
+    assert [int(row["evaluation"]) for row in rows] == [1, 2, 3, 4]
     assert all(0 <= float(row["iou"]) <= 1 and float(row["spread"]) >= 0 for row in rows)
     assert {(row["trial.clusters"], row["trial.compactness"]) for row in rows} > {("9", "20.0")}
     assert Image.open(tmp_path / "search.png").size[0] > 1000
     found = summary_of(tmp_path)
-    assert sum(half["images"] for half in found["halves"]) == found["images"] == COUNT
+    assert (found["images"], found["outlines"]) == (COUNT, {})
     assert (
         found["settings"]["config"]["trials"] == json.loads((tmp_path / "config.json").read_text())["trials"]
     )
@@ -237,8 +270,6 @@ def test_the_files_tell_every_evaluation(frames, tmp_path):
 def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypatch, capsys):
     # Half of the masks are drawn much wider than the others, so that what suits one half harms the other.
     whole = loaded(frames)
-    parts = list(range(0, COUNT, 2)), list(range(1, COUNT, 2))
-    monkeypatch.setattr(TuneSet, "halves", lambda self, seed: parts)
     shutil.copytree(frames / "images", tmp_path / "images")
     (tmp_path / "masks").mkdir()
     for at, (name, mask) in enumerate(zip(whole.names, whole.truth, strict=True)):
@@ -246,8 +277,7 @@ def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypa
         Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "masks" / f"{name}.png")
     assert tune(tmp_path, tmp_path / "out", "--budget", 12) == 0
     found = summary_of(tmp_path / "out")
-    assert found["after"]["iou"] > found["before"]["iou"]
-    assert found["cross_validated"]["iou"] < found["before"]["iou"]
+    assert found["gain"] <= found["gain_uncertainty"]
     assert not found["tuned_kept"]
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == asdict(preset("default"))
     assert "keeps the values of preset default" in capsys.readouterr().out
@@ -257,7 +287,7 @@ def test_one_image_works_with_a_warning(dark, tmp_path, capsys):
     (tmp_path / "one.txt").write_text(sorted((dark / "images").iterdir())[0].stem)
     assert tune(dark, tmp_path / "out", "--budget", 3, "--list", tmp_path / "one.txt") == 0
     found = summary_of(tmp_path / "out")
-    assert (found["images"], found["cross_validated"], found["halves"]) == (1, None, [])
+    assert (found["images"], found["cross_validated"], found["tuned_kept"]) == (1, None, False)
     out, err = capsys.readouterr()
     assert "warning: 1 image with targets" in err
     assert "not cross-validated" in out
@@ -266,26 +296,26 @@ def test_one_image_works_with_a_warning(dark, tmp_path, capsys):
 def test_an_interrupt_leaves_what_was_found_and_resume_ends_the_same(dark, tmp_path, monkeypatch, capsys):
     assert tune(dark, tmp_path / "whole", "--budget", 5) == 0
     done = []
-    real = Evaluator.of_images
+    real = Evaluator._of_seed
 
-    def stopping(self, config, part):
-        if len(done) == 9:
+    def stopping(self, config, seed):
+        if len(done) == 4:
             raise KeyboardInterrupt
-        done.append((config, part))
-        return real(self, config, part)
+        done.append(config)
+        return real(self, config, seed)
 
-    monkeypatch.setattr(Evaluator, "of_images", stopping)
+    monkeypatch.setattr(Evaluator, "_of_seed", stopping)
     out = tmp_path / "out"
     assert tune(dark, out, "--budget", 5) == 130
     assert "tune goes on with --resume" in capsys.readouterr().err
     assert not (out / "tune.json").exists()
     assert json.loads((out / "config.json").read_text())["components"]["polarity"] != "bright"
     assert tune(dark, out, "--budget", 5) == 2
-    before, done = done, [None] * 10
-    monkeypatch.setattr(Evaluator, "of_images", lambda *given: done.append(given[1:]) or real(*given))
+    before, done = done, []
+    monkeypatch.setattr(Evaluator, "_of_seed", lambda *given: done.append(given[1]) or real(*given))
     assert tune(dark, out, "--budget", 5, "--resume") == 0
-    judged = 6  # both halves before, tuned, and by the other half's search: evaluated anew, image by image
-    assert not set(before) & set(done[10:-judged])
+    assert len(done) == 1
+    assert done[0] not in before
     for name in ("config.json", "search.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     done.clear()
