@@ -270,6 +270,53 @@ def scene(
     return Scene(image=image, mask=mask, targets=tuple(placed))
 
 
+def hot_scene(seed: int, index: int, *, size: tuple[int, int] = (160, 160)) -> Scene:
+    """Draw a frame with an aircraft that is dim but for one or two hot engines, which outshine it by far.
+
+    Annotators who draw the whole aircraft want `--outline body`. True are the pixels of the body.
+
+    Parameters
+    ----------
+    seed, index : int
+        Not negative.
+    size : (height, width)
+        Pixels, each at least 64.
+
+    Returns
+    -------
+    Scene
+        8-bit, with one target.
+
+    Examples
+    --------
+    >>> frame = hot_scene(0, 0)
+    >>> frame.image.shape, frame.targets[0].category
+    ((160, 160), 'extended')
+    """
+    if min(size) < 64:
+        raise InputError(f"size {size[0]}x{size[1]} (height x width): give at least 64 px for each")
+    rng = np.random.default_rng([seed, index])
+    y, x = np.mgrid[: size[0], : size[1]]
+    clouds = 0.02 * rng.random() * _fractal(rng, *size, 4.0)
+    center, angle = [rng.uniform(25, side - 25) for side in size], rng.uniform(0, 2 * math.pi)
+    length, width = rng.uniform(7, 13), rng.uniform(2.5, 4)
+    along = (x - center[1]) * math.cos(angle) + (y - center[0]) * math.sin(angle)
+    across = (y - center[0]) * math.cos(angle) - (x - center[1]) * math.sin(angle)
+    body = (abs(along) < length) & (abs(across) < width)
+    body |= (abs(along - rng.uniform(-2, 2)) < width) & (abs(across) < length * rng.uniform(0.5, 0.9))
+    light = rng.uniform(12, 20) * ndimage.gaussian_filter(body.astype(float), rng.uniform(1.2, 2))
+    for _ in range(rng.integers(1, 3)):
+        at = length * rng.uniform(-0.6, 0.1), width * rng.uniform(-0.4, 0.4)
+        engine = (along - at[0]) ** 2 / 1.5 + (across - at[1]) ** 2 < rng.uniform(1.5, 2.6) ** 2
+        light += rng.uniform(60, 120) * engine
+    sigma = rng.uniform(0.7, 1.5)
+    frame = 60 + 255 * clouds + rng.normal(0, sigma, size)
+    light = ndimage.gaussian_filter(light, 0.7)
+    rows, columns = np.nonzero(body)
+    target = Target(columns.mean(), rows.mean(), "extended", len(rows), light.max() / sigma)
+    return Scene(np.rint(np.clip(frame + light, 0, 255)).astype(np.uint8), body, (target,))
+
+
 def write_dataset(
     out: Path,
     count: int,

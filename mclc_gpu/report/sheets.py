@@ -9,12 +9,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.images import MASK_COLOR, Color, display_rgb, read_image, read_mask
+from mclc_gpu.data.synthetic import hot_scene
 from mclc_gpu.detect.evaluate import Case
 from mclc_gpu.errors import Skipped, attempt
-from mclc_gpu.labels.config import LabelConfig
+from mclc_gpu.kernels.config import OUTLINES
+from mclc_gpu.labels.config import LabelConfig, preset
 from mclc_gpu.labels.folder import OVERVIEW, LabelRun, Target, read_tpm
+from mclc_gpu.labels.pipeline import compose, label_images
 from mclc_gpu.labels.replay import Trace
 from mclc_gpu.report.check import TopK
 from mclc_gpu.score.matching import components_of
@@ -398,6 +402,35 @@ def target_row(
     ]
     facts = [*([category] if category else []), *mask_facts(mask, truth)]
     return Row(panels, mask.shape, [name], ",  ".join(facts), click)
+
+
+def outline_sheet(index: int = 0, side: int = 49) -> Image.Image:
+    """Draw one synthetic target, an aircraft with hot engines, in each kind of outline.
+
+    docs/outlines.png is ``outline_sheet().save("docs/outlines.png")``.
+
+    Parameters
+    ----------
+    index : int
+        Index of the scene, see `mclc_gpu.data.synthetic.hot_scene`.
+    side : int, pixels
+        Side of the square that is shown.
+    """
+    made = hot_scene(0, index)
+    (target,) = made.targets
+    place = Point(round(target.x), round(target.y))
+    top, left = (min(max(at - side // 2, 0), 160 - side) for at in (place.y, place.x))
+    at = np.s_[top : top + side, left : left + side]
+    window = enlarged(display_rgb(made.image[at]))
+    panels = [Panel("image and click", window)]
+    for name in OUTLINES:
+        config = preset("default", components={"outline": name})
+        mask, _ = compose(made.image.shape, label_images([made.image], [[place]], config, device="cpu"))
+        facts = ",  ".join(mask_facts(mask[at], made.mask[at]))
+        panels.append(Panel(f"--outline {name}", outlined(window, mask[at], made.mask[at]), facts))
+    row = Row(panels, (side, side), ("",), click=(place.x - left, place.y - top))
+    legend = Legend(mask="mask", tpm="", truth=True)
+    return draw_sheet([row], legend, columns=1, panels=len(panels))
 
 
 def trace_sheet(traces: Sequence[Trace], config: LabelConfig, title: str = "") -> Image.Image:

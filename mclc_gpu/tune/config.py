@@ -24,7 +24,7 @@ class TuneOptions:
     preset : str
         Label preset at which the search starts.
     category : {"given", "estimate"}, optional
-        Source of the targets' size categories; by default the preset's.
+        Source of the targets' size categories; by default none for labels that need none, else the preset's.
     jitter : float >= 0, pixels
         Spread of the simulated clicks; see `mclc_gpu.data.simulate.points_from_mask`.
     seeds : int >= 1
@@ -59,7 +59,8 @@ class TuneOptions:
     category: str | None = field(
         default=None,
         metadata={
-            "help": "whether annotators will give the targets' size category (as in the preset: given)",
+            "help": "whether annotators will give the targets' size category "
+            "(default: only where labels need it)",
             "choices": ("given", "estimate"),
         },
     )

@@ -48,6 +48,7 @@ CONFIG, TABLE, PLOT = "config.json", "search.csv", "search.png"
 LAYOUT = RunLayout("tune", (), (CONFIG, TABLE, PLOT))
 SEARCH_TRIALS = 30  # most trials per target while searching; results are measured with the config's own
 FEW_IMAGES = 4
+KEPT_ERRORS = 2  # standard errors that the expected gain must exceed
 OUTLINE = "components.outline"
 _KINDS = {"components.polarity", OUTLINE}  # of targets and of outlines
 
@@ -59,8 +60,9 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
 
     The search prefers settings near the preset's, the more so the fewer images there are (see
     `mclc_gpu.tune.search.cautious_gains`). The gain of its result, and of the best kind of outline alone, is
-    cross-validated over the evaluations. The config has the one of greater gain, less its standard error, if
-    that is above 0, and else the values of the preset; also of a single image, which cannot be divided.
+    cross-validated over the evaluations. The config has the one of greater gain, less `KEPT_ERRORS` standard
+    errors, if that is above 0, and else the values of the preset; also of a single image, which cannot be
+    divided. Labels that need no size category are made without it, unless `category` says otherwise.
 
     Writes config.json, search.csv, search.png and tune.json into the output folder. An interrupted run leaves
     the best config so far, and can be resumed.
@@ -154,6 +156,8 @@ class _Run:
     ----------
     config : LabelConfig
         Config at which the search starts.
+    measured : LabelConfig
+        That config as it is measured, without the size categories of the simulated clicks.
     settings : dict
         Settings on which the result depends, besides the files.
     whole : TuneSet
@@ -185,7 +189,10 @@ class _Run:
         self.whole, self.skipped = _read_set(options, seeds)
         areas = [int(mask.sum()) for mask in self.whole.truth]
         self.fingerprint = fingerprint_of([self.settings, self.whole.names, areas])
-        self.brief = replace(self.config, trials=min(self.config.trials, SEARCH_TRIALS))
+        self.measured = self.config
+        if options.category is None and not self.config.entry.needs_category:
+            self.measured = replace(self.config, category="estimate")  # few clicks come with a category
+        self.brief = replace(self.measured, trials=min(self.config.trials, SEARCH_TRIALS))
         self.rows: list[dict[str, Any]] = []
         self.tried: list[Tried] = []
 
@@ -242,8 +249,8 @@ class _Run:
             if len(self.whole.names) > 1:
                 held = cross_validated(counts, steps, self.options.seed)
             choices.append((values, held, *gain_of(counts[0], held, self.options.seed)))
-        values, held, gain, uncertainty = max(choices, key=lambda choice: choice[2] - choice[3])
-        kept = bool(values != self.start and gain > uncertainty)
+        values, held, gain, uncertainty = max(choices, key=lambda choice: choice[2] - KEPT_ERRORS * choice[3])
+        kept = bool(values != self.start and gain > KEPT_ERRORS * uncertainty)
         return {
             "before": _facts(self._measured(self.start)),
             "after": _facts(self._measured(values)),
@@ -267,7 +274,7 @@ class _Run:
 
     def _measured(self, values: Values) -> np.ndarray:
         """Count the pixels with all trials."""
-        return self.evaluator.counts(with_values(self.config, values))
+        return self.evaluator.counts(with_values(self.measured, values))
 
     def _changes(self, values: Values) -> dict[str, list[Any]]:
         """Return [before, after] of each parameter that differs from the preset's."""

@@ -93,7 +93,7 @@ def matters(parameter: Parameter, values: Mapping[str, Any]) -> bool:
 
 LEAST_GAIN = 0.0005  # IoU; a smaller gain is not worth another value
 CAUTION = 1.0  # standard errors of a gain that are taken off it
-STEP_PRICE = 0.02  # IoU for each step away from the start, divided by the number of images
+STEP_PRICE = 0.1  # IoU for each step away from the start, divided by the number of images
 _FOLDS, _PARTITIONS = 5, 10  # of the cross-validation
 _IDLE_RESTARTS = 25  # restarts in a row without a new evaluation: the space is exhausted
 _RESAMPLES = 1000

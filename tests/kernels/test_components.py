@@ -1,6 +1,6 @@
 """Vote of components against plain numpy, on both backends, in any batch, and on real images."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numba
@@ -16,8 +16,9 @@ from mclc_gpu.data.datasets import find_split, read_list
 from mclc_gpu.data.images import luma, read_image, read_mask
 from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import points_from_mask
+from mclc_gpu.data.synthetic import hot_scene
 from mclc_gpu.kernels.components import ComponentVotes, component_windows, vote_components
-from mclc_gpu.kernels.config import CATEGORY_AREAS, ComponentConfig
+from mclc_gpu.kernels.config import CATEGORY_AREAS, OUTLINES, ComponentConfig
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
 from mclc_gpu.score.metrics import Scores
 
@@ -312,6 +313,29 @@ def test_colors_count_by_their_luma() -> None:
     one, other = vote([gray], CONFIG), vote([colored], CONFIG)
     assert torch.allclose(one.tpm, other.tpm, atol=1e-3)
     assert not bool(one.flat)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outlines_are_drawn_at_the_core_the_edge_or_around_the_body(backend: str) -> None:
+    assert CONFIG.outline == "edge"
+    assert CONFIG.score_weights() == astuple(CONFIG.weights)
+    scenes = [hot_scene(0, index) for index in range(4)]
+    images = PackedImages.pack([scene.image for scene in scenes], device_of(backend))
+    places = [(i, round(scene.targets[0].y), round(scene.targets[0].x)) for i, scene in enumerate(scenes)]
+    windows, unknown = component_windows(images, torch.tensor(places)), torch.full((4,), -1)
+    areas = {
+        outline: vote_components(images, windows, unknown, replace(CONFIG, outline=outline), backend=backend)
+        .area.cpu()
+        .numpy()
+        for outline in OUTLINES
+    }
+    truth = np.array([scene.targets[0].area for scene in scenes])
+    assert (areas["core"] <= areas["edge"]).all()
+    assert (areas["edge"] < 0.5 * truth).all()
+    assert (areas["body"] > 0.6 * truth).all()
+    assert (areas["body"] < 1.2 * truth).all()
+    with pytest.raises(ValueError, match="outline must be one of"):
+        ComponentConfig(outline="rim")
 
 
 def test_categories() -> None:

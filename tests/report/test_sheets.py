@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclc_gpu.report.sheets import Legend, Row, draw_sheet, target_row
+from mclc_gpu.report.sheets import Legend, Row, draw_sheet, outline_sheet, target_row
 
 MASK, TRUTH, CLICK = (255, 176, 0), (64, 190, 255), (255, 45, 85)
 TEXT = "PIL.ImageDraw.ImageDraw.text"
@@ -159,3 +159,11 @@ def test_arrays_are_not_changed() -> None:
     contact_sheet([target_row(**given)])
     for name, old in before.items():
         np.testing.assert_array_equal(given[name], old)
+
+
+def test_outlines_side_by_side() -> None:
+    sheet = outline_sheet(2)
+    assert sheet.size == (4 * 150 + 3 * 6 + 2 * 18, draw_sheet([], Legend()).size[1])
+    columns = places(below_legend(sheet), MASK)[:, 1]
+    counts = [int(((columns >= left) & (columns < left + 150)).sum()) for left in (18, 174, 330, 486)]
+    assert counts[0] == 0 < counts[1] < counts[3]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.images import read_image, read_mask
 from mclc_gpu.data.simulate import points_from_mask
-from mclc_gpu.data.synthetic import write_dataset
+from mclc_gpu.data.synthetic import hot_scene, write_dataset
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import MAKERS, Parameter, preset
 from mclc_gpu.labels.pipeline import compose, label_images
@@ -230,7 +230,7 @@ def test_a_gain_and_its_uncertainty():
 
 def test_dark_targets_are_found_and_label_takes_the_config(dark, tmp_path, capsys):
     out, labels = tmp_path / "tuned", tmp_path / "labels"
-    assert tune(dark, out, "--budget", 8) == 0
+    assert tune(dark, out, "--budget", 8, "--category", "given") == 0
     found = summary_of(out)
     assert found["changes"]["components.polarity"][0] == "bright"
     assert found["settings"]["seeds"] == 1
@@ -250,6 +250,21 @@ def test_dark_targets_are_found_and_label_takes_the_config(dark, tmp_path, capsy
     assert main([str(word) for word in again]) == 0
     settings = [json.loads((o / "label.json").read_text())["settings"] for o in (labels, tmp_path / "b")]
     assert settings[1] == {**settings[0], "threshold": 0.9}
+
+
+def test_masks_of_dim_bodies_point_to_their_outline(tmp_path, capsys):
+    for index in range(6):
+        made = hot_scene(0, index)
+        for folder, pixels in (("images", made.image), ("masks", made.mask.astype(np.uint8) * 255)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    assert tune(tmp_path, tmp_path / "out", "--budget", 6) == 0
+    found = summary_of(tmp_path / "out")
+    assert max(found["outlines"], key=found["outlines"].get) == "body"
+    assert found["gain"] > 0.3
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == asdict(preset("default", components={"outline": "body"}))
+    assert "these masks point to --outline body" in capsys.readouterr().out
 
 
 def test_the_files_tell_every_evaluation(frames, tmp_path):
