@@ -41,9 +41,8 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
         f"IoU on these images: preset {start} {_shown(summary['before'])}, tuned {_shown(summary['after'])}"
     )
     if outlines := summary["outlines"]:
-        best = max(outlines, key=lambda name: outlines[name])
         ious = ", ".join(f"{name} {iou:.4f}" for name, iou in outlines.items())
-        print(f"IoU by kind of outline: {ious}; these masks point to --outline {best}")
+        print(f"IoU by kind of outline: {ious}; these masks point to --outline {summary['outline']}")
     if (judged := summary["cross_validated"]) is None:
         print("not cross-validated, since one image cannot be divided")
     else:

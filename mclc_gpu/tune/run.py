@@ -60,8 +60,8 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
 
     The search prefers settings near the preset's, the more so the fewer images there are (see
     `mclc_gpu.tune.search.cautious_gains`). The gain of its result, and of the best kind of outline alone, is
-    cross-validated over the evaluations. The config has the one of greater gain, less `KEPT_ERRORS` standard
-    errors, if that is above 0, and else the values of the preset; also of a single image, which cannot be
+    cross-validated over the evaluations. The config has the first of the two whose gain is more than
+    `KEPT_ERRORS` standard errors, or else the values of the preset; also of a single image, which cannot be
     divided. Labels that need no size category are made without it, unless `category` says otherwise.
 
     Writes config.json, search.csv, search.png and tune.json into the output folder. An interrupted run leaves
@@ -249,14 +249,16 @@ class _Run:
             if len(self.whole.names) > 1:
                 held = cross_validated(counts, steps, self.options.seed)
             choices.append((values, held, *gain_of(counts[0], held, self.options.seed)))
-        values, held, gain, uncertainty = max(choices, key=lambda choice: choice[2] - KEPT_ERRORS * choice[3])
-        kept = bool(values != self.start and gain > KEPT_ERRORS * uncertainty)
+        passing = [choice for choice in choices if choice[2] > KEPT_ERRORS * choice[3]]
+        values, held, gain, uncertainty = (passing or choices)[0]
+        kept = bool(passing and values != self.start)
         return {
             "before": _facts(self._measured(self.start)),
             "after": _facts(self._measured(values)),
             "cross_validated": _facts(held) if len(self.whole.names) > 1 else None,
             "gain": gain,
             "gain_uncertainty": uncertainty,
+            "outline": choices[1][0].get(OUTLINE),
             "outlines": self._outlines(alone),
             "changes": self._changes(values),
             "tuned_kept": kept,

@@ -19,6 +19,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import MAKERS, Parameter, preset
 from mclc_gpu.labels.pipeline import compose, label_images
 from mclc_gpu.score.metrics import Scores
+from mclc_gpu.tune.run import KEPT_ERRORS
 from mclc_gpu.tune.search import (
     STEP_PRICE,
     Evaluator,
@@ -260,7 +261,7 @@ def test_masks_of_dim_bodies_point_to_their_outline(tmp_path, capsys):
             Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
     assert tune(tmp_path, tmp_path / "out", "--budget", 6) == 0
     found = summary_of(tmp_path / "out")
-    assert max(found["outlines"], key=found["outlines"].get) == "body"
+    assert found["outline"] == max(found["outlines"], key=found["outlines"].get) == "body"
     assert found["gain"] > 0.3
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == asdict(preset("default", components={"outline": "body"}))
@@ -292,7 +293,7 @@ def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypa
         Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "masks" / f"{name}.png")
     assert tune(tmp_path, tmp_path / "out", "--budget", 12) == 0
     found = summary_of(tmp_path / "out")
-    assert found["gain"] <= found["gain_uncertainty"]
+    assert found["gain"] <= KEPT_ERRORS * found["gain_uncertainty"]
     assert not found["tuned_kept"]
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == asdict(preset("default"))
     assert "keeps the values of preset default" in capsys.readouterr().out
