@@ -95,7 +95,7 @@ _CRF = ("refine", ("crf",))
 _THRESHOLD = ("refine", ("threshold",))
 
 # The values to search are about evenly spaced, on a logarithmic scale where a setting acts by its ratio,
-# around the presets'.
+# around the presets', whose own values are added.
 MAKERS: Registry[MakerEntry] = Registry(
     "maker",
     {
@@ -134,9 +134,9 @@ MAKERS: Registry[MakerEntry] = Registry(
                 Parameter("components.core", (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)),
                 Parameter("components.body", (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)),
                 Parameter("threshold", (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
-                Parameter("components.weights.edge", (0.5, 1.5, 2.5, 3.5, 4.5)),
-                Parameter("components.weights.rim", (0.0, 1.5, 3.0, 4.5)),
-                Parameter("components.weights.large", (-2.0, -1.0, -0.5, 0.0, 0.5)),
+                Parameter("components.weights.edge", (0.5, 1.5, 2.5, 4.5, 6.0)),
+                Parameter("components.weights.rim", (0.0, 1.5, 2.5, 4.5)),
+                Parameter("components.weights.large", (-2.0, -1.2, -0.3, 0.0, 0.5)),
                 Parameter("components.opening", (0, 9, 13, 19, 31)),
                 Parameter("components.levels", (32, 64, 128, 254)),
                 Parameter("components.near", (2, 4, 6, 8, 11)),

@@ -404,7 +404,7 @@ def target_row(
     return Row(panels, mask.shape, [name], ",  ".join(facts), click)
 
 
-def outline_sheet(index: int = 0, side: int = 49) -> Image.Image:
+def outline_sheet(index: int = 278, side: int = 49) -> Image.Image:
     """Draw one synthetic target, an aircraft with hot engines, in each kind of outline.
 
     docs/outlines.png is ``outline_sheet().save("docs/outlines.png")``.

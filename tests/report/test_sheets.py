@@ -162,7 +162,7 @@ def test_arrays_are_not_changed() -> None:
 
 
 def test_outlines_side_by_side() -> None:
-    sheet = outline_sheet(2)
+    sheet = outline_sheet()
     assert sheet.size == (4 * 150 + 3 * 6 + 2 * 18, draw_sheet([], Legend()).size[1])
     columns = places(below_legend(sheet), MASK)[:, 1]
     counts = [int(((columns >= left) & (columns < left + 150)).sum()) for left in (18, 174, 330, 486)]
