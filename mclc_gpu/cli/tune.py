@@ -51,7 +51,8 @@ def _report(out: Path, summary: Mapping[str, Any]) -> None:
     if summary["tuned_kept"]:
         print(f"{out / CONFIG} holds the tuned values: label --config {shlex.quote(str(out / CONFIG))}")
     elif summary["changes"]:
-        print(f"no gain beyond twice its standard error: {out / CONFIG} keeps the values of preset {start}")
+        needed = f"the gain is not above {summary['gain_needed']:.4f}, as 99 % confidence needs"
+        print(f"{needed}: {out / CONFIG} keeps the values of preset {start}")
     else:
         print(f"no better settings found: {out / CONFIG} keeps the values of preset {start}")
     print(f"plot: {out / PLOT}")

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of, write_csv, write_json
@@ -48,7 +49,7 @@ CONFIG, TABLE, PLOT = "config.json", "search.csv", "search.png"
 LAYOUT = RunLayout("tune", (), (CONFIG, TABLE, PLOT))
 SEARCH_TRIALS = 30  # most trials per target while searching; results are measured with the config's own
 FEW_IMAGES = 4
-KEPT_ERRORS = 2  # standard errors that the expected gain must exceed
+CONFIDENCE = 0.99  # that a gain is above 0, for settings to be kept
 OUTLINE = "components.outline"
 _KINDS = {"components.polarity", OUTLINE}  # of targets and of outlines
 
@@ -60,9 +61,9 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
 
     The search prefers settings near the preset's, the more so the fewer images there are (see
     `mclc_gpu.tune.search.cautious_gains`). The gain of its result, and of the best kind of outline alone, is
-    cross-validated over the evaluations. The config has the first of the two whose gain is more than
-    `KEPT_ERRORS` standard errors, or else the values of the preset; also of a single image, which cannot be
-    divided. Labels that need no size category are made without it, unless `category` says otherwise.
+    cross-validated over the evaluations. The config has the first of the two whose gain is above 0
+    with a confidence of 99 % (see `needed_errors`), or else the values of the preset; also of a single image,
+    which cannot be divided. Labels that need no size category are made without it, unless `category` says otherwise.
 
     Writes config.json, search.csv, search.png and tune.json into the output folder. An interrupted run leaves
     the best config so far, and can be resumed.
@@ -249,7 +250,8 @@ class _Run:
             if len(self.whole.names) > 1:
                 held = cross_validated(counts, steps, self.options.seed)
             choices.append((values, held, *gain_of(counts[0], held, self.options.seed)))
-        passing = [choice for choice in choices if choice[2] > KEPT_ERRORS * choice[3]]
+        errors = needed_errors(len(self.whole.names))
+        passing = [choice for choice in choices if choice[2] > errors * choice[3]]
         values, held, gain, uncertainty = (passing or choices)[0]
         kept = bool(passing and values != self.start)
         return {
@@ -258,6 +260,7 @@ class _Run:
             "cross_validated": _facts(held) if len(self.whole.names) > 1 else None,
             "gain": gain,
             "gain_uncertainty": uncertainty,
+            "gain_needed": errors * uncertainty,
             "outline": choices[1][0].get(OUTLINE),
             "outlines": self._outlines(alone),
             "changes": self._changes(values),
@@ -289,6 +292,11 @@ class _Run:
         orders = {parameter.name: parameter.values for parameter in self.space}
         title = f"{self.config.maker} from preset {self.options.preset}, {len(self.rows)} evaluations"
         plot_search(self.rows, orders, self.search.best, self.options.out / PLOT, title)
+
+
+def needed_errors(images: int) -> float:
+    """Return how many standard errors a gain must exceed: the one-sided quantile of Student's t."""
+    return float(special.stdtrit(max(images - 1, 1), CONFIDENCE))
 
 
 def _table(tried: Sequence[Tried]) -> np.ndarray:

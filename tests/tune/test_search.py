@@ -19,7 +19,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import MAKERS, Parameter, preset
 from mclc_gpu.labels.pipeline import compose, label_images
 from mclc_gpu.score.metrics import Scores
-from mclc_gpu.tune.run import KEPT_ERRORS
+from mclc_gpu.tune.run import needed_errors
 from mclc_gpu.tune.search import (
     STEP_PRICE,
     Evaluator,
@@ -229,6 +229,12 @@ def test_a_gain_and_its_uncertainty():
     assert 0 < gain < uncertainty
 
 
+def test_few_images_need_more_standard_errors():
+    few, many = needed_errors(10), needed_errors(1000)
+    assert (round(few, 2), round(many, 2)) == (2.82, 2.33)
+    assert np.isfinite(needed_errors(1))
+
+
 def test_dark_targets_are_found_and_label_takes_the_config(dark, tmp_path, capsys):
     out, labels = tmp_path / "tuned", tmp_path / "labels"
     assert tune(dark, out, "--budget", 8, "--category", "given") == 0
@@ -293,7 +299,7 @@ def test_a_gain_that_does_not_carry_over_is_not_taken(frames, tmp_path, monkeypa
         Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "masks" / f"{name}.png")
     assert tune(tmp_path, tmp_path / "out", "--budget", 12) == 0
     found = summary_of(tmp_path / "out")
-    assert found["gain"] <= KEPT_ERRORS * found["gain_uncertainty"]
+    assert found["gain"] <= found["gain_needed"]
     assert not found["tuned_kept"]
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == asdict(preset("default"))
     assert "keeps the values of preset default" in capsys.readouterr().out
