@@ -63,7 +63,7 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
     `mclc_gpu.tune.search.cautious_gains`). The gain of its result, and of the best kind of outline alone, is
     cross-validated over the evaluations. The config has the first of the two whose gain is above 0 with a
     confidence of 99 % (see `needed_errors`), or else the values of the preset; also of a single image, which
-    cannot be divided. Labels that need no size category are made without it, unless `category` says otherwise.
+    cannot be divided. Labels that need no size category are made without one unless `category` is given.
 
     Writes config.json, search.csv, search.png and tune.json into the output folder. An interrupted run leaves
     the best config so far, and can be resumed.
