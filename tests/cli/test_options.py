@@ -30,7 +30,7 @@ LEAST = {
 LABEL_SETTINGS = {
     "jitter", "supervision", "clicks", "preset", "config", "trials", "category", "refine", "threshold",
     "crf-iterations", "crf-gaussian", "crf-bilateral", "method", "noise", "intensity", "clusters",
-    "compactness", "polarity", "shards", "stop-change",
+    "compactness", "polarity", "outline", "shards", "stop-change",
 }  # fmt: skip
 SCORING, DETECTOR = {"json", "convention", "list", "roc", "strict"}, {"threshold", "tile", "overlap", "amp"}
 RUN = {"out", "device", "resume", "overwrite", "strict", "list"}
