@@ -1,4 +1,4 @@
-"""sRGB to CIELAB and gray scales on the CPU."""
+"""sRGB to CIELAB, gray scales and local extremes of gray levels on the CPU."""
 
 from functools import partial
 
@@ -148,3 +148,22 @@ def ranked(values, count, rank):
         else:
             break
     return values[U(rank)]
+
+
+@compiled()
+def _least_of_two(source, step, length, out):
+    for p in range(U(length)):
+        out[p] = min(source[p], source[p + step])
+
+
+@compiled()
+def least_of_blocks(values, spare, side, stride):
+    """Return the least of the `side` x `side` elements from each on, in rows of `stride`."""
+    for step in (1, stride):
+        width, length = 1, values.shape[0]
+        while width < side:
+            further = min(width, side - width)
+            length -= further * step
+            _least_of_two(values, U(further * step), length, spare)
+            values, spare, width = spare, values, width + further
+    return values

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import torch
 
-from mclc_gpu.kernels.color_cpu import luma, ranked
+from mclc_gpu.kernels.color_cpu import least_of_blocks, luma, ranked
 from mclc_gpu.kernels.config import STEPS, WHITE, ComponentConfig
 from mclc_gpu.kernels.jit_cpu import compiled
 from mclc_gpu.kernels.packed import Marks, PackedImages, Windows
@@ -93,25 +93,6 @@ def _background(values, h, w, buffer):
 
 
 @compiled()
-def _least_of_two(source, step, length, out):
-    for p in range(U(length)):
-        out[p] = min(source[p], source[p + step])
-
-
-@compiled()
-def _least_of_blocks(values, spare, side, stride):
-    """Return the least of the `side` x `side` elements from each on, in rows of `stride`."""
-    for step in (1, stride):
-        width, length = 1, values.shape[0]
-        while width < side:
-            further = min(width, side - width)
-            length -= further * step
-            _least_of_two(values, U(further * step), length, spare)
-            values, spare, width = spare, values, width + further
-    return values
-
-
-@compiled()
 def _relief(values, h, w, side):
     """Return gray levels less their opening by a square of the window's pixels, padded like `values`."""
     if side == 0:
@@ -123,12 +104,12 @@ def _relief(values, h, w, side):
         start, to = U((y + PAD) * stride + PAD), U((y + reach) * wide + reach)
         for x in range(U(w)):
             low[to + x] = values[start + x]
-    low, high = _least_of_blocks(low, spare, side, wide), np.full((h + 2 * reach) * wide, _FAR)
+    low, high = least_of_blocks(low, spare, side, wide), np.full((h + 2 * reach) * wide, _FAR)
     for y in range(h):
         start, to = U(y * wide), U((y + reach) * wide + reach)
         for x in range(U(w)):
             high[to + x] = -low[start + x]
-    high = _least_of_blocks(high, spare, side, wide)
+    high = least_of_blocks(high, spare, side, wide)
     for y in range(h):
         start, to = U(y * wide), U((y + PAD) * stride + PAD)
         for x in range(U(w)):
