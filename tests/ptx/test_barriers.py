@@ -43,6 +43,7 @@ STAND_INS = {
     "candidates_triton.ring_medians 3", "components_triton.read_window 1", "components_triton.background 1",
     "components_triton.background 2", "components_triton.background 3", "components_triton.vote 1",
     "components_triton.components_kernel 1", "connectivity_triton.fill_border 1",
+    "candidates_triton.clear_rows 1", "candidates_triton.spread 2",
 }  # fmt: skip
 FUNCTIONS = {} if interpreted() else functions()
 
