@@ -55,7 +55,7 @@ class Launch:
 
 @dataclass
 class Record:
-    """What was asked of the device.
+    """Counts of the work that was asked of the device.
 
     Attributes
     ----------

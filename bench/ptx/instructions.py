@@ -23,7 +23,7 @@ from mclc_gpu.bench.ptx.syntax import (
 
 
 class Lines(Protocol):
-    """What instructions need of the function that is being written."""
+    """Interface of the function that instructions are written into."""
 
     def emit(self, code: str) -> str:
         """Append a line that computes a value; return the value's name."""

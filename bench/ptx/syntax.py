@@ -117,7 +117,7 @@ class Instruction:
 
     @property
     def registers(self) -> list[str]:
-        """All registers that the instruction reads or writes."""
+        """Return all registers that the instruction reads or writes."""
         return _REGISTER.findall(" ".join([self.guard, *self.operands]))
 
 

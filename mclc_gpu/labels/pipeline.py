@@ -232,7 +232,7 @@ class LabeledTargets(Sequence[TargetMask]):
 
     @property
     def targets(self) -> list[TargetMask]:
-        """All labels."""
+        """Return all labels."""
         with self._lock:
             if self._targets is None:
                 self._targets = self._made()

@@ -54,7 +54,7 @@ class Window:
 
     @property
     def row(self) -> tuple[int, int, int, int, int, int]:
-        """All fields, in order."""
+        """Return all fields, in order."""
         return self.top, self.left, self.height, self.width, self.click_row, self.click_column
 
     @property

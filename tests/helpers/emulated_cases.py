@@ -49,19 +49,24 @@ class Case:
         return apart
 
 
-def kernels() -> dict[str, Any]:
-    """Return all Triton kernels of the package by name, those that are launched: ``*_kernel``."""
+def functions() -> dict[str, Any]:
+    """Return all functions of the package that Triton compiles, by module and name."""
     found = {}
     for module in pkgutil.iter_modules(mclc_gpu.kernels.__path__):
         if module.name.endswith("_triton"):
             own = vars(importlib.import_module(f"mclc_gpu.kernels.{module.name}"))
             found |= {
-                f"{module.name}.{name}": value
-                for name, value in own.items()
-                if isinstance(value, triton.JITFunction) and name.endswith("_kernel")
-                if value.fn.__module__ == f"mclc_gpu.kernels.{module.name}"
+                f"{module.name}.{name}": function
+                for name, function in own.items()
+                if isinstance(function, triton.JITFunction)
+                if function.fn.__module__ == f"mclc_gpu.kernels.{module.name}"
             }
     return found
+
+
+def kernels() -> dict[str, Any]:
+    """Return all Triton kernels of the package by name, those that are launched: ``*_kernel``."""
+    return {name: function for name, function in functions().items() if name.endswith("_kernel")}
 
 
 def targets(

@@ -1,41 +1,20 @@
-"""Which barriers of the kernels are needed: without any one of these, the emulator finds a fault.
+"""Need for every barrier of the kernels: without any one of these, the emulator finds a fault.
 
 Sums over warps and changes of a tensor's layout bring barriers of their own into the compiled code.
 `STAND_INS` names the barriers that these make unnecessary with the present release of Triton, where another
 one may compile otherwise, and those of lanes that are one thread each, but two where a warp has 64 threads.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
-import triton
-from emulated_cases import BARRIERS, Case
+from emulated_cases import BARRIERS, Case, functions
 
-import mclc_gpu.kernels
 from mclc_gpu.bench.ptx.launch import emulated
 from mclc_gpu.bench.ptx.machine import ORDERS, MachineError
 from mclc_gpu.kernels.backend import interpreted
-
-
-def functions() -> dict[str, Any]:
-    """Return all functions of the package that Triton compiles, by module and name."""
-    found = {}
-    for module in pkgutil.iter_modules(mclc_gpu.kernels.__path__):
-        if module.name.endswith("_triton"):
-            own = vars(importlib.import_module(f"mclc_gpu.kernels.{module.name}"))
-            found |= {
-                f"{module.name}.{name}": function
-                for name, function in own.items()
-                if isinstance(function, triton.JITFunction)
-                if function.fn.__module__ == f"mclc_gpu.kernels.{module.name}"
-            }
-    return found
-
 
 STAND_INS = {
     "candidates_triton.bright_rows 1", "candidates_triton.grow 2", "candidates_triton.join_levels 2",
