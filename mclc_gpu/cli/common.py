@@ -1,8 +1,10 @@
 """Output that several commands print and write: skipped inputs, and scores."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mclc_gpu.data.files import write_json
 from mclc_gpu.errors import Skipped
@@ -22,7 +24,12 @@ def print_skipped(skipped: Sequence[Skipped], complete: Path | None = None) -> N
 
 
 def print_scores(
-    scores: Scores, roc: Roc | None, plot: Path | None, json_file: Path | None, skipped: int
+    scores: Scores,
+    roc: Roc | None,
+    plot: Path | None,
+    json_file: Path | None,
+    skipped: int,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Print the scores of a set of masks, plot its ROC curve and write all numbers as JSON.
 
@@ -36,6 +43,8 @@ def print_scores(
         Files for the curve and for the numbers; None: not written.
     skipped : int
         Number of inputs that are not in the scores.
+    about : mapping
+        Further entries of the JSON file.
     """
     result = scores.compute()
     print(result)
@@ -47,4 +56,4 @@ def print_scores(
         plot_roc(roc, plot)
     if json_file is not None:
         curve = {} if roc is None else {"roc": roc.as_dict()}
-        write_json(json_file, {**result.as_dict(), **curve, "skipped": skipped})
+        write_json(json_file, {**result.as_dict(), **curve, "skipped": skipped, **about})

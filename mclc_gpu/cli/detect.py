@@ -1,7 +1,7 @@
 """Commands that run a trained detector: evaluate and predict."""
 
 from mclc_gpu.cli.common import print_scores, print_skipped
-from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
+from mclc_gpu.detect.config import EvaluateOptions, PredictOptions, Threshold
 from mclc_gpu.detect.evaluate import Evaluation, evaluate_images
 from mclc_gpu.detect.predict import LAYOUT, predict_images
 from mclc_gpu.errors import InputError, Skipped
@@ -9,7 +9,7 @@ from mclc_gpu.report.folder import FILES, write_report
 from mclc_gpu.report.sheets import Extremes
 from mclc_gpu.runs import keep_apart
 
-_REPORTED = ("checkpoint", "images", "masks", "list", "threshold", "convention", "tile", "overlap", "amp")
+_REPORTED = ("checkpoint", "images", "masks", "list", "convention", "tta", "tile", "overlap", "amp")
 
 
 def evaluate(options: EvaluateOptions, started: float) -> int:
@@ -20,13 +20,16 @@ def evaluate(options: EvaluateOptions, started: float) -> int:
         if path is not None:
             keep_apart(option, (path, path.parent), inputs)
     _refuse_older_report(options)
-    extremes = Extremes(threshold=options.threshold)
+    extremes = Extremes()
     evaluation = evaluate_images(options, extremes)
     print_skipped(evaluation.skipped)
     if not evaluation.scores.images:
         raise InputError(f"{options.images}: no image that has a mask of its size in {options.masks}")
     roc = evaluation.roc.compute()
-    print_scores(evaluation.scores, roc, options.roc, options.json, len(evaluation.skipped))
+    threshold = evaluation.threshold
+    about = {"threshold": threshold.value, "threshold_from": threshold.source, "tta": options.tta}
+    print(f"threshold {threshold}" + ("" if options.tta == "none" else f", tta {options.tta}"))
+    print_scores(evaluation.scores, roc, options.roc, options.json, len(evaluation.skipped), about)
     if options.out is not None:
         _report(options, evaluation, extremes)
     return len(evaluation.skipped)
@@ -51,6 +54,7 @@ def _report(options: EvaluateOptions, evaluation: Evaluation, extremes: Extremes
         extremes=extremes,
         settings={
             **{name: getattr(options, name) for name in _REPORTED},
+            "threshold": str(evaluation.threshold),
             "skipped": len(evaluation.skipped),
             "training": evaluation.trained.settings,
         },
@@ -65,7 +69,11 @@ def predict(options: PredictOptions, started: float) -> int:
     print_skipped(skipped, LAYOUT.summary(options.out))
     rate = "" if summary["images_per_s"] is None else f", {summary['images_per_s']:.1f} images/s"
     seconds = summary["seconds"]
-    print(f"{summary['images']} images, {summary['detections']} detections -> {options.out}")
+    threshold = Threshold(summary["settings"]["threshold"], summary["threshold_from"])
+    print(
+        f"{summary['images']} images, {summary['detections']} detections at threshold {threshold} -> "
+        f"{options.out}"
+    )
     print(
         f"{seconds['total']:.2f} s{rate} on {summary['device']}; start-up {seconds['startup']:.2f} s"
         + (f"; {summary['resumed_images']} images were finished before" if summary["resumed_images"] else "")

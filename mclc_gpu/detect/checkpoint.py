@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mclc_gpu.data.files import atomic_path
-from mclc_gpu.detect.config import CHANNELS
+from mclc_gpu.detect.config import CHANNELS, check_threshold
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector
 from mclc_gpu.networks.zoo import build
@@ -25,6 +25,7 @@ _FIELDS = {
     "settings": dict,
     "state": dict,
 }
+_THRESHOLD = "threshold"  # not in files of versions that did not calibrate one, which read those that have it
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Trained:
     state : dict
         State of the training: "epoch", "scores", and in a run's last.pt what resuming needs. Tensors are on
         the CPU.
+    threshold : float, 0..1, or None
+        Threshold of the target probability, calibrated on images held out of the training (see
+        `mclc_gpu.detect.calibrate`); None where there is none.
     """
 
     network: Detector
@@ -74,6 +78,7 @@ class Trained:
     normalization: Normalization
     settings: dict[str, Any]
     state: dict[str, Any]
+    threshold: float | None = None
 
 
 def save_checkpoint(
@@ -85,6 +90,7 @@ def save_checkpoint(
     normalization: Normalization,
     settings: dict[str, Any],
     state: dict[str, Any],
+    threshold: float | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -99,12 +105,17 @@ def save_checkpoint(
     settings, state : dict
         Nested dicts and lists of numbers, texts, None and, in `state`, tensors, which torch reads back
         without running code.
+    threshold : float, 0..1, optional
+        Calibrated threshold of the target probability.
 
     Raises
     ------
+    ValueError
+        If the threshold is out of range.
     OSError
         If the file cannot be written.
     """
+    check_threshold(threshold)
     content = {
         "kind": _KIND,
         "version": _VERSION,
@@ -114,6 +125,7 @@ def save_checkpoint(
         "weights": network.state_dict(),
         "settings": settings,
         "state": state,
+        _THRESHOLD: threshold,
     }
     # torch.save reports a full disk as an internal error when it writes to the file itself.
     file = io.BytesIO()
@@ -175,6 +187,7 @@ def load_checkpoint(path: Path, device: torch.device | str) -> Trained:
         normalization=normalization,
         settings=content["settings"],
         state=content["state"],
+        threshold=content.get(_THRESHOLD),
     )
 
 
@@ -200,4 +213,8 @@ def _read(path: Path) -> dict[str, Any]:
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(content.get(name), kind)]
     if wrong:
         raise InputError(f"{path}: damaged: {', '.join(wrong)} missing; copy or train it again")
+    try:
+        check_threshold(content.get(_THRESHOLD))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged: {error}; copy or train it again") from error
     return content

@@ -3,15 +3,68 @@
 See `mclc_gpu.cli.options` for the metadata of the fields.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mclc_gpu.errors import InputError
+from mclc_gpu.registry import Registry
 from mclc_gpu.score.config import CONVENTIONS
 
 TILE, OVERLAP = 1024, 64  # pixels
 CHANNELS = (1, 3)  # of the input of networks that are trained
+THRESHOLD = 0.5  # of detectors without a calibrated one
+
+# Test-time augmentations; an entry takes a function from images to probability maps, and images [B, C, H, W],
+# and returns their probability maps [B, H, W].
+AUGMENTATIONS: Registry[Callable[..., Any]] = Registry(
+    "tta",
+    {
+        "none": "mclc_gpu.detect.inference.single_view",
+        "flips": "mclc_gpu.detect.inference.mean_over_flips",
+    },
+)
+
+
+class Threshold(NamedTuple):
+    """Threshold of the target probability that a run uses.
+
+    Attributes
+    ----------
+    value : float, 0..1
+        A pixel is a target where its probability is above.
+    source : {"given", "checkpoint", "default"}
+        Origin of the value: the user, calibration on held-out images, or neither.
+    """
+
+    value: float
+    source: str
+
+    def __str__(self) -> str:
+        """Return the value and its origin for people."""
+        origin = {"given": "as given", "checkpoint": "from the checkpoint"}.get(self.source, self.source)
+        return f"{self.value:g} ({origin})"
+
+
+def check_threshold(value: float | None) -> None:
+    """Raise ValueError for a threshold that is no probability; None passes."""
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"threshold {value:g}: a probability is 0 to 1")
+
+
+def used_threshold(given: float | None, calibrated: float | None) -> Threshold:
+    """Return the threshold to use: the given one, else the checkpoint's, else 0.5.
+
+    Examples
+    --------
+    >>> from mclc_gpu.detect.config import used_threshold
+    >>> used_threshold(None, 0.4), str(used_threshold(0.7, 0.4))
+    (Threshold(value=0.4, source='checkpoint'), '0.7 (as given)')
+    """
+    if given is not None:
+        return Threshold(given, "given")
+    return Threshold(THRESHOLD, "default") if calibrated is None else Threshold(calibrated, "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +79,11 @@ class DetectorOptions:
         Folder of images.
     list : Path, optional
         Text file that names the images to use, one per line; by default all.
-    threshold : float, 0..1
-        A pixel is a target where its probability is above.
+    threshold : float, 0..1, optional
+        A pixel is a target where its probability is above; by default the checkpoint's, or 0.5 where it has
+        none.
+    tta : str
+        A name in `AUGMENTATIONS`.
     tile, overlap : int, pixels
         See `mclc_gpu.detect.inference.probability`.
     amp : bool
@@ -46,8 +102,19 @@ class DetectorOptions:
     list: Path | None = field(
         default=None, metadata={"help": "use only the images named here, one per line", "metavar": "TXT"}
     )
-    threshold: float = field(
-        default=0.5, metadata={"help": "mark pixels whose target probability is above P", "metavar": "P"}
+    threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "mark pixels whose target probability is above P (the checkpoint's, or 0.5 without one)",
+            "metavar": "P",
+        },
+    )
+    tta: str = field(
+        default="none",
+        metadata={
+            "help": "mean over several views of each image, at as many times the cost: flips are four",
+            "choices": AUGMENTATIONS,
+        },
     )
     tile: int = field(default=TILE, metadata={"help": "longest image side run in one piece", "metavar": "PX"})
     overlap: int = field(default=OVERLAP, metadata={"help": "overlap of neighboring tiles", "metavar": "PX"})
@@ -57,8 +124,9 @@ class DetectorOptions:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold:g}: a probability is 0 to 1")
+        AUGMENTATIONS.find(self.tta)
         if self.tile < 1 or not 0 <= self.overlap <= self.tile // 2:
             raise InputError(
                 f"--tile {self.tile} --overlap {self.overlap}: give 1 px or more, and 0 to half of a tile"
@@ -126,6 +194,12 @@ class PredictOptions(DetectorOptions):
         default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
     )
 
-    def settings(self) -> dict[str, Any]:
-        """Return what the output depends on, besides the checkpoint and the images."""
-        return {"threshold": self.threshold, "tile": self.tile, "overlap": self.overlap, "amp": self.amp}
+    def settings(self, threshold: float) -> dict[str, Any]:
+        """Return what the output depends on, besides the checkpoint and the images; `threshold` is used."""
+        return {
+            "threshold": threshold,
+            "tta": self.tta,
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "amp": self.amp,
+        }

@@ -11,8 +11,8 @@ from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_image, read_truth
 from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
-from mclc_gpu.detect.config import EvaluateOptions
-from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions, Threshold, used_threshold
+from mclc_gpu.detect.inference import Predictor, predictor_of
 from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import Progress
@@ -35,7 +35,9 @@ class Case:
     probability : ndarray [H, W], float32
         0 to 1.
     score : ImageScore
-        Counts at the threshold of the evaluation.
+        Counts at the threshold.
+    threshold : float, 0..1
+        Threshold of the evaluation.
     """
 
     name: str
@@ -43,13 +45,19 @@ class Case:
     truth: np.ndarray
     probability: np.ndarray
     score: ImageScore
+    threshold: float = THRESHOLD
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """Predicted mask, bool [H, W]."""
+        return self.probability > np.float32(self.threshold)
 
 
 def score_network(
     predictor: Predictor,
     samples: Iterable[Named],
     *,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     convention: Convention = CANONICAL,
     roc: RocScores | None = None,
     callback: Callable[[Case], None] | None = None,
@@ -86,7 +94,7 @@ def score_network(
         (name, image, truth), probability = part
         score = score_image(probability > np.float32(threshold), truth, name, convention)
         counts = None if roc is None else roc_counts(probability, truth, name, roc.convention)
-        return Case(name, image, truth, probability, score), counts
+        return Case(name, image, truth, probability, score, threshold), counts
 
     for case, counts in prefetch_map(count, predictor.stream((sample, sample[1]) for sample in samples)):
         scores.add(case.score)
@@ -111,12 +119,15 @@ class Evaluation:
         Unusable images.
     trained : Trained or None
         The detector, if it was read from a checkpoint.
+    threshold : Threshold
+        Threshold of the scores.
     """
 
     scores: Scores
     roc: RocScores
     skipped: list[Skipped] = field(default_factory=list)
     trained: Trained | None = None
+    threshold: Threshold = field(default_factory=lambda: used_threshold(None, None))
 
 
 def score_files(
@@ -124,7 +135,7 @@ def score_files(
     images: Mapping[str, Path],
     masks: Mapping[str, Path],
     *,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     convention: Convention = CANONICAL,
     callback: Callable[[Case], None] | None = None,
 ) -> Evaluation:
@@ -221,14 +232,15 @@ def evaluate_images(options: EvaluateOptions, callback: Callable[[Case], None] |
     files, masks = find_images_and_masks(options.images, options.masks)
     images, missing = listed(files, options.list, options.images)
     trained = load_checkpoint(options.checkpoint, pick_device(options.device))
+    threshold = used_threshold(options.threshold, trained.threshold)
     evaluation = score_files(
-        Predictor(trained.network, trained.normalization, options.tile, options.overlap, options.amp),
+        predictor_of(trained, options),
         images,
         masks,
-        threshold=options.threshold,
+        threshold=threshold.value,
         convention=CONVENTIONS.find(options.convention),
         callback=callback,
     )
     evaluation.skipped[:0] = missing
-    evaluation.trained = trained
+    evaluation.trained, evaluation.threshold = trained, threshold
     return evaluation

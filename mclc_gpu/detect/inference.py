@@ -1,17 +1,18 @@
 """Run a detector on images of any size and type: normalization, tiles, batches."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from mclc_gpu.data.images import network_levels
-from mclc_gpu.detect.checkpoint import Normalization
-from mclc_gpu.detect.config import OVERLAP, TILE
+from mclc_gpu.detect.checkpoint import Normalization, Trained
+from mclc_gpu.detect.config import AUGMENTATIONS, OVERLAP, TILE, DetectorOptions
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector
 
@@ -164,6 +165,22 @@ def _ramp(distance: np.ndarray, overlap: int) -> np.ndarray:
     return rise * rise * (3 - 2 * rise)
 
 
+Run = Callable[[torch.Tensor], torch.Tensor]  # images [B, C, H, W] to probability maps [B, H, W]
+
+
+def single_view(run: Run, images: torch.Tensor) -> torch.Tensor:
+    """Compute the probabilities of images as they are."""
+    return run(images)
+
+
+def mean_over_flips(run: Run, images: torch.Tensor) -> torch.Tensor:
+    """Compute the mean probabilities of images, their mirror images along either axis, and along both."""
+    total = run(images)
+    for sides in ((-1,), (-2,), (-2, -1)):
+        total = total + run(images.flip(sides)).flip(sides)
+    return total / 4
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictor:
     """Detector that runs on images as they are read.
@@ -176,6 +193,8 @@ class Predictor:
         Of its training images.
     tile, overlap, amp, batch_pixels
         See `probability`.
+    tta : str
+        Test-time augmentation, a name in `mclc_gpu.detect.config.AUGMENTATIONS`.
 
     Examples
     --------
@@ -195,6 +214,7 @@ class Predictor:
     overlap: int = OVERLAP
     amp: bool = False
     batch_pixels: int = BATCH_PIXELS
+    tta: str = "none"
 
     def probabilities(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Compute the target probability of every pixel of every image. Images of equal size run together.
@@ -218,17 +238,19 @@ class Predictor:
         for index, image in enumerate(images):
             groups.setdefault(image.shape[:2], []).append(index)
         results: dict[int, np.ndarray] = {}
+        augmented = AUGMENTATIONS.find(self.tta)
+        run = partial(
+            probability,
+            self.network,
+            tile=self.tile,
+            overlap=self.overlap,
+            amp=self.amp,
+            batch_pixels=self.batch_pixels,
+        )
         with evaluating(self.network):
             for indices in groups.values():
                 inputs = [to_input(images[i], self.network.in_channels, self.normalization) for i in indices]
-                found = probability(
-                    self.network,
-                    torch.from_numpy(np.stack(inputs)),
-                    self.tile,
-                    self.overlap,
-                    self.amp,
-                    self.batch_pixels,
-                )
+                found = augmented(run, torch.from_numpy(np.stack(inputs)))
                 if not bool(torch.isfinite(found).all()):
                     raise InputError(
                         "the network returns NaN: its training has diverged, use another checkpoint"
@@ -262,3 +284,15 @@ class Predictor:
     def _chunk(self, chunk: list[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
         found = self.probabilities([image for _, image in chunk])
         return zip((item for item, _ in chunk), found, strict=True)
+
+
+def predictor_of(trained: Trained, options: DetectorOptions) -> Predictor:
+    """Return a trained detector that runs as options say."""
+    return Predictor(
+        trained.network,
+        trained.normalization,
+        tile=options.tile,
+        overlap=options.overlap,
+        amp=options.amp,
+        tta=options.tta,
+    )

@@ -16,8 +16,8 @@ from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write
 from mclc_gpu.data.images import MASK_COLOR, display_rgb, read_image
 from mclc_gpu.data.names import find_files
 from mclc_gpu.detect.checkpoint import load_checkpoint
-from mclc_gpu.detect.config import PredictOptions
-from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.detect.config import PredictOptions, used_threshold
+from mclc_gpu.detect.inference import Predictor, predictor_of
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
 from mclc_gpu.runs import (
@@ -145,10 +145,13 @@ def predict_images(options: PredictOptions, started: float | None = None) -> dic
     trained = load_checkpoint(options.checkpoint, device)
     with options.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    fingerprint = fingerprint_of([options.settings(), digest, sorted(images)])
-    predictor = Predictor(trained.network, trained.normalization, options.tile, options.overlap, options.amp)
+    threshold = used_threshold(options.threshold, trained.threshold)
+    settings = options.settings(threshold.value)
+    fingerprint = fingerprint_of([settings, digest, sorted(images)])
+    predictor = predictor_of(trained, options)
     about = {
-        "settings": options.settings(),
+        "settings": settings,
+        "threshold_from": threshold.source,
         "fingerprint": fingerprint,
         "checkpoint": {"file": str(options.checkpoint), "sha256": digest, "network": trained.name},
         **provenance(device_name(device)),
@@ -156,13 +159,16 @@ def predict_images(options: PredictOptions, started: float | None = None) -> dic
     with locked(options.out, LAYOUT.kind):
         if options.resume and (complete := completed_run(LAYOUT, options.out, fingerprint)):
             return complete
-        summary = about | _predict_all(options, images, missing, predictor, fingerprint, started)
+        summary = about | _predict_all(
+            options, threshold.value, images, missing, predictor, fingerprint, started
+        )
         close_run(LAYOUT, options.out, summary)
     return summary
 
 
 def _predict_all(
     options: PredictOptions,
+    threshold: float,
     images: Mapping[str, Path],
     missing: list[Skipped],
     predictor: Predictor,
@@ -179,7 +185,7 @@ def _predict_all(
         Journal(LAYOUT, out, fingerprint) as journal,
         Progress("predict", len(images), done=len(records)) as progress,
     ):
-        for record in _predict(options, predictor, todo):
+        for record in _predict(options.out, threshold, predictor, todo):
             journal.append(record)
             records[record["image"]] = record
             progress.advance(1)
@@ -206,7 +212,7 @@ def _is_finished(out: Path, stem: str, record: Record) -> bool:
     return not record["skipped"] and all((out / f / f"{stem}.png").exists() for f in LAYOUT.folders)
 
 
-def _predict(options: PredictOptions, predictor: Predictor, todo: Mapping[str, Path]) -> Iterator[Record]:
+def _predict(out: Path, threshold: float, predictor: Predictor, todo: Mapping[str, Path]) -> Iterator[Record]:
     """Predict and write images; yield the journal's record of each.
 
     The network runs in this thread while others read the next images and write the last ones.
@@ -226,7 +232,7 @@ def _predict(options: PredictOptions, predictor: Predictor, todo: Mapping[str, P
 
     def write(predicted: tuple[tuple[str, np.ndarray], np.ndarray]) -> Record:
         (stem, image), probability = predicted
-        return _write(options, stem, image, probability)
+        return _write(out, threshold, stem, image, probability)
 
     for record in prefetch_map(write, predictor.stream(usable())):
         yield record
@@ -235,15 +241,15 @@ def _predict(options: PredictOptions, predictor: Predictor, todo: Mapping[str, P
     yield from unusable
 
 
-def _write(options: PredictOptions, stem: str, image: np.ndarray, probability: np.ndarray) -> Record:
+def _write(out: Path, threshold: float, stem: str, image: np.ndarray, probability: np.ndarray) -> Record:
     """Write the files of one image and return its record."""
-    mask = probability > np.float32(options.threshold)
+    mask = probability > np.float32(threshold)
     levels = np.round(probability * _ONE).astype(np.uint16)
     files: tuple[np.ndarray, ...] = (mask.astype(np.uint8) * 255, levels, overlay(image, mask))
     for folder, pixels in zip(LAYOUT.folders, files, strict=True):
-        with atomic_path(options.out / folder / f"{stem}.png") as path:
+        with atomic_path(out / folder / f"{stem}.png") as path:
             Image.fromarray(pixels).save(path, compress_level=_COMPRESSION)
-    detections = [astuple(one) for one in find_detections(probability, options.threshold)]
+    detections = [astuple(one) for one in find_detections(probability, threshold)]
     return {"image": stem, "skipped": None, "detections": detections}
 
 

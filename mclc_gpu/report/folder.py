@@ -85,7 +85,7 @@ def write_report(
             (_BEST, "Highest IoU", extremes.best()),
         ):
             with atomic_path(folder / name) as temporary:
-                case_sheet(cases, heading, extremes.threshold).save(temporary)
+                case_sheet(cases, heading).save(temporary)
             lines += [f"![{heading}]({name})", ""]
     if settings:
         lines += ["## Settings", "", *_table(("setting", "value"), _flat(settings)), ""]

@@ -505,12 +505,9 @@ class Extremes:
     ----------
     keep : int
         Number of images of either kind.
-    threshold : float, 0..1
-        The prediction is probability > threshold.
     """
 
-    def __init__(self, keep: int = 12, threshold: float = 0.5) -> None:
-        self.threshold = threshold
+    def __init__(self, keep: int = 12) -> None:
         self._worst: TopK[Case] = TopK(keep)
         self._best: TopK[Case] = TopK(keep)
 
@@ -519,7 +516,7 @@ class Extremes:
         score = case.score
         if math.isnan(score.iou):
             return
-        prediction = case.probability > np.float32(self.threshold)
+        prediction = case.prediction
         wrong = score.union - score.intersection
         error = prediction ^ case.truth if wrong else case.truth
         target = case.truth if score.true else prediction
@@ -551,6 +548,7 @@ def _section(case: Case, shown: np.ndarray) -> Case:
         case.truth[area].copy(),
         case.probability[area].copy(),
         case.score,
+        case.threshold,
     )
 
 
@@ -562,23 +560,22 @@ def _side(places: np.ndarray, length: int) -> slice:
     return slice(start, start + side)
 
 
-def case_sheet(cases: Sequence[Case], title: str, threshold: float = 0.5) -> Image.Image:
+def case_sheet(cases: Sequence[Case], title: str) -> Image.Image:
     """Draw detections: image, probability, and the outlines of prediction and truth.
 
     A caption states the image's name and its scores, which are those of the whole image.
     """
     legend = Legend("prediction", "probability", click=False, truth=True)
-    rows = [_case_row(case, threshold) for case in cases]
+    rows = [_case_row(case) for case in cases]
     return draw_sheet(rows, legend, title, empty="no image with a true or predicted pixel")
 
 
-def _case_row(case: Case, threshold: float) -> Row:
+def _case_row(case: Case) -> Row:
     score, window = case.score, enlarged(display_rgb(case.image))
-    prediction = case.probability > np.float32(threshold)
     panels = [
         Panel("image", window),
         Panel("probability", enlarged(heat(case.probability))),
-        Panel("prediction and truth", outlined(window, prediction, case.truth)),
+        Panel("prediction and truth", outlined(window, case.prediction, case.truth)),
     ]
     facts = [f"IoU {score.iou:.2f}", f"{score.detected} of {score.targets} found"]
     if score.false_alarm_pixels:

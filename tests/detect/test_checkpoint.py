@@ -100,8 +100,19 @@ def test_files_of_other_programs(tmp_path: Path, content: Any) -> None:
         ({"in_channels": 1}, "not those of this version's acm"),
         ({"normalisation": {"mean": 0.0}}, "not those of this version's acm"),
         ({"settings": None, "state": None}, "settings, state missing"),
+        ({"threshold": 1.5}, "damaged: threshold 1.5: a probability is 0 to 1"),
+        ({"threshold": "high"}, "damaged: "),
     ],
 )
 def test_checkpoints_that_do_not_fit(path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_checkpoint(changed(path, **changes), "cpu")
+
+
+def test_thresholds_are_kept_and_files_without_one_are_read(path: Path) -> None:
+    assert load_checkpoint(path, "cpu").threshold is None
+    assert load_checkpoint(changed(path, threshold=0.375), "cpu").threshold == 0.375
+    content = torch.load(path, weights_only=True)
+    del content["threshold"]  # as versions wrote it that calibrated none
+    torch.save(content, path)
+    assert load_checkpoint(path, "cpu").threshold is None
