@@ -58,7 +58,10 @@ class PackedImages:
 
     @staticmethod
     def pack_windows(
-        images: Sequence[np.ndarray], windows: "Windows", device: torch.device | str = "cpu"
+        images: Sequence[np.ndarray],
+        windows: "Windows",
+        device: torch.device | str = "cpu",
+        scales: Sequence[tuple[float, float]] | None = None,
     ) -> "tuple[PackedImages, Windows]":
         """Pack what some windows need of their images: the windows themselves, or the image if that is less.
 
@@ -69,6 +72,8 @@ class PackedImages:
         windows : Windows
             At least one, each inside its image, an index of `images`.
         device : torch.device
+        scales : sequence of (float, float), optional
+            `gray_scale` of images that are finite, so that they need not be read whole.
 
         Returns
         -------
@@ -83,7 +88,8 @@ class PackedImages:
         """
         table = windows.table.numpy()
         used, image = np.unique(table[:, 0], return_inverse=True)
-        planar = _planar([images[i] for i in used.tolist()])
+        planar = _planar([images[i] for i in used.tolist()], finite=scales is not None)
+        known = None if scales is None else [scales[i] for i in used.tolist()]
         heights, widths = np.array([one.shape[1:] for one in planar]).T
         whole = np.bincount(image, table[:, 3] * table[:, 4]) >= heights * widths
         alone, shared = np.flatnonzero(~whole[image]), np.flatnonzero(whole)
@@ -96,14 +102,15 @@ class PackedImages:
             np.concatenate([table[alone, 3], heights[shared]]),
             np.concatenate([table[alone, 4], widths[shared]]),
             device,
+            known,
         )
         rows = (len(alone) + np.cumsum(whole) - 1)[image]
         rows[alone] = np.arange(len(alone))
         return packed, windows.replace(image=torch.from_numpy(rows))
 
 
-def _planar(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return images as [channels, H, W], uint8 (not copied) or float32."""
+def _planar(images: Sequence[np.ndarray], finite: bool = False) -> list[np.ndarray]:
+    """Return images as [channels, H, W], uint8 (not copied) or float32; as they are if they are `finite`."""
     if not images:
         raise ValueError("no images to pack")
     byte, planar = images[0].dtype == np.uint8, []
@@ -113,7 +120,7 @@ def _planar(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         if (image.dtype == np.uint8) != byte or image.dtype.kind not in "uif":
             raise ValueError("images packed together must be all uint8 or all of another real dtype")
         channels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-        if not byte:
+        if not (byte or finite):
             with np.errstate(over="ignore"):
                 channels = np.ascontiguousarray(channels, np.float32)
             if not np.isfinite(channels).all():
@@ -130,6 +137,7 @@ def _packed(
     heights: np.ndarray,
     widths: np.ndarray,
     device: torch.device | str,
+    scales: Sequence[tuple[float, float]] | None = None,
 ) -> PackedImages:
     """Pack rectangles of images [channels, H, W], each as an image of which no more is held."""
     shapes = np.array([image.shape for image in planar])[owners]
@@ -139,7 +147,7 @@ def _packed(
     columns = (starts - tops * widths - lefts, shapes[:, 1], shapes[:, 2], channels, widths)
     table = np.stack([*columns, np.where(channels == 3, sizes, 0)], axis=1)
     byte = planar[0].dtype == np.uint8
-    scales = np.array([_BYTE_SCALE] * len(planar) if byte else [_stretch(image) for image in planar])
+    found = np.array([gray_scale(image) for image in planar] if scales is None else scales, np.float64)
     # From page-locked memory a GPU takes them while this thread goes on.
     place = torch.device(device)
     dtype = torch.uint8 if byte else torch.float32
@@ -153,13 +161,19 @@ def _packed(
     ):
         part = planar[owner][:, top : top + height, left : left + width]
         flat[start:end].reshape(part.shape)[...] = part
-    return PackedImages(
-        copy_to_device(data, place), torch.from_numpy(table), torch.from_numpy(scales[owners])
-    )
+    return PackedImages(copy_to_device(data, place), torch.from_numpy(table), torch.from_numpy(found[owners]))
 
 
-def _stretch(planar: np.ndarray) -> tuple[float, float]:
-    """Return the value of black of an image [channels, H, W] and the gray steps for a unit above it."""
+def gray_scale(planar: np.ndarray) -> tuple[float, float]:
+    """Return the value of black of an image and the gray steps for a unit above it, see `PackedImages`.
+
+    Parameters
+    ----------
+    planar : ndarray, [channels, H, W]
+        One channel or three.
+    """
+    if planar.dtype == np.uint8:
+        return _BYTE_SCALE
     gray = planar[0]
     if len(planar) == 3:
         red, green, blue = (

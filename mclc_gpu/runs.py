@@ -178,7 +178,7 @@ class JournalEntries(Mapping[str, Record]):
         for number, line in enumerate(file):
             if torn:
                 raise InputError(f"{path}: line {number} is damaged; {_REMEDY}")
-            entry = _decoded(line)
+            entry = decode_record(line)
             torn = entry is None
             if number == 0 and entry is not None and entry.get("fingerprint") != fingerprint:
                 raise InputError(f"{path.parent}: was begun with other settings or inputs; {_REMEDY}")
@@ -203,7 +203,7 @@ class JournalEntries(Mapping[str, Record]):
         self.close()
 
     def __getitem__(self, stem: str) -> Record:
-        record = _decoded(self.line(stem))
+        record = decode_record(self.line(stem))
         assert record is not None  # it was whole when it was indexed
         return record
 
@@ -242,7 +242,7 @@ class Journal:
     def append(self, record: Mapping[str, Any]) -> None:
         """Append the record of a finished image; OSError, if any, names the journal."""
         assert self.file is not None
-        line = _encoded(record)
+        line = encode_record(record)
         try:
             # Unbuffered: closing a buffered file would write again what has failed, and fail again.
             if os.write(self.file, line) != len(line):
@@ -261,12 +261,13 @@ class Journal:
             os.close(self.file)
 
 
-def _encoded(record: Mapping[str, Any]) -> bytes:
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """Return a record as a line of a journal, which ends with a checksum."""
     content = json.dumps(record).encode()
     return content + b"\t" + _checksum(content)
 
 
-def _decoded(line: bytes) -> Record | None:
+def decode_record(line: bytes) -> Record | None:
     """Return the record in a line of a journal; None if the line is damaged."""
     content, _, checksum = line.rpartition(b"\t")
     if not content or checksum != _checksum(content):
@@ -374,7 +375,7 @@ def _digest_of(summary: Mapping[str, Any]) -> str:
 
 def _write_journal(path: Path, fingerprint: str, lines: Iterable[bytes]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(_encoded({"fingerprint": fingerprint}))
+        file.write(encode_record({"fingerprint": fingerprint}))
         file.writelines(lines)
 
 

@@ -28,7 +28,7 @@ ORDER = [
     "detect",
     "train",
 ]
-ORDER += ["report", "tune", "bench", "cli"]
+ORDER += ["report", "tune", "annotate", "bench", "cli"]
 THIRD_PARTY = {"kernels": {"torch", "triton", "numba", "llvmlite", "numpy"}, "networks": {"torch"}}
 
 

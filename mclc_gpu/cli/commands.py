@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mclc_gpu.annotate.config import AnnotateOptions
 from mclc_gpu.bench.config import BenchOptions
 from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
 from mclc_gpu.errors import InputError
@@ -273,6 +274,11 @@ COMMANDS: Registry[Command] = Registry(
             "find label settings for one's own images from a few true masks",
             TuneOptions,
             "mclc_gpu.cli.tune.tune",
+        ),
+        "annotate": Command(
+            "click targets in a browser, see and correct their masks",
+            AnnotateOptions,
+            "mclc_gpu.cli.annotate.annotate",
         ),
         "show": Command(
             "draw the steps from click to mask for targets of a label run",

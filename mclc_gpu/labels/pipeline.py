@@ -91,7 +91,11 @@ class ClusteredTargets:
 
 
 def cluster_targets(
-    images: Sequence[np.ndarray], placed: PlacedTargets, config: LabelConfig, device: torch.device
+    images: Sequence[np.ndarray],
+    placed: PlacedTargets,
+    config: LabelConfig,
+    device: torch.device,
+    scales: Sequence[tuple[float, float]] | None = None,
 ) -> list[ClusteredTargets]:
     """Make the TPMs of all placed targets (eq. 1-9), in a group for each of the two kinds of images.
 
@@ -104,11 +108,13 @@ def cluster_targets(
         See `mclc_gpu.labels.placing.place_targets`.
     config : LabelConfig
     device : torch.device
+    scales : sequence of (float, float), optional
+        See `mclc_gpu.kernels.packed.PackedImages.pack_windows`.
     """
     groups = []
     for members in by_type(images, placed.windows.image.numpy()):
         own = placed if len(members) == len(placed) else placed.take(members)
-        packed, windows = PackedImages.pack_windows(images, own.windows, device)
+        packed, windows = PackedImages.pack_windows(images, own.windows, device, scales)
         batch = Batch(images, own, packed, windows)
         groups.append(ClusteredTargets(members, batch, maker_of(config).maps(batch, config)))
     return groups
@@ -310,9 +316,13 @@ def compose(shape: tuple[int, int], targets: Sequence[TargetMask]) -> tuple[np.n
 
 
 def label_targets(
-    images: Sequence[np.ndarray], placed: PlacedTargets, config: LabelConfig, device: torch.device
+    images: Sequence[np.ndarray],
+    placed: PlacedTargets,
+    config: LabelConfig,
+    device: torch.device,
+    scales: Sequence[tuple[float, float]] | None = None,
 ) -> list[TargetMask]:
-    """Label placed targets: cluster, then refine.
+    """Label placed targets: cluster, then refine. Parameters as of `cluster_targets`.
 
     Raises
     ------
@@ -320,7 +330,7 @@ def label_targets(
         An image that cannot be packed, such as one with values that are not finite.
     """
     try:
-        groups = cluster_targets(images, placed, config, device)
+        groups = cluster_targets(images, placed, config, device, scales)
     except ValueError as error:
         raise InputError(str(error)) from error
     return list(refine_targets(placed, groups, config))

@@ -1,0 +1,178 @@
+"""Protection of the server: who may ask, from which pages, how much and how often."""
+
+import hmac
+import math
+import time
+from collections import OrderedDict
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_BODY = 4 << 20  # bytes
+_BODY_SECONDS = 10.0  # in which a body must arrive
+_PER_SECOND, _BURST = 400.0, 2000.0  # requests of one address
+_ADDRESSES = 1024  # that are remembered
+COOKIE = "mclc-gpu-token"
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def problem(status: int, text: str, **headers: str) -> JSONResponse:
+    """Return the answer to a request that cannot be met."""
+    return JSONResponse({"error": text}, status, headers)
+
+
+class Guard:
+    """ASGI middleware that lets only good requests through.
+
+    - Host must be an address of this server, so that no name of a foreign site leads here (DNS rebinding);
+      with a token it may be any, since a browser sends the cookie to the host that set it only.
+    - Origin, where a browser sends it, must be this server's own page (forged requests of other sites).
+    - With a token each request must carry it, as a cookie or as ``Authorization: Bearer``.
+    - Bodies have a limit of size and time, and addresses one of requests.
+
+    Parameters
+    ----------
+    app : ASGI application
+    port : int
+        Port of the server.
+    token : str or None
+        None: no token is needed.
+    """
+
+    def __init__(self, app: ASGIApp, port: int, token: str | None) -> None:
+        self.app, self.token = app, token
+        self._hosts = {f"{host}:{port}" for host in _LOOPBACK} | (set(_LOOPBACK) if port == 80 else set())
+        self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        refused = self._refused(scope)
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        try:
+            body = await _body(scope, receive)
+        except _TooLarge:
+            text = f"the request has more than {MOST_BODY} bytes; send less"
+            await problem(413, text, Connection="close")(scope, receive, send)
+            return
+        except TimeoutError:
+            text = "the request did not arrive in time; send it again"
+            await problem(408, text, Connection="close")(scope, receive, send)
+            return
+
+        async def whole() -> Message:
+            nonlocal body
+            if body is None:
+                return await receive()
+            sent, body = body, None
+            return {"type": "http.request", "body": sent, "more_body": False}
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        await self.app(scope, whole, with_headers)
+
+    def _refused(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.token is None and host.lower() not in self._hosts:
+            return problem(403, "this host name is not served; open http://127.0.0.1 with the port printed")
+        if origin is not None and origin.lower() != f"http://{host.lower()}":
+            return problem(403, "requests of other sites are refused; use this server's own page")
+        if headers.get("sec-fetch-site") == "cross-site" and scope["path"] != "/":
+            return problem(403, "requests of other sites are refused; use this server's own page")
+        wait = self._wait(scope)
+        if wait:
+            return problem(429, "too many requests; wait a second", **{"Retry-After": str(math.ceil(wait))})
+        if self.token is None:
+            return None
+        return self._without_token(scope, headers, self.token)
+
+    def _without_token(self, scope: Scope, headers: Headers, token: str) -> Response | None:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["path"] == "/" and scope["method"] == "GET" and given:
+            if not _equal(given, token):
+                return problem(401, "wrong token; open the address that the server printed")
+            response = RedirectResponse("/", 303)
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            return response
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        sent = bearer.strip() if kind.lower() == "bearer" else _cookie(headers.get("cookie", ""))
+        if _equal(sent, token):
+            return None
+        return problem(401, "no token; open the address that the server printed")
+
+    def _wait(self, scope: Scope) -> float:
+        """Count a request; return the seconds to wait if its address made too many."""
+        address = (scope.get("client") or ("",))[0]
+        now = time.monotonic()
+        left, before = self._budgets.pop(address, (_BURST, now))
+        left = min(_BURST, left + (now - before) * _PER_SECOND)
+        self._budgets[address] = (max(left - 1, 0.0), now)
+        while len(self._budgets) > _ADDRESSES:
+            self._budgets.popitem(last=False)
+        return (1 - left) / _PER_SECOND if left < 1 else 0.0
+
+
+def _equal(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _cookie(text: str) -> str:
+    try:
+        found = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+class _TooLarge(Exception):
+    pass
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes | None:
+    """Return the body of a request; None for one that has none.
+
+    Raises
+    ------
+    _TooLarge, TimeoutError
+    """
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "0")
+    if length == "0" and "transfer-encoding" not in headers:
+        return None
+    if not length.isdigit() or int(length) > MOST_BODY:
+        raise _TooLarge
+    parts, size = [], 0
+    with anyio.fail_after(_BODY_SECONDS):
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return b""
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > MOST_BODY:
+                raise _TooLarge
+            if not message.get("more_body", False):
+                return b"".join(parts)
