@@ -1,5 +1,6 @@
 """Protection of the server: who may ask, from which pages, how much and how often."""
 
+import asyncio
 import hmac
 import math
 import time
@@ -7,7 +8,6 @@ from collections import OrderedDict
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
-import anyio
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -165,7 +165,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
     if not length.isdigit() or int(length) > MOST_BODY:
         raise _TooLarge
     parts, size = [], 0
-    with anyio.fail_after(_BODY_SECONDS):
+    async with asyncio.timeout(_BODY_SECONDS):
         while True:
             message = await receive()
             if message["type"] != "http.request":
