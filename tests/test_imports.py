@@ -24,6 +24,7 @@ ORDER = [
     "distributed",
     "runs",
     "score",
+    "classical",
     "labels",
     "detect",
     "train",

@@ -261,7 +261,7 @@ COMMANDS: Registry[Command] = Registry(
             "mclc_gpu.cli.train.train",
         ),
         "evaluate": Command(
-            "score a trained detector on images with masks",
+            "score a detector on images with masks",
             EvaluateOptions,
             "mclc_gpu.cli.detect.evaluate",
         ),

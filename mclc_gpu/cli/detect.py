@@ -1,4 +1,6 @@
-"""Commands that run a trained detector: evaluate and predict."""
+"""Commands that run a detector: evaluate and predict."""
+
+from typing import Any
 
 from mclc_gpu.cli.common import print_scores, print_skipped
 from mclc_gpu.detect.config import EvaluateOptions, PredictOptions, Threshold
@@ -10,6 +12,7 @@ from mclc_gpu.report.sheets import Extremes
 from mclc_gpu.runs import keep_apart
 
 _REPORTED = ("checkpoint", "images", "masks", "list", "convention", "tta", "tile", "overlap", "amp")
+_REPORTED_OF_METHOD = ("method", "images", "masks", "list", "convention")
 
 
 def evaluate(options: EvaluateOptions, started: float) -> int:
@@ -26,13 +29,26 @@ def evaluate(options: EvaluateOptions, started: float) -> int:
     if not evaluation.scores.images:
         raise InputError(f"{options.images}: no image that has a mask of its size in {options.masks}")
     roc = evaluation.roc.compute()
-    threshold = evaluation.threshold
-    about = {"threshold": threshold.value, "threshold_from": threshold.source, "tta": options.tta}
-    print(f"threshold {threshold}" + ("" if options.tta == "none" else f", tta {options.tta}"))
+    about = _print_threshold(options, evaluation)
     print_scores(evaluation.scores, roc, options.roc, options.json, len(evaluation.skipped), about)
     if options.out is not None:
         _report(options, evaluation, extremes)
     return len(evaluation.skipped)
+
+
+def _print_threshold(options: EvaluateOptions, evaluation: Evaluation) -> dict[str, Any]:
+    """Print the threshold, or rule and range of a method's; return it for the JSON file."""
+    assert evaluation.detector is not None
+    detector = evaluation.detector
+    settings = detector.settings
+    if options.method is None:
+        threshold = Threshold(settings["threshold"], detector.about["threshold_from"])
+        print(f"threshold {threshold}" + ("" if options.tta == "none" else f", tta {options.tta}"))
+        return {"threshold": threshold.value, "threshold_from": threshold.source, "tta": options.tta}
+    values = evaluation.thresholds.values()
+    rule = ", ".join(f"{name} {value}" for name, value in settings.items())
+    print(f"{options.method}: {rule}, thresholds {min(values):g} to {max(values):g}")
+    return {**detector.about, **settings, "thresholds": evaluation.thresholds}
 
 
 def _refuse_older_report(options: EvaluateOptions) -> None:
@@ -45,18 +61,26 @@ def _refuse_older_report(options: EvaluateOptions) -> None:
 
 def _report(options: EvaluateOptions, evaluation: Evaluation, extremes: Extremes) -> None:
     assert options.out is not None
-    assert evaluation.trained is not None
+    assert evaluation.detector is not None
+    detector = evaluation.detector
+    if options.method is None:
+        settings = {name: getattr(options, name) for name in _REPORTED}
+        threshold = Threshold(detector.settings["threshold"], detector.about["threshold_from"])
+        more = {"threshold": str(threshold)}
+    else:
+        settings = {name: getattr(options, name) for name in _REPORTED_OF_METHOD}
+        more = detector.settings
     report = write_report(
         options.out,
-        title=f"{evaluation.trained.name} on {options.images}",
+        title=f"{detector.name} on {options.images}",
         scores=evaluation.scores,
         roc=evaluation.roc.compute(),
         extremes=extremes,
         settings={
-            **{name: getattr(options, name) for name in _REPORTED},
-            "threshold": str(evaluation.threshold),
+            **settings,
+            **more,
             "skipped": len(evaluation.skipped),
-            "training": evaluation.trained.settings,
+            "parameters" if detector.trained is None else "training": detector.parameters,
         },
     )
     print(f"\nreport: {report}")
@@ -69,11 +93,11 @@ def predict(options: PredictOptions, started: float) -> int:
     print_skipped(skipped, LAYOUT.summary(options.out))
     rate = "" if summary["images_per_s"] is None else f", {summary['images_per_s']:.1f} images/s"
     seconds = summary["seconds"]
-    threshold = Threshold(summary["settings"]["threshold"], summary["threshold_from"])
-    print(
-        f"{summary['images']} images, {summary['detections']} detections at threshold {threshold} -> "
-        f"{options.out}"
-    )
+    if options.method is None:
+        threshold = f"threshold {Threshold(summary['settings']['threshold'], summary['threshold_from'])}"
+    else:
+        threshold = f"thresholds by the rule {summary['settings']['rule']}"
+    print(f"{summary['images']} images, {summary['detections']} detections at {threshold} -> {options.out}")
     print(
         f"{seconds['total']:.2f} s{rate} on {summary['device']}; start-up {seconds['startup']:.2f} s"
         + (f"; {summary['resumed_images']} images were finished before" if summary["resumed_images"] else "")

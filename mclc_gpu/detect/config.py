@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mclc_gpu.classical.config import METHODS, MethodOptions
 from mclc_gpu.errors import InputError
 from mclc_gpu.registry import Registry
 from mclc_gpu.score.config import CONVENTIONS
@@ -69,19 +70,23 @@ def used_threshold(given: float | None, calibrated: float | None) -> Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorOptions:
-    """Settings of a trained detector that runs on a folder of images.
+    """Settings of a detector that runs on a folder of images.
 
     Attributes
     ----------
-    checkpoint : Path
-        File of the trained detector.
+    checkpoint : Path, optional
+        File of the trained detector; exactly one of `checkpoint` and `method` is given.
+    method : str, optional
+        Name in `mclc_gpu.classical.config.METHODS` of a detector that is not trained.
+    untrained : MethodOptions
+        Settings of that detector.
     images : Path
         Folder of images.
     list : Path, optional
         Text file that names the images to use, one per line; by default all.
     threshold : float, 0..1, optional
         A pixel is a target where its probability is above; by default the checkpoint's, or 0.5 where it has
-        none.
+        none. For a method, of the rule fixed.
     tta : str
         A name in `AUGMENTATIONS`.
     tile, overlap : int, pixels
@@ -97,7 +102,26 @@ class DetectorOptions:
         If a value is out of range.
     """
 
-    checkpoint: Path = field(metadata={"help": "checkpoint written by train", "metavar": "FILE"})
+    checkpoint: Path | None = field(
+        default=None,
+        metadata={
+            "help": "checkpoint written by train",
+            "metavar": "FILE",
+            "either": "detector",
+            "required": True,
+        },
+    )
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": "detector that needs no training",
+            "metavar": "NAME",
+            "choices": METHODS,
+            "either": "detector",
+            "required": True,
+        },
+    )
+    untrained: MethodOptions = field(default_factory=MethodOptions, metadata={"title": "with --method"})
     images: Path = field(metadata={"help": "folder of images", "metavar": "DIR"})
     list: Path | None = field(
         default=None, metadata={"help": "use only the images named here, one per line", "metavar": "TXT"}
@@ -124,6 +148,10 @@ class DetectorOptions:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
 
     def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.method is None):
+            raise InputError("give one of --checkpoint and --method")
+        if self.method is not None and self.method not in METHODS:
+            raise InputError(f"--method {self.method}: use one of {', '.join(METHODS)}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold:g}: a probability is 0 to 1")
         AUGMENTATIONS.find(self.tta)
@@ -131,6 +159,30 @@ class DetectorOptions:
             raise InputError(
                 f"--tile {self.tile} --overlap {self.overlap}: give 1 px or more, and 0 to half of a tile"
             )
+
+    def unused(self) -> dict[str, str]:
+        """Return the settings without effect, each with the condition for an effect."""
+        if self.method is None:
+            return {"untrained": "only applies with --method"}
+        unused = dict.fromkeys(("tta", "tile", "overlap", "amp"), "only applies with --checkpoint")
+        if self.untrained.threshold_rule != "fixed":
+            unused["threshold"] = "only applies with --threshold-rule fixed"
+        return unused
+
+    def settings(self, threshold: float) -> dict[str, Any]:
+        """Return what the output depends on, besides the checkpoint or method and the images.
+
+        `threshold` is that of a network, or of the rule fixed.
+        """
+        if self.method is not None:
+            return {"map_scale": self.untrained.map_scale, **self.untrained.rule(threshold)}
+        return {
+            "threshold": threshold,
+            "tta": self.tta,
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "amp": self.amp,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +245,3 @@ class PredictOptions(DetectorOptions):
     overwrite: bool = field(
         default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
     )
-
-    def settings(self, threshold: float) -> dict[str, Any]:
-        """Return what the output depends on, besides the checkpoint and the images; `threshold` is used."""
-        return {
-            "threshold": threshold,
-            "tta": self.tta,
-            "tile": self.tile,
-            "overlap": self.overlap,
-            "amp": self.amp,
-        }

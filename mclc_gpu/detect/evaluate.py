@@ -10,9 +10,9 @@ from mclc_gpu.data.datasets import Named, listed, pair_files
 from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import read_image, read_truth
 from mclc_gpu.data.names import find_images_and_masks
-from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
-from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions, Threshold, used_threshold
-from mclc_gpu.detect.inference import Predictor, predictor_of
+from mclc_gpu.detect.checkpoint import Trained
+from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions
+from mclc_gpu.detect.opening import Maps, Opened, open_detector
 from mclc_gpu.errors import Skipped, attempt
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import Progress
@@ -37,7 +37,7 @@ class Case:
     score : ImageScore
         Counts at the threshold.
     threshold : float, 0..1
-        Threshold of the evaluation.
+        Threshold of this image.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Case:
 
 
 def score_network(
-    predictor: Predictor,
+    predictor: Maps,
     samples: Iterable[Named],
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | Callable[[np.ndarray], float] = THRESHOLD,
     convention: Convention = CANONICAL,
     roc: RocScores | None = None,
     callback: Callable[[Case], None] | None = None,
@@ -68,10 +68,12 @@ def score_network(
 
     Parameters
     ----------
-    predictor : Predictor
+    predictor : Maps
+        `Predictor`, or another source of maps.
     samples : iterable of (str, ndarray, ndarray)
         Name, image and true mask, bool [H, W], of each image.
-    threshold : float, 0..1
+    threshold : float or callable
+        Or a function that returns the threshold of a map.
     convention : Convention
         Definition of a detection and of a false alarm.
     roc : RocScores, optional
@@ -92,9 +94,10 @@ def score_network(
 
     def count(part: tuple[Named, np.ndarray]) -> tuple[Case, RocCounts | None]:
         (name, image, truth), probability = part
-        score = score_image(probability > np.float32(threshold), truth, name, convention)
+        limit = threshold(probability) if callable(threshold) else threshold
+        score = score_image(probability > np.float32(limit), truth, name, convention)
         counts = None if roc is None else roc_counts(probability, truth, name, roc.convention)
-        return Case(name, image, truth, probability, score, threshold), counts
+        return Case(name, image, truth, probability, score, limit), counts
 
     for case, counts in prefetch_map(count, predictor.stream((sample, sample[1]) for sample in samples)):
         scores.add(case.score)
@@ -117,25 +120,30 @@ class Evaluation:
         The set at all thresholds.
     skipped : list of Skipped
         Unusable images.
-    trained : Trained or None
-        The detector, if it was read from a checkpoint.
-    threshold : Threshold
-        Threshold of the scores.
+    detector : Opened or None
+        The detector, if the options named it.
+    thresholds : dict of str to float
+        Threshold of each image.
     """
 
     scores: Scores
     roc: RocScores
     skipped: list[Skipped] = field(default_factory=list)
-    trained: Trained | None = None
-    threshold: Threshold = field(default_factory=lambda: used_threshold(None, None))
+    detector: Opened | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> Trained | None:
+        """The detector, if it was read from a checkpoint."""
+        return None if self.detector is None else self.detector.trained
 
 
 def score_files(
-    predictor: Predictor,
+    predictor: Maps,
     images: Mapping[str, Path],
     masks: Mapping[str, Path],
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | Callable[[np.ndarray], float] = THRESHOLD,
     convention: Convention = CANONICAL,
     callback: Callable[[Case], None] | None = None,
 ) -> Evaluation:
@@ -145,7 +153,7 @@ def score_files(
 
     Parameters
     ----------
-    predictor : Predictor
+    predictor : Maps
     images, masks : mapping of str to Path
         Files by stem.
     threshold, convention, callback
@@ -167,6 +175,11 @@ def score_files(
 
         return attempt(image_path, named)
 
+    def keep(case: Case) -> None:
+        evaluation.thresholds[case.name] = case.threshold
+        if callback is not None:
+            callback(case)
+
     with Progress("evaluate", len(pairs)) as progress:
 
         def usable() -> Iterator[Named]:
@@ -183,13 +196,13 @@ def score_files(
             threshold=threshold,
             convention=convention,
             roc=evaluation.roc,
-            callback=callback,
+            callback=keep,
         )
     return evaluation
 
 
 def evaluate_images(options: EvaluateOptions, callback: Callable[[Case], None] | None = None) -> Evaluation:
-    """Score a trained detector on a folder of images with true masks.
+    """Score a detector on a folder of images with true masks.
 
     Nothing is written: `roc`, `json`, `out` and `overwrite` of the options are for the command.
 
@@ -206,7 +219,7 @@ def evaluate_images(options: EvaluateOptions, callback: Callable[[Case], None] |
     Raises
     ------
     InputError
-        If the checkpoint, the list or a folder cannot be used.
+        If the checkpoint, a parameter of the method, the list or a folder cannot be used.
 
     Examples
     --------
@@ -231,16 +244,15 @@ def evaluate_images(options: EvaluateOptions, callback: Callable[[Case], None] |
     """
     files, masks = find_images_and_masks(options.images, options.masks)
     images, missing = listed(files, options.list, options.images)
-    trained = load_checkpoint(options.checkpoint, pick_device(options.device))
-    threshold = used_threshold(options.threshold, trained.threshold)
+    detector = open_detector(options, pick_device(options.device), images)
     evaluation = score_files(
-        predictor_of(trained, options),
+        detector.maps,
         images,
         masks,
-        threshold=threshold.value,
+        threshold=detector.limit,
         convention=CONVENTIONS.find(options.convention),
         callback=callback,
     )
     evaluation.skipped[:0] = missing
-    evaluation.trained, evaluation.threshold = trained, threshold
+    evaluation.detector = detector
     return evaluation

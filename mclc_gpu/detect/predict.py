@@ -1,6 +1,5 @@
 """Detect targets in a folder of images: streamed, resumable, files written atomically."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
@@ -15,9 +14,8 @@ from mclc_gpu.data.datasets import listed
 from mclc_gpu.data.files import atomic_path, fingerprint_of, prefetch_map, write_csv
 from mclc_gpu.data.images import MASK_COLOR, display_rgb, read_image
 from mclc_gpu.data.names import find_files
-from mclc_gpu.detect.checkpoint import load_checkpoint
-from mclc_gpu.detect.config import PredictOptions, used_threshold
-from mclc_gpu.detect.inference import Predictor, predictor_of
+from mclc_gpu.detect.config import PredictOptions
+from mclc_gpu.detect.opening import Opened, open_detector
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import device_name, pick_device
 from mclc_gpu.runs import (
@@ -34,7 +32,8 @@ from mclc_gpu.runs import (
 )
 from mclc_gpu.score.matching import components_of
 
-LAYOUT = RunLayout("predict", ("masks", "probability", "overlays"), ("detections.csv",))
+THRESHOLDS = "thresholds.csv"
+LAYOUT = RunLayout("predict", ("masks", "probability", "overlays"), ("detections.csv", THRESHOLDS))
 _ONE = 65535  # value of probability 1 in the 16-bit files
 _COMPRESSION = 1
 _NEAR, _FAR = 2, 3  # pixels from a detection to the ring around it
@@ -95,7 +94,8 @@ def predict_images(options: PredictOptions, started: float | None = None) -> dic
 
     Writes masks/NAME.png (0 or 255), probability/NAME.png (16 bit, 65535 is probability 1), overlays/NAME.png
     (the image from its darkest to its brightest value, detections ringed), detections.csv and predict.json
-    into the output folder. Unusable images are reported there under "skipped"; the run continues.
+    into the output folder; for a method also thresholds.csv, with the threshold of each image. Unusable
+    images are reported in predict.json under "skipped"; the run continues.
 
     Parameters
     ----------
@@ -112,7 +112,8 @@ def predict_images(options: PredictOptions, started: float | None = None) -> dic
     Raises
     ------
     InputError
-        If the checkpoint, the list or the output folder cannot be used, or no image can be read.
+        If the checkpoint, a parameter of the method, the list or the output folder cannot be used, or no
+        image can be read.
 
     Examples
     --------
@@ -142,36 +143,27 @@ def predict_images(options: PredictOptions, started: float | None = None) -> dic
     keep_apart("--out", LAYOUT.places(options.out), (options.images, options.checkpoint))
     images, missing = listed(find_files(options.images), options.list, options.images)
     device = pick_device(options.device)
-    trained = load_checkpoint(options.checkpoint, device)
-    with options.checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    threshold = used_threshold(options.threshold, trained.threshold)
-    settings = options.settings(threshold.value)
-    fingerprint = fingerprint_of([settings, digest, sorted(images)])
-    predictor = predictor_of(trained, options)
+    detector = open_detector(options, device, images)
+    fingerprint = fingerprint_of([detector.settings, detector.identity, sorted(images)])
     about = {
-        "settings": settings,
-        "threshold_from": threshold.source,
+        "settings": detector.settings,
         "fingerprint": fingerprint,
-        "checkpoint": {"file": str(options.checkpoint), "sha256": digest, "network": trained.name},
+        **detector.about,
         **provenance(device_name(device)),
     }
     with locked(options.out, LAYOUT.kind):
         if options.resume and (complete := completed_run(LAYOUT, options.out, fingerprint)):
             return complete
-        summary = about | _predict_all(
-            options, threshold.value, images, missing, predictor, fingerprint, started
-        )
+        summary = about | _predict_all(options, images, missing, detector, fingerprint, started)
         close_run(LAYOUT, options.out, summary)
     return summary
 
 
 def _predict_all(
     options: PredictOptions,
-    threshold: float,
     images: Mapping[str, Path],
     missing: list[Skipped],
-    predictor: Predictor,
+    detector: Opened,
     fingerprint: str,
     started: float,
 ) -> dict[str, Any]:
@@ -179,13 +171,18 @@ def _predict_all(
     out = options.out
     with open_run(LAYOUT, out, fingerprint, options.resume, options.overwrite) as before:
         records = {stem: record for stem, record in before.items() if _is_finished(out, stem, record)}
+    # Of a group that is not finished every image is needed again.
+    unfinished = {detector.groups[stem] for stem in images if stem in detector.groups and stem not in records}
+    records = {
+        stem: record for stem, record in records.items() if detector.groups.get(stem) not in unfinished
+    }
     todo = {stem: path for stem, path in images.items() if stem not in records}
     begin = time.perf_counter()
     with (
         Journal(LAYOUT, out, fingerprint) as journal,
         Progress("predict", len(images), done=len(records)) as progress,
     ):
-        for record in _predict(options.out, threshold, predictor, todo):
+        for record in _predict(out, detector, todo):
             journal.append(record)
             records[record["image"]] = record
             progress.advance(1)
@@ -197,6 +194,9 @@ def _predict_all(
         raise InputError(f"no image could be used: {skipped[0].file}: {skipped[0].why}")
     detections = [[record["image"], *one] for record in in_order for one in record["detections"]]
     write_csv(out / "detections.csv", ("image", "x", "y", "area", "score"), detections)
+    if options.method is not None:
+        rows = [[record["image"], record["threshold"]] for record in in_order if not record["skipped"]]
+        write_csv(out / THRESHOLDS, ("image", "threshold"), rows)
     return {
         "images": len(in_order) - len(unusable),
         "resumed_images": len(in_order) - len(todo),
@@ -212,10 +212,10 @@ def _is_finished(out: Path, stem: str, record: Record) -> bool:
     return not record["skipped"] and all((out / f / f"{stem}.png").exists() for f in LAYOUT.folders)
 
 
-def _predict(out: Path, threshold: float, predictor: Predictor, todo: Mapping[str, Path]) -> Iterator[Record]:
+def _predict(out: Path, detector: Opened, todo: Mapping[str, Path]) -> Iterator[Record]:
     """Predict and write images; yield the journal's record of each.
 
-    The network runs in this thread while others read the next images and write the last ones.
+    The detector runs in this thread while others read the next images and write the last ones.
     """
     unusable: list[Record] = []
 
@@ -232,9 +232,9 @@ def _predict(out: Path, threshold: float, predictor: Predictor, todo: Mapping[st
 
     def write(predicted: tuple[tuple[str, np.ndarray], np.ndarray]) -> Record:
         (stem, image), probability = predicted
-        return _write(out, threshold, stem, image, probability)
+        return _write(out, detector.limit(probability), stem, image, probability)
 
-    for record in prefetch_map(write, predictor.stream(usable())):
+    for record in prefetch_map(write, detector.maps.stream(usable())):
         yield record
         while unusable:
             yield unusable.pop()
@@ -250,7 +250,7 @@ def _write(out: Path, threshold: float, stem: str, image: np.ndarray, probabilit
         with atomic_path(out / folder / f"{stem}.png") as path:
             Image.fromarray(pixels).save(path, compress_level=_COMPRESSION)
     detections = [astuple(one) for one in find_detections(probability, threshold)]
-    return {"image": stem, "skipped": None, "detections": detections}
+    return {"image": stem, "skipped": None, "detections": detections, "threshold": threshold}
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

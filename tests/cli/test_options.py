@@ -32,7 +32,11 @@ LABEL_SETTINGS = {
     "crf-iterations", "crf-gaussian", "crf-bilateral", "method", "noise", "intensity", "clusters",
     "compactness", "polarity", "outline", "shards", "stop-change",
 }  # fmt: skip
-SCORING, DETECTOR = {"json", "convention", "list", "roc", "strict"}, {"threshold", "tile", "overlap", "amp"}
+SCORING = {"json", "convention", "list", "roc", "strict"}
+DETECTOR = {
+    "checkpoint", "threshold", "tta", "tile", "overlap", "amp",
+    "method", "parameter", "map-scale", "threshold-rule", "sigmas", "top",
+}  # fmt: skip
 RUN = {"out", "device", "resume", "overwrite", "strict", "list"}
 PUBLIC = {
     "label": LABEL_SETTINGS | RUN | {"images", "points", "points-from-masks", "seed", "no-report"},
@@ -42,8 +46,8 @@ PUBLIC = {
         "epochs", "batch-size", "size", "optimizer", "lr", "loss", "channels", "amp", "compile", "val-every",
         "seed",
     },
-    "evaluate": SCORING | DETECTOR | {"checkpoint", "images", "masks", "device", "out", "overwrite"},
-    "predict": RUN | DETECTOR | {"checkpoint", "images"},
+    "evaluate": SCORING | DETECTOR | {"images", "masks", "device", "out", "overwrite"},
+    "predict": RUN | DETECTOR | {"images"},
     "tune": RUN | {"images", "masks", "preset", "category", "jitter", "seeds", "budget", "seed"},
     "show": {"labels", "images", "out", "truth", "target", "worst", "best", "list", "device"},
     "demo": {"out", "count", "epochs", "device", "seed"},

@@ -23,7 +23,7 @@ from mclc_gpu.networks.zoo import build
 
 @pytest.fixture
 def bright(monkeypatch):
-    monkeypatch.setattr(predictrun, "load_checkpoint", bright_checkpoint)
+    monkeypatch.setattr("mclc_gpu.detect.opening.load_checkpoint", bright_checkpoint)
 
 
 @pytest.fixture

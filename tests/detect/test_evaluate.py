@@ -106,13 +106,15 @@ def test_bad_files_are_left_out_and_named(files, data):
 
 
 def run(data, *more: object) -> int:
-    argv = ["evaluate", "--checkpoint", "best.pt", "--images", data / "images", "--masks", data / "masks"]
+    argv = ["evaluate", "--checkpoint", data / "best.pt"]
+    argv += ["--images", data / "images", "--masks", data / "masks"]
     return main([str(word) for word in [*argv, *more]])
 
 
 @pytest.fixture
-def bright(monkeypatch):
-    monkeypatch.setattr("mclc_gpu.detect.evaluate.load_checkpoint", bright_checkpoint)
+def bright(monkeypatch, data):
+    (data / "best.pt").write_bytes(b"weights")
+    monkeypatch.setattr("mclc_gpu.detect.opening.load_checkpoint", bright_checkpoint)
 
 
 def test_command(data, bright, capsys, tmp_path):
