@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from mclc_gpu.annotate.config import LOOPBACK, AnnotateOptions
+from mclc_gpu.annotate.jobs import FORMATS, jobs_of
 from mclc_gpu.annotate.session import Session
 from mclc_gpu.annotate.suggest import detector_of
 from mclc_gpu.annotate.work import Work
@@ -47,7 +48,7 @@ def serve(options: AnnotateOptions, started: Callable[[Session, list[Skipped], s
     with listening(options.host, options.port) as listener, session_of(options) as (session, skipped):
         port = listener.getsockname()[1]
         detector = None if options.suggest is None else detector_of(options.suggest)
-        work = Work(session, options.suggest, detector)
+        work = Work(session, options.suggest, detector, jobs_of(session), FORMATS)
         token = None if options.host == LOOPBACK else secrets.token_urlsafe(24)
         config = uvicorn.Config(
             Server(session, work).app(port, token),

@@ -9,8 +9,9 @@ import numpy as np
 from skimage.draw import polygon2mask
 
 from mclc_gpu.annotate.labels import Candidates, Labeled, candidates_of
-from mclc_gpu.annotate.state import Annotation, BoxedMask, ImageState, Place
+from mclc_gpu.annotate.state import Annotation, ImageState, Place
 from mclc_gpu.data.annotations import CATEGORIES, Point, box_target, line_pixels, nearest_pixel, scribble
+from mclc_gpu.data.masks import BoxedMask
 from mclc_gpu.errors import InputError
 
 MOST_TARGETS = 5000  # in one image

@@ -1,20 +1,19 @@
 """Labels of one image's targets while they are annotated, by the label pipeline."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mclc_gpu.annotate.frames import Frame
-from mclc_gpu.annotate.state import Annotation, BoxedMask
-from mclc_gpu.data.annotations import Point
-from mclc_gpu.kernels.config import TPM_ONE
+from mclc_gpu.annotate.state import Annotation
 from mclc_gpu.labels.config import LabelConfig
+from mclc_gpu.labels.corrections import corrected, marks_of
 from mclc_gpu.labels.pipeline import TargetMask, label_targets
 from mclc_gpu.labels.placing import place_targets
-from mclc_gpu.labels.windows import PlacedTargets, Window
+from mclc_gpu.labels.windows import PlacedTargets
 
 NONE = 255  # rank of a pixel that no candidate holds
 _MOST_CANDIDATES = 254
@@ -64,26 +63,6 @@ def candidates_of(label: TargetMask) -> Candidates:
     iou = shared / (areas + np.count_nonzero(label.mask) - shared)
     chosen = int(np.argmax(iou)) if len(iou) else 0
     return Candidates(ranks.astype(np.uint8), areas.tolist(), weights.tolist(), chosen)
-
-
-def corrected(label: TargetMask, mask: BoxedMask) -> TargetMask:
-    """Return a label with a mask that was corrected by hand: its TPM is 1 in the mask, its confidence 1."""
-    old = label.window
-    top, left = min(old.top, mask.top), min(old.left, mask.left)
-    bottom, right = max(old.bottom, mask.top + mask.height), max(old.right, mask.left + mask.width)
-    row, column = old.top + old.click_row - top, old.left + old.click_column - left
-    drawn = np.zeros((bottom - top, right - left), bool)
-    drawn[mask.top - top : mask.top - top + mask.height, mask.left - left : mask.left - left + mask.width] = (
-        mask.pixels()
-    )
-    return replace(
-        label,
-        window=Window(top, left, *drawn.shape, row, column),
-        levels=drawn * np.uint16(TPM_ONE),
-        mask=drawn,
-        confidence=1.0,
-        exact=drawn.astype(np.float32),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +136,7 @@ class ImageLabels:
         labels: dict[int, Labeled] = {}
         t = 0
         for number, target in targets.items():
-            if t < len(placed) and _same_marks(placed.points[t], target.point):
+            if t < len(placed) and marks_of(placed.points[t]) == marks_of(target.point):
                 automatic = known[keys[t]]
                 final = automatic if target.mask is None else corrected(automatic, target.mask)
                 labels[number], t = Labeled(automatic, final), t + 1
@@ -179,10 +158,6 @@ class ImageLabels:
             )
             for t, target in enumerate(placed)
         ]
-
-
-def _same_marks(one: Point, other: Point) -> bool:
-    return (one.marks, one.box) == (other.marks, other.box)
 
 
 def finals(labels: Mapping[int, Labeled]) -> Sequence[TargetMask]:

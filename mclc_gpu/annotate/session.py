@@ -18,13 +18,13 @@ from mclc_gpu.annotate.labels import ImageLabels, Labeled, candidates_of, finals
 from mclc_gpu.annotate.seconds import Seconds
 from mclc_gpu.annotate.state import (
     Annotation,
-    BoxedMask,
     Change,
     FolderState,
     ImageState,
     between,
 )
 from mclc_gpu.data.files import fingerprint_of
+from mclc_gpu.data.masks import BoxedMask
 from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.errors import InputError, Skipped
@@ -351,7 +351,7 @@ class Session:
         found = {
             numbers[one.index]: one
             for one in check_image(name, mask, labels=run).targets
-            if one.index is not None and state.targets[numbers[one.index]].mask is None
+            if one.index is not None
         }
         checked = Checked(state, config, found)
         with self.lock:

@@ -2,93 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from mclc_gpu.data.annotations import Point
+from mclc_gpu.data.masks import BoxedMask
 from mclc_gpu.errors import InputError
 
 Place = tuple[float, float]  # x, y
-
-
-@dataclass(frozen=True, slots=True)
-class BoxedMask:
-    """Pixels of one target in a box of an image, as run lengths.
-
-    Attributes
-    ----------
-    top, left : int
-        First row and column of the box.
-    height, width : int
-        Size of the box in pixels; 0 for an empty mask.
-    runs : tuple of int
-        Lengths of the runs of pixels outside and inside the mask in turns, outside first, row by row.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    runs: tuple[int, ...]
-
-    @staticmethod
-    def of(mask: np.ndarray, top: int = 0, left: int = 0) -> "BoxedMask":
-        """Return a mask, bool [h, w], whose first pixel is (top, left) in its image, cut to its pixels."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not len(rows):
-            return BoxedMask(top, left, 0, 0, ())
-        first, start = int(rows[0]), int(columns[0])
-        part = mask[first : int(rows[-1]) + 1, start : int(columns[-1]) + 1]
-        flat = np.concatenate([[False], part.ravel(), [not part[-1, -1]]])
-        changes = np.flatnonzero(flat[1:] != flat[:-1])
-        runs = np.diff(np.concatenate([[0], changes]))
-        height, width = part.shape
-        return BoxedMask(top + first, left + start, height, width, tuple(runs.tolist()))
-
-    def pixels(self) -> np.ndarray:
-        """Return the mask in its box, bool [height, width]."""
-        inside = np.arange(len(self.runs)) % 2 == 1
-        return np.repeat(inside, self.runs).reshape(self.height, self.width)
-
-    @property
-    def area(self) -> int:
-        """Number of pixels."""
-        return sum(self.runs[1::2])
-
-    def json(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return {
-            "top": self.top,
-            "left": self.left,
-            "height": self.height,
-            "width": self.width,
-            "runs": list(self.runs),
-        }
-
-    @classmethod
-    def of_json(cls, content: Any, shape: tuple[int, int]) -> Self:
-        """Return the mask that JSON from outside describes, in an image of this (height, width).
-
-        Raises
-        ------
-        InputError
-            It is no mask, lies outside the image or has no pixels.
-        """
-        names = ("top", "left", "height", "width")
-        if not isinstance(content, dict) or set(content) != {*names, "runs"}:
-            raise InputError("mask: give top, left, height, width and runs")
-        numbers, runs = [content[name] for name in names], content["runs"]
-        if not (
-            isinstance(runs, list) and all(type(value) is int and value >= 0 for value in (*numbers, *runs))
-        ):
-            raise InputError("mask: give whole numbers of at least 0")
-        top, left, height, width = numbers
-        if top + height > shape[0] or left + width > shape[1] or not height * width:
-            raise InputError(f"mask: its box must lie in the image of {shape[1]}x{shape[0]} pixels")
-        if sum(runs) != height * width or not sum(runs[1::2]):
-            raise InputError("mask: its runs must fill the box and hold a pixel; delete the target instead")
-        return cls(top, left, height, width, tuple(runs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,7 @@ class Work:
         except Exception as error:
             logging.getLogger(__name__).exception("%s failed", name)
             message, state = f"{name} failed ({type(error).__name__}); see the server's output", "failed"
+        self.relabel()
         last = self._tasks[name]
         self._tell(Task(name, state, last.done, last.total, message))
 

@@ -22,8 +22,7 @@ def label(options: LabelArguments, started: float, chunks: Chunks = CHUNKS) -> i
 
 def report_label_run(run: LabelRun, page: bool = True) -> None:
     """Draw the overview of a label run, print a summary, and write report.html if `page`."""
-    title = f"{run.summary['images']} images, {run.summary['targets']} targets, {run.config.maker}"
-    write_overview(run, title + (f", {run.config.trials} trials" if run.config.trials else ""))
+    write_overview(run, run.title)
     _print_summary(run)
     if page:
         print(f"{report_labels(run).flagged} targets to review first, see {run.folder / REPORT}")

@@ -31,7 +31,7 @@ def _is_cvat(file: LabelFile) -> bool:
 
 
 def _parse_cvat(file: LabelFile) -> Entries:
-    """Parse "CVAT for images 1.1": points, boxes, polygons (their bounds) and polylines of each <image>."""
+    """Parse "CVAT for images 1.1": points, boxes, bounds of polygons and masks, polylines of each <image>."""
     for image in xml_root(file, "annotations").iter("image"):
         names, size = (image.get("name", ""),), (image.get("height"), image.get("width"))
         shapes = [shape for shape in image if shape.tag not in ("tag", "attribute")]
@@ -41,7 +41,7 @@ def _parse_cvat(file: LabelFile) -> Entries:
             where = f"image {names[0]!r}, shape {number}"
             entry = _cvat_shape(shape, names, where, size)
             yield (
-                Skipped(str(file.path), f"{where} is {shape.tag}, not points, box, polygon or polyline")
+                Skipped(str(file.path), f"{where} is {shape.tag}, not points, box, polygon, mask or polyline")
                 if (entry is None)
                 else entry
             )
@@ -52,6 +52,9 @@ def _cvat_shape(shape: ET.Element, names: tuple[str, ...], where: str, size: tup
     if shape.tag == "box" and not float(shape.get("rotation", "0") or 0):
         left, top, right, bottom = (shape.get(side, "") for side in ("xtl", "ytl", "xbr", "ybr"))
         return Entry(names, where, box=Box((left, top, right, bottom), "corners"), **about)
+    if shape.tag == "mask":
+        left, top, width, height = (shape.get(side, "") for side in ("left", "top", "width", "height"))
+        return Entry(names, where, box=Box((left, top, width, height), "size"), **about)
     pairs = [pair.split(",") for pair in shape.get("points", "").split(";") if pair]
     corners: Positions = tuple((pair[0], pair[-1]) for pair in pairs)
     if not corners:

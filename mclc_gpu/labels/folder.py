@@ -39,6 +39,7 @@ MASKS, TPMS, SHARDS = "masks", "tpm", "shards"
 POINTS, TARGETS, OVERVIEW, REPORT = "points.csv", "targets.csv", "overview.png", "report.html"
 LAYOUT = RunLayout("label", (MASKS, TPMS, SHARDS), (POINTS, TARGETS, OVERVIEW, REPORT))
 TARGET_COLUMNS = ("image", "target", "x", "y", "category", "estimated", "area", "confidence", "trials")
+CORRECTED = "corrected"  # column behind these where masks were corrected by hand
 
 _COMPRESSION = 1  # half the time of PNG's default, and files of about a kilobyte all the same
 _LONGEST = 1e12  # seconds of a run; a damaged number may have thousands of digits
@@ -138,6 +139,8 @@ class TargetRow:
         Expected IoU 0..1 of the mask; NaN from makers that do not know it.
     trials : int or None
         Trials behind the TPM; None in rows that were read from a folder.
+    corrected : bool
+        The mask was corrected by hand.
     """
 
     point: Point
@@ -145,12 +148,14 @@ class TargetRow:
     area: int | None = None
     confidence: float = math.nan
     trials: int | None = None
+    corrected: bool = False
 
     @staticmethod
     def of(target: TargetMask) -> "TargetRow":
         """Return the row of a labeled target."""
         area, confidence = int(np.count_nonzero(target.mask)), round(target.confidence, 6)
-        return TargetRow(target.point, target.estimated, area, confidence, target.trials)
+        facts = area, confidence, target.trials, target.corrected
+        return TargetRow(target.point, target.estimated, *facts)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -191,6 +196,7 @@ class ImageRecord:
                 "area": row.area,
                 "confidence": None if math.isnan(row.confidence) else row.confidence,
                 "trials": row.trials,
+                **({CORRECTED: True} if row.corrected else {}),
             }
             for row in rows
         ]
@@ -245,6 +251,8 @@ class Totals:
         Stem and reason of each image and target that could not.
     targets, trials, estimated : int
         Targets, their trials, and targets whose category was estimated.
+    corrected : int
+        Targets whose mask was corrected by hand.
     known, sum, low : int, float, int
         Targets of known confidence, the sum of it, and those below `LOW_CONFIDENCE`.
     """
@@ -254,6 +262,7 @@ class Totals:
     targets: int = 0
     trials: int = 0
     estimated: int = 0
+    corrected: int = 0
     known: int = 0
     sum: float = 0.0
     low: int = 0
@@ -268,6 +277,7 @@ class Totals:
         for row in record.rows:
             self.trials += row.trials or 0
             self.estimated += row.estimated
+            self.corrected += row.corrected
             if not math.isnan(row.confidence):
                 self.known += 1
                 self.sum += row.confidence
@@ -278,17 +288,21 @@ class Totals:
         return {"mean": self.sum / self.known, f"below_{LOW_CONFIDENCE:g}": self.low} if self.known else None
 
 
-def write_tables(out: Path, rows: Mapping[str, Sequence[TargetRow]]) -> None:
-    """Write points.csv and targets.csv of a run, from its targets by the stem of their image."""
+def write_tables(out: Path, rows: Mapping[str, Sequence[TargetRow]], corrected: bool = False) -> None:
+    """Write points.csv and targets.csv of a run, from its targets by the stem of their image.
+
+    `corrected`: masks were corrected by hand, and a column says which.
+    """
 
     def cells() -> Iterator[tuple[object, ...]]:
         for stem, own in rows.items():
             for number, row in enumerate(own):
                 place = stem, number, float(row.point.x), float(row.point.y), row.point.category
-                yield (*place, int(row.estimated), row.area, row.confidence, row.trials)
+                facts = int(row.estimated), row.area, row.confidence, row.trials
+                yield (*place, *facts, int(row.corrected)) if corrected else (*place, *facts)
 
     write_points(out / POINTS, {stem: [row.point for row in own] for stem, own in rows.items()})
-    write_csv(out / TARGETS, TARGET_COLUMNS, cells())
+    write_csv(out / TARGETS, (*TARGET_COLUMNS, CORRECTED) if corrected else TARGET_COLUMNS, cells())
 
 
 @dataclass
@@ -345,6 +359,12 @@ class LabelRun:
     def path(self) -> Path:
         """Path of label.json."""
         return LAYOUT.summary(self.folder)
+
+    @property
+    def title(self) -> str:
+        """Numbers of the run and its label maker, for a heading."""
+        title = f"{self.summary['images']} images, {self.summary['targets']} targets, {self.config.maker}"
+        return title + (f", {self.config.trials} trials" if self.config.trials else "")
 
     @property
     def seed(self) -> int:
@@ -441,11 +461,11 @@ def _read_rows(folder: Path, summary: Mapping[str, Any]) -> dict[str, list[Targe
     """Read points.csv, and targets.csv where there is one (there was none at first)."""
     points = load_points(folder / POINTS)
     path = folder / TARGETS
-    facts: dict[str, list[tuple[bool, float]]] = {}
+    facts: dict[str, list[tuple[bool, float, bool]]] = {}
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             for line in csv.DictReader(file):
-                own = line["estimated"] == "1", float(line["confidence"] or "nan")
+                own = line["estimated"] == "1", float(line["confidence"] or "nan"), line.get(CORRECTED) == "1"
                 facts.setdefault(line["image"], []).append(own)
     except FileNotFoundError:
         estimated = summary.get("estimated_categories") != 0
@@ -457,8 +477,8 @@ def _read_rows(folder: Path, summary: Mapping[str, Any]) -> dict[str, list[Targe
         raise InputError(f"{path}: does not fit {POINTS} ({wrong[0]}); {_REMEDY}")
     return {
         stem: [
-            TargetRow(point, estimated, confidence=confidence)
-            for point, (estimated, confidence) in zip(of_image, facts.get(stem, ()), strict=True)
+            TargetRow(point, estimated, confidence=confidence, corrected=by_hand)
+            for point, (estimated, confidence, by_hand) in zip(of_image, facts.get(stem, ()), strict=True)
         ]
         for stem, of_image in points.items()
     }

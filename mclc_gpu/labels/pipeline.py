@@ -48,6 +48,8 @@ class TargetMask:
         Expected IoU 0..1 of the mask; NaN from label makers that do not know it.
     exact : ndarray of float32, [h, w], or None
         The TPM as it was made; None where a device sent it in 16 bits.
+    corrected : bool
+        The mask was corrected by hand: `mclc_gpu.labels.corrections`.
     """
 
     image: int
@@ -60,6 +62,7 @@ class TargetMask:
     estimated: bool
     confidence: float
     exact: np.ndarray | None = None
+    corrected: bool = False
 
     @property
     def tpm(self) -> np.ndarray:

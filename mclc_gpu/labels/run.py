@@ -27,6 +27,7 @@ from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import Moment, device_name, pick_device, streams
 from mclc_gpu.labels.config import LabelOptions
+from mclc_gpu.labels.corrections import Corrections, corrections_json, with_corrections
 from mclc_gpu.labels.folder import (
     LAYOUT,
     Encoded,
@@ -84,6 +85,8 @@ class Inputs:
         Origin of the points, for label.json.
     skipped : list of Skipped
         Inputs already found unusable.
+    corrections : mapping of str to mapping
+        Masks that were corrected by hand, see `mclc_gpu.labels.corrections.Corrections`.
     """
 
     images: Mapping[str, Path]
@@ -91,6 +94,7 @@ class Inputs:
     truths: Mapping[str, Path] = field(default_factory=dict)
     source: str = "points"
     skipped: list[Skipped] = field(default_factory=list)
+    corrections: Corrections = field(default_factory=dict)
 
 
 def read_inputs(options: LabelOptions) -> Inputs:
@@ -251,7 +255,8 @@ class _Job:
         # Everything that the output depends on, besides the content of the images.
         self.settings = {"seed": options.seed, "points": inputs.source, **asdict(options.config)}
         clicks = ([stem, *map(astuple, inputs.points[stem])] for stem in self.stems)
-        self.fingerprint = fingerprint_of(self.settings, options.shards, *clicks)
+        by_hand = [corrections_json(inputs.corrections)] if inputs.corrections else []
+        self.fingerprint = fingerprint_of(self.settings, options.shards, *clicks, *by_hand)
 
     def completed(self) -> dict[str, Any] | None:
         """Return the summary of the run to resume if it is complete, else None."""
@@ -309,7 +314,7 @@ class _Job:
             if not totals.labeled:
                 raise InputError(f"nothing could be labeled: {unusable[0].file}: {unusable[0].why}")
             rows = JournaledRows(totals.labeled, entries)
-            write_tables(out, rows)
+            write_tables(out, rows, corrected=totals.corrected > 0)
             summary = self._summary(parts, totals, unusable)
             # The journals stay readable while they are open, although this removes them.
             close_run(LAYOUT, out, summary)
@@ -334,6 +339,7 @@ class _Job:
             "resumed_images": len(self.stems) - sum(part.images for part in parts),
             "targets": totals.targets,
             "estimated_categories": totals.estimated,
+            **({"corrected_masks": totals.corrected} if totals.corrected else {}),
             "trials": totals.trials,
             "seconds": seconds,
             "confidence": totals.confidence(),
@@ -460,7 +466,7 @@ class _Work:
         self, stem: str, shape: tuple[int, int], labels: LabeledTargets, own: slice, why: list[str]
     ) -> tuple[ImageRecord, Encoded, float]:
         """Make the record and the files of an image, and write these unless an archive is to hold them."""
-        targets = labels[own]  # waits for the device
+        targets = with_corrections(labels[own], self.inputs.corrections.get(stem))  # waits for the device
         start = time.perf_counter()
         files = encode(stem, shape, targets)
         if not self.options.shards:

@@ -228,6 +228,8 @@ def _check_clicks(stem: str, labels: LabelRun, found: _Regions, true: _Regions |
             flags.append(("loose pieces beside its mask", f"{loose} px in {len(pieces[index])} of them"))
         if row.confidence < LOW_CONFIDENCE:
             flags.append(("low confidence", f"{row.confidence:.2f}"))
+        if row.corrected:
+            flags = []  # somebody has looked at it
         y, x = nearest_pixel(point.x, point.y, height, width)
         boxes = [np.s_[y : y + 1, x : x + 1], *([found.boxes[number]] if number >= 0 else [])]
         boxes += [found.boxes[piece] for piece in pieces[index]]
