@@ -467,7 +467,7 @@ def training(session: Session) -> Iterator[Row]:
                 continue
             try:
                 size, batch = session.of(256, 64), session.of(16, 2)
-                config = TrainConfig(name, amp=amp, size=size, batch_size=batch)
+                config = TrainConfig(name, "paper", amp=amp, size=size, batch_size=batch)
                 yield _training_row(session, work, config, samples, device)
             except Exception as error:
                 yield row(work, note=failure(error))

@@ -43,9 +43,9 @@ from mclc_gpu.labels.pipeline import (
 from mclc_gpu.labels.placing import place_targets
 from mclc_gpu.labels.windows import PlacedTargets, Window, nearest_pixel
 from mclc_gpu.networks.zoo import build
-from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
+from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch
-from mclc_gpu.train.trainer import Trainer, detector_loss
+from mclc_gpu.train.trainer import Trainer, detector_loss, make_optimizer
 
 INTERVAL, COMPACTNESS = 20, 10.0  # mean side of a segment in pixels
 # Height and width of a single image, and the time budget in seconds.
@@ -342,7 +342,7 @@ def own_batches(data: TrainingSet, config: TrainConfig) -> Iterator[Batch]:
 def baseline_step(data: TrainingSet, config: TrainConfig) -> Callable[[Batch], object]:
     """Return a function that runs one training step of the baseline."""
     network = build(config.network).to(data.device)
-    optimizer = OPTIMIZERS[config.optimizer](network.parameters(), lr=config.first_lr)
+    optimizer = make_optimizer(config.resolved(), network)
 
     def step(batch: Batch) -> float:
         images, truth = batch
@@ -412,7 +412,7 @@ def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def _opened(context: Context) -> tuple[TrainingSet, TrainConfig]:
     samples = [Sample(name, image, mask) for name, (image, mask) in context.pairs.items()]
-    config = TrainConfig("acm", size=context.of(256, 32), batch_size=context.of(16, 2))
+    config = TrainConfig("acm", "paper", size=context.of(256, 32), batch_size=context.of(16, 2))
     return open_training_set(samples, config.channels, context.device), config
 
 

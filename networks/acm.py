@@ -7,7 +7,15 @@ doi:10.1109/WACV48630.2021.00099, arXiv:2009.14530.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, conv_norm_relu, mask_head, quarter_stem, residual_stage
+from mclc_gpu.networks.blocks import (
+    Detector,
+    Logits,
+    PooledBatchNorm2d,
+    conv_norm_relu,
+    mask_head,
+    quarter_stem,
+    residual_stage,
+)
 
 
 class ACM(Detector):
@@ -54,8 +62,10 @@ class AsymmetricFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channel_weights = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_bottleneck(channels))
-        self.pixel_weights = nn.Sequential(*_bottleneck(channels))
+        self.channel_weights = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), *_bottleneck(channels, PooledBatchNorm2d)
+        )
+        self.pixel_weights = nn.Sequential(*_bottleneck(channels, nn.BatchNorm2d))
         self.after = nn.Sequential(*conv_norm_relu(channels, channels, bias=True))
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
@@ -66,8 +76,8 @@ class AsymmetricFusion(nn.Module):
         return out
 
 
-def _bottleneck(channels: int) -> list[nn.Module]:
+def _bottleneck(channels: int, norm: type[nn.BatchNorm2d]) -> list[nn.Module]:
     """Build pointwise attention: weights in 0..1, through a bottleneck of a quarter of the channels."""
     narrow = channels // 4
-    widen = [nn.Conv2d(narrow, channels, 1), nn.BatchNorm2d(channels), nn.Sigmoid()]
-    return [*conv_norm_relu(channels, narrow, kernel=1, bias=True), *widen]
+    widen = [nn.Conv2d(narrow, channels, 1), norm(channels), nn.Sigmoid()]
+    return [*conv_norm_relu(channels, narrow, kernel=1, bias=True, norm=norm), *widen]

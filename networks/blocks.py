@@ -122,6 +122,19 @@ class Detector(nn.Module, ABC):
             if isinstance(module, nn.BatchNorm2d | ZeroConv2d):
                 module.reset_parameters()
 
+    def set_prior(self, logit: float) -> None:
+        """Let the masks of an initialized network start near a logit, that of the rarity of targets.
+
+        Sets the biases of `mask_layers`.
+        """
+        for layer in self.mask_layers():
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, logit)
+
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the convolutions that make the logits of the masks; by default the last convolution."""
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)][-1:]
+
     def _padding(self, size: int) -> int:
         """Return the pixels by which a side is padded to one that the network takes."""
         # No floor division of a negative number, which ONNX rounds towards zero.
@@ -152,6 +165,15 @@ class ZeroConv2d(nn.Conv2d):
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm behind a global pooling, where each image of a batch leaves one value per channel.
+
+    The statistics of a small batch are those of few values: from one batch to the next they differ more than
+    the features do, and in evaluation mode the network is another one than it was in training. Training with
+    small batches therefore ends with these layers in evaluation mode, on their running statistics.
+    """
 
 
 class Residual(nn.Module):
@@ -214,11 +236,12 @@ def conv_norm_relu(
     stride: int = 1,
     bias: bool = False,
     dilation: int = 1,
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
 ) -> list[nn.Module]:
     """Build a convolution that keeps the size at stride 1, batch norm and ReLU, for use in a sequence."""
     return [
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 * dilation, dilation, bias=bias),
-        nn.BatchNorm2d(out_channels),
+        norm(out_channels),
         nn.ReLU(inplace=True),
     ]
 

@@ -38,6 +38,10 @@ class DNANet(Detector):
         self.head = nn.Conv2d(first, 1, 1)
         self.side_heads = nn.ModuleList(nn.Conv2d(first, 1, 1) for _ in range(depth - 2))
 
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the heads of the mask and of the side outputs."""
+        return [self.head, *self.side_heads]
+
     def _node(self, level: int, column: int) -> nn.Sequential:
         """Build the block of one node."""
         own = _FILTERS[level]

@@ -239,6 +239,10 @@ class ISNet(Detector):
         mask = self.head(self._enlarge(shallow, x) * (1 + edge.sigmoid()))
         return Logits((mask,), edge if self.training else None)
 
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the last convolution of the head; the edge has another prior."""
+        return [module for module in self.head if isinstance(module, nn.Conv2d)][-1:]
+
     @staticmethod
     def _enlarge(features: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)

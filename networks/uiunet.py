@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, conv_norm_relu
+from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d, conv_norm_relu
 
 
 def _layer(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
@@ -77,9 +77,9 @@ class CrossAttention(nn.Module):
         self.prepare = nn.Sequential(*conv_norm_relu(channels, channels, kernel=1, bias=True))
         self.of_channels = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            *conv_norm_relu(channels, narrow, kernel=1, bias=True),
+            *conv_norm_relu(channels, narrow, kernel=1, bias=True, norm=PooledBatchNorm2d),
             nn.Conv2d(narrow, channels, 1),
-            nn.BatchNorm2d(channels),
+            PooledBatchNorm2d(channels),
             nn.Sigmoid(),
         )
         self.squeeze = nn.Sequential(*conv_norm_relu(channels, narrow, kernel=1, bias=True))
@@ -153,6 +153,16 @@ class UIUNet(Detector):
         sides = [self._enlarge(side(features), x) for side, features in zip(self.sides, maps, strict=True)]
         mask = self.fusion(torch.cat(sides, dim=1))
         return Logits((mask, *sides) if self.training else (mask,))
+
+    def set_prior(self, logit: float) -> None:
+        """Let the masks start near a logit; see `Detector`. The fusion adds to those of the side outputs."""
+        super().set_prior(logit)
+        if self.fusion.bias is not None:
+            nn.init.constant_(self.fusion.bias, logit * (1 - self.fusion.weight.sum().item()))
+
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the convolutions of the side outputs and their fusion."""
+        return [layer for layer in (*self.sides, self.fusion) if isinstance(layer, nn.Conv2d)]
 
     @staticmethod
     def _enlarge(logits: Tensor, like: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def run_plain(frames: Path, out: Path) -> None:
     samples = [Sample(n, frames / "images" / f"{n}.png", frames / "masks" / f"{n}.png") for n in names]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "plain", Plain)
-        config = TrainConfig("plain", epochs=3, batch_size=4, size=32, optimizer="adam")
+        config = TrainConfig("plain", "paper", epochs=3, batch_size=4, size=32, optimizer="adam")
         fit(samples, config, out, validation=samples[:5], device="cpu")
 
 

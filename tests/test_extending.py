@@ -147,7 +147,18 @@ def test_a_metric_is_in_every_score(data: Path, labels: Path, capsys: pytest.Cap
 def test_a_detector_learns_and_predicts(data: Path, labels: Path) -> None:
     run, images = data / "run", data / "images"
     given = ["--images", images, "--masks", labels / "masks", "--val-images", images]
-    given += ["--val-masks", data / "masks", "--network", "small", "--epochs", 1, "--batch-size", 2]
+    given += [
+        "--val-masks",
+        data / "masks",
+        "--network",
+        "small",
+        "--schedule",
+        "paper",
+        "--epochs",
+        1,
+        "--batch-size",
+        2,
+    ]
     given += ["--size", 32, "--device", "cpu", "--out", run]
     assert main(["train", *map(str, given)]) == 0
     with (run / "metrics.csv").open(newline="") as file:
@@ -160,7 +171,20 @@ def test_a_detector_learns_and_predicts(data: Path, labels: Path) -> None:
 
 def test_a_training_run_makes_its_labels_by_a_new_maker(data: Path) -> None:
     given = ["--images", data / "images", "--points", data / "clicks.spots", "--preset", "halfway"]
-    given += ["--network", "small", "--epochs", 1, "--batch-size", 2, "--size", 32, "--device", "cpu"]
+    given += [
+        "--network",
+        "small",
+        "--schedule",
+        "paper",
+        "--epochs",
+        1,
+        "--batch-size",
+        2,
+        "--size",
+        32,
+        "--device",
+        "cpu",
+    ]
     assert main(["train", *map(str, given), "--out", str(data / "one-go")]) == 0
     labels = json.loads((data / "one-go" / "labels" / "label.json").read_text())
     assert labels["settings"]["maker"] == "halfway"

@@ -103,8 +103,9 @@ def demo(options: DemoOptions, started: float) -> int:
     frames, device = ["--images", data / "images"], ["--device", options.device]
     commands = [
         ["train", *frames, "--points-from-masks", data / "masks", "--list", train, "--out", fitted,
-         "--network", "resunet-slim", "--optimizer", "adam", "--lr", "0.004", "--batch-size", "4",
-         "--size", "128", "--epochs", options.epochs, "--seed", options.seed, *device, "--overwrite"],
+         "--network", "resunet-slim", "--schedule", "paper", "--optimizer", "adam", "--lr", "0.004",
+         "--batch-size", "4", "--size", "128", "--epochs", options.epochs,
+         "--seed", options.seed, *device, "--overwrite"],
         ["score", "--pred", fitted / "labels" / "masks", "--truth", data / "masks", "--list", train,
          "--json", out / "labels.json"],
         ["evaluate", "--checkpoint", fitted / "best.pt", *frames, "--masks", data / "masks", "--list", test,

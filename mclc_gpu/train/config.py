@@ -5,9 +5,9 @@ The metadata of a field describe its command-line option, see `mclc_gpu.cli.opti
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mclc_gpu.detect.config import CHANNELS
 from mclc_gpu.errors import InputError
@@ -20,6 +20,7 @@ LOSSES: Registry[Callable[..., Any]] = Registry(
     "loss",
     {
         "soft-iou": "mclc_gpu.train.trainer.soft_iou",
+        "soft-iou+bce": "mclc_gpu.train.trainer.soft_iou_and_cross_entropy",
         "bce": "mclc_gpu.train.trainer.cross_entropy",
     },
 )
@@ -31,43 +32,63 @@ OPTIMIZERS: Registry[Callable[..., Any]] = Registry(
         "adamw": "torch.optim.AdamW",
     },
 )
-# Adagrad's learning rate is the paper's; the other is the one that the field's benchmark code gives Adam.
-LEARNING_RATES = {"adagrad": 0.05}
-LEARNING_RATE = 5e-4
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+SCHEDULES = ("fast", "paper")
+BUDGETS = ("epochs", "mpixels", "minutes")
+MPIXELS = 400.0  # default budget of the fast schedule
+
+# Values of the settings that depend on the schedule. In "paper", Adagrad's learning rate is the paper's; the
+# other is the one that the field's benchmark code gives Adam.
+_BY_SCHEDULE: dict[str, dict[str, Any]] = {
+    "fast": {"optimizer": "adamw", "loss": "soft-iou+bce", "validate_every": 5},
+    "paper": {"optimizer": "adagrad", "loss": "soft-iou", "validate_every": 1},
+}
+_LEARNING_RATES = {"fast": {"adagrad": 0.05, "": 5e-3}, "paper": {"adagrad": 0.05, "": 5e-4}}
+
+
+class Stage(NamedTuple):
+    """Part of a fast run: side of its crops in pixels, and its share of the run's pixels."""
+
+    side: int
+    share: float
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run; the defaults are the paper's.
+class FastConfig:
+    """Settings of the fast schedule; each names the value that switches its part off.
 
     Attributes
     ----------
-    network : str
-        A name in `mclc_gpu.networks.zoo.NETWORKS`.
-    epochs : int >= 1
-        Passes over the training set: each shows every image once, and some again to fill the last batch.
-    batch_size : int >= 1
-        Crops per step, summed over all processes.
-    size : int >= 16, pixels
-        Side of the square crops.
-    optimizer : str
-        A name in `OPTIMIZERS`.
-    lr : float > 0 or None
-        Learning rate of the first epoch; it falls to 0 along half a cosine. None: the optimizer's own, 0.05
-        for Adagrad and 0.0005 for the others.
-    loss : str
-        A name in `LOSSES`; see `mclc_gpu.train.trainer.detector_loss`.
-    channels : {1, 3}
-        Channels of the network's input; see `mclc_gpu.data.images.network_levels`.
-    amp : bool
-        Run the forward pass in bfloat16 where PyTorch holds it safe (autocast); the loss stays float32.
-    compile : str or None
-        A mode of torch.compile for the training pass; "reduce-overhead" records CUDA graphs.
-    validate_every : int >= 1
-        Epochs from one validation to the next; the last epoch is always validated.
-    seed : int
-        Seed of initial weights, order, crops, flips and dropout.
+    stages : str
+        Side of the crops in pixels and share of the budget of each stage, "64:.5,128:.35,256:.15"; shares are
+        divided by their sum. A single stage is "256:1".
+    step_pixels : int >= 1
+        Pixels of a step, in whole crops, over all processes; at least the network's smallest batch.
+    rounds : int >= 1
+        Parts of equal pixels into which the run is cut. Each ends with a row of the curve and a checkpoint.
+    target_share : float, 0..1
+        Share of the crops of images with targets that show a target.
+    margin : float, 0..0.45
+        Share of the side of a crop that lies at least between that target and each border; 0: anywhere.
+    hard_share : float, 0..1
+        Share of the other crops that show a false alarm of the network in training; 0: none, and none are
+        searched. They are searched when 25, 50 and 75 % of the run are done.
+    average : float, 0..1
+        Decay per step of the moving average of weights and statistics, which is the detector that a run
+        returns; 0: no average.
+    prior : float
+        Logit of the mask before training; 0: a probability of one half.
+    warmup : float, 0..0.9
+        Share of the run in which the learning rate rises; 0: none. Then it falls along half a cosine to 1 %.
+    weight_decay : float >= 0
+        Of weights with more than one dimension.
+    freeze : float, 0..1
+        Share of the run after which batch norms behind a global pooling use their running statistics; 1:
+        never.
+    scale_jitter : float, 0..1
+        Crops are cut with their side times exp(u), u uniform from minus to plus this, and resampled; 0: off.
+    gain_jitter : float >= 0
+        Strength of random gain, offset, gamma and noise, see `mclc_gpu.train.data.vary_gain`; 0: off.
 
     Raises
     ------
@@ -76,29 +97,206 @@ class TrainConfig:
 
     Examples
     --------
+    >>> from mclc_gpu.train.config import FastConfig
+    >>> FastConfig(stages="64:1,128:3").parsed_stages()
+    [Stage(side=64, share=0.25), Stage(side=128, share=0.75)]
+    """
+
+    stages: str = field(
+        default="64:.5,128:.35,256:.15",
+        metadata={
+            "help": "side of the crops and share of the budget of each stage",
+            "metavar": "PX:SHARE,...",
+        },
+    )
+    step_pixels: int = field(
+        default=49152,
+        metadata={"help": "pixels of a step over all processes, in whole crops", "metavar": "N"},
+    )
+    rounds: int = field(
+        default=50,
+        metadata={"help": "parts of the run, each ending with a row of the curve", "metavar": "N"},
+    )
+    target_share: float = field(
+        default=0.7, metadata={"help": "share of the crops that show a target", "metavar": "SHARE"}
+    )
+    margin: float = field(
+        default=0.1,
+        metadata={"help": "least distance of that target from the border, in sides", "metavar": "SHARE"},
+    )
+    hard_share: float = field(
+        default=0.3,
+        metadata={
+            "help": "share of the other crops that show a false alarm, searched three times; 0: off",
+            "metavar": "SHARE",
+        },
+    )
+    average: float = field(
+        default=0.99,
+        metadata={"help": "decay per step of the moving average of the weights; 0: off", "metavar": "DECAY"},
+    )
+    prior: float = field(
+        default=-4.0, metadata={"help": "logit of the mask before training", "metavar": "LOGIT"}
+    )
+    warmup: float = field(
+        default=0.1, metadata={"help": "share of the run with a rising learning rate", "metavar": "SHARE"}
+    )
+    weight_decay: float = field(default=1e-4, metadata={"help": "weight decay", "metavar": "X"})
+    freeze: float = field(
+        default=0.5,
+        metadata={
+            "help": "share of the run after which batch norms behind a global pooling keep their statistics; "
+            "1: never",
+            "metavar": "SHARE",
+        },
+    )
+    scale_jitter: float = field(
+        default=0.0, metadata={"help": "largest change of scale, as a natural logarithm", "metavar": "X"}
+    )
+    gain_jitter: float = field(
+        default=0.0, metadata={"help": "strength of random gain, gamma and noise", "metavar": "X"}
+    )
+
+    def __post_init__(self) -> None:
+        self.parsed_stages()
+        ranges = {
+            "target_share": (0, 1), "margin": (0, 0.45), "hard_share": (0, 1), "average": (0, 1),
+            "prior": (-20, 20), "warmup": (0, 0.9), "weight_decay": (0, 1), "freeze": (0, 1),
+            "scale_jitter": (0, 1), "gain_jitter": (0, 10),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} {getattr(self, name)}: use {low} to {high}")
+        for name in ("step_pixels", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}: use 1 or more")
+
+    def parsed_stages(self) -> list[Stage]:
+        """Return the stages with shares that add up to 1."""
+        try:
+            pairs = [part.split(":") for part in self.stages.split(",")]
+            stages = [Stage(int(side), float(share)) for side, share in pairs]
+            total = sum(stage.share for stage in stages)
+            if not all(stage.side >= 16 and 0 < stage.share < math.inf for stage in stages):
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f"stages {self.stages!r}: give sides of 16 px or more with shares above 0, as in 64:.5,128:.5"
+            ) from None
+        return [Stage(side, share / total) for side, share in stages]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    Attributes
+    ----------
+    network : str
+        A name in `mclc_gpu.networks.zoo.NETWORKS`.
+    schedule : {"fast", "paper"}
+        "fast": many small steps on small crops around targets, for minutes on a CPU; see `FastConfig`.
+        "paper": the schedule of the papers, 1500 epochs of crops of 256 x 256 with Adagrad.
+    epochs : int >= 1 or None
+        Passes over the training set: each shows every image once, and some again to fill the last batch. In
+        the fast schedule the budget is that of the pixels of these passes. None: 1500 in "paper".
+    mpixels : float > 0 or None
+        Budget of the fast schedule: million pixels of crops. None: 400.
+    minutes : float > 0 or None
+        The same as a time: the speed is measured before the run, which fixes the pixels.
+    batch_size : int >= 1
+        Crops per step of the schedule "paper", summed over all processes.
+    size : int >= 16, pixels
+        Side of the square crops of an epoch.
+    optimizer : str or None
+        A name in `OPTIMIZERS`. None: AdamW in "fast", Adagrad in "paper".
+    lr : float > 0 or None
+        Highest learning rate. In "paper" it is that of the first epoch and falls to 0 along half a cosine.
+        None: 0.05 for Adagrad, and for the others 0.005 in "fast" and 0.0005 in "paper".
+    loss : str or None
+        A name in `LOSSES`; see `mclc_gpu.train.trainer.detector_loss`. None: soft-IoU, in "fast" with
+        cross-entropy.
+    channels : {1, 3}
+        Channels of the network's input; see `mclc_gpu.data.images.network_levels`.
+    amp : bool
+        Run the forward pass in bfloat16 where PyTorch holds it safe (autocast); the loss stays float32.
+    compile : str or None
+        A mode of torch.compile for the training pass; "reduce-overhead" records CUDA graphs.
+    validate_every : int >= 1 or None
+        Epochs, or rounds of the fast schedule, from one validation to the next; the last is always validated.
+        None: 1 in "paper", 5 in "fast".
+    seed : int
+        Seed of initial weights, order, crops, flips, jitter and dropout.
+    fast : FastConfig
+        Settings of the fast schedule.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range, or there is more than one budget.
+
+    Examples
+    --------
     >>> from mclc_gpu.train.config import TrainConfig
-    >>> TrainConfig(network="acm", epochs=100).lr_of(50)
-    0.025
+    >>> TrainConfig(network="acm", schedule="paper").resolved().lr
+    0.05
     """
 
     network: str = field(
         default="dnanet",
         metadata={"help": "detector to train", "metavar": "NAME", "choices": NETWORKS, "required": True},
     )
-    epochs: int = field(default=1500, metadata={"help": "passes over the training set", "metavar": "N"})
-    batch_size: int = field(
-        default=16, metadata={"help": "crops per step, summed over all processes", "metavar": "N"}
+    schedule: str = field(
+        default="fast",
+        metadata={
+            "help": "fast: small crops around targets, minutes on a CPU; paper: 1500 epochs of crops of 256",
+            "choices": SCHEDULES,
+        },
     )
-    size: int = field(default=256, metadata={"help": "side of the crops", "metavar": "PX"})
-    optimizer: str = field(default="adagrad", metadata={"help": "optimizer", "choices": OPTIMIZERS})
+    epochs: int | None = field(
+        default=None,
+        metadata={
+            "help": "budget in passes over the training set (paper: 1500)",
+            "metavar": "N",
+            "either": "budget",
+        },
+    )
+    mpixels: float | None = field(
+        default=None,
+        metadata={
+            "help": "budget in million pixels of crops (fast: 400, ten minutes for acm on two CPU cores)",
+            "metavar": "N",
+            "either": "budget",
+        },
+    )
+    minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "budget in minutes of training; the speed is measured first",
+            "metavar": "N",
+            "either": "budget",
+        },
+    )
+    batch_size: int = field(
+        default=16,
+        metadata={"help": "crops per step of --schedule paper, summed over all processes", "metavar": "N"},
+    )
+    size: int = field(default=256, metadata={"help": "side of the crops of an epoch", "metavar": "PX"})
+    optimizer: str | None = field(
+        default=None,
+        metadata={"help": "optimizer (fast: adamw, paper: adagrad)", "choices": OPTIMIZERS},
+    )
     lr: float | None = field(
         default=None,
         metadata={
-            "help": "learning rate at the start; falls to 0 along a cosine (adagrad 0.05, others 0.0005)",
+            "help": "highest learning rate (adagrad 0.05; others 0.005 with fast, 0.0005 with paper)",
             "metavar": "LR",
         },
     )
-    loss: str = field(default="soft-iou", metadata={"help": "loss", "choices": LOSSES})
+    loss: str | None = field(
+        default=None,
+        metadata={"help": "loss (fast: soft-iou+bce, paper: soft-iou)", "choices": LOSSES},
+    )
     channels: int = field(
         default=1, metadata={"help": "channels of the network's input: 1 gray, 3 color", "choices": CHANNELS}
     )
@@ -113,44 +311,74 @@ class TrainConfig:
             "const": "default",
         },
     )
-    validate_every: int = field(
-        default=1,
-        metadata={"help": "epochs from one validation to the next", "metavar": "N", "option": "val-every"},
+    validate_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "epochs from one validation to the next (paper: 1), or rounds (fast: 5)",
+            "metavar": "N",
+            "option": "val-every",
+        },
     )
     seed: int = field(
         default=0,
-        metadata={"help": "seed of initial weights, order, crops, flips and dropout", "metavar": "N"},
+        metadata={"help": "seed of initial weights, order, crops, flips, jitter and dropout", "metavar": "N"},
+    )
+    fast: FastConfig = field(
+        default_factory=FastConfig, metadata={"title": "fast schedule (with --schedule fast)"}
     )
 
     def __post_init__(self) -> None:
         choices: dict[str, Sequence[Any]] = {
             "network": tuple(NETWORKS),
-            "optimizer": tuple(OPTIMIZERS),
-            "loss": tuple(LOSSES),
+            "schedule": SCHEDULES,
+            "optimizer": (None, *OPTIMIZERS),
+            "loss": (None, *LOSSES),
             "channels": CHANNELS,
             "compile": (None, *COMPILE_MODES),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name} {getattr(self, name)!r}: use one of {', '.join(map(str, allowed))}")
+                known = ", ".join(str(one) for one in allowed if one is not None)
+                raise InputError(f"{name} {getattr(self, name)!r}: use one of {known}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("size", 16), ("validate_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: use {least} or more")
-        if not (math.isfinite(self.first_lr) and self.first_lr > 0):
-            raise InputError(f"lr {self.lr}: use a number above 0")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InputError(f"{name} {value}: use {least} or more")
+        for name in ("lr", "mpixels", "minutes"):
+            if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} {value}: use a number above 0")
+        if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
+            raise InputError("give one of epochs, mpixels and minutes")
+        if self.schedule == "paper" and (self.mpixels or self.minutes):
+            raise InputError("schedule paper: its budget is given as epochs")
 
-    @property
-    def first_lr(self) -> float:
-        """Learning rate of the first epoch."""
-        return LEARNING_RATES.get(self.optimizer, LEARNING_RATE) if self.lr is None else self.lr
+    def resolved(self) -> "TrainConfig":
+        """Return these settings with a value for all that depend on the schedule, except the fast budget."""
+        chosen = {
+            name: value for name, value in _BY_SCHEDULE[self.schedule].items() if getattr(self, name) is None
+        }
+        made = replace(self, **chosen)
+        if made.lr is None:
+            rates = _LEARNING_RATES[self.schedule]
+            made = replace(made, lr=rates.get(str(made.optimizer), rates[""]))
+        if self.schedule == "paper" and self.epochs is None:
+            made = replace(made, epochs=1500)
+        if self.schedule == "fast" and self.epochs is self.mpixels is self.minutes is None:
+            made = replace(made, mpixels=MPIXELS)
+        return made
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings, with the learning rate that is used."""
-        return {**asdict(self), "lr": self.first_lr}
+        """Return the settings that have an effect, with the values that are used."""
+        used = asdict(self.resolved())
+        fast = used.pop("fast")
+        if self.schedule == "paper":
+            return {name: value for name, value in used.items() if name not in ("mpixels", "minutes")}
+        return {**{name: value for name, value in used.items() if name != "batch_size"}, **fast}
 
-    def lr_of(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 0: cosine annealing to 0."""
-        return 0.5 * self.first_lr * (1 + math.cos(math.pi * epoch / self.epochs))
+    def unused(self) -> dict[str, str]:
+        """Return the settings without effect, each with the reason."""
+        if self.schedule == "fast":
+            return {"batch_size": "only applies with --schedule paper (use --step-pixels)"}
+        return {"fast": "only applies with --schedule fast"}
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mclc_gpu.data.datasets import Sample
@@ -16,7 +17,7 @@ from mclc_gpu.data.images import network_levels, read_image, read_truth
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
 
-TARGET_SHARE = 0.5  # share of the crops of images with targets that are placed on a target
+TARGET_SHARE = 0.5  # share of the crops of images with targets that show one, in the paper's schedule
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,24 +100,62 @@ class Plan:
         rows and columns.
     flips : Tensor [S, 3], bool
         Flip up-down, flip left-right, transpose.
+    spot : Tensor [S], int64
+        row * width + column of a pixel that the crop is to show in place of a target; -1 for none.
     """
 
     image: Tensor
     draws: Tensor
     flips: Tensor
+    spot: Tensor
 
     def __getitem__(self, rows: slice | Tensor) -> "Plan":
-        return Plan(self.image[rows], self.draws[rows], self.flips[rows])
+        return Plan(self.image[rows], self.draws[rows], self.flips[rows], self.spot[rows])
 
     def __len__(self) -> int:
         return len(self.image)
 
     def to(self, device: torch.device) -> "Plan":
         """Copy to a device."""
-        return Plan(self.image.to(device), self.draws.to(device), self.flips.to(device))
+        tensors = (self.image, self.draws, self.flips, self.spot)
+        return Plan(*(tensor.to(device) for tensor in tensors))
 
 
-def plan_epoch(images: int, crops: int, seed: int, epoch: int) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Rule by which crops are placed.
+
+    Attributes
+    ----------
+    target_share : float, 0..1
+        Share of the crops of images with targets that show a target.
+    margin : float, 0..0.45
+        Least distance of that target from the border of the crop, in sides of the crop.
+    hard_share : float, 0..1
+        Share of the other crops that show a false alarm.
+    """
+
+    target_share: float = TARGET_SHARE
+    margin: float = 0.0
+    hard_share: float = 0.0
+
+
+PAPER_PLACING = Placing()
+
+
+def philox(seed: int, number: int) -> np.random.Generator:
+    """Return the generator of an epoch or round."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)))
+
+
+def plan_epoch(
+    images: int,
+    crops: int,
+    seed: int,
+    epoch: int,
+    placing: Placing = PAPER_PLACING,
+    hard: Tensor | None = None,
+) -> Plan:
     """Draw the crops of an epoch with a Philox generator keyed by (seed, epoch).
 
     Parameters
@@ -126,6 +165,9 @@ def plan_epoch(images: int, crops: int, seed: int, epoch: int) -> Plan:
     crops : int >= 0
         Number of crops.
     seed, epoch : int
+    placing : Placing
+    hard : Tensor [H, 2], int64, optional
+        Image and row * width + column of false alarms.
 
     Examples
     --------
@@ -133,23 +175,27 @@ def plan_epoch(images: int, crops: int, seed: int, epoch: int) -> Plan:
     >>> sorted(plan_epoch(images=3, crops=6, seed=0, epoch=0).image.tolist())
     [0, 0, 1, 1, 2, 2]
     """
-    key = np.array([seed % 2**64, epoch], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key))
+    generator = philox(seed, epoch)
     rounds = -(-crops // images)
     order = np.concatenate([generator.permutation(images) for _ in range(rounds)])[:crops]
-    return Plan(
-        image=torch.from_numpy(order.astype(np.int64)),
-        draws=torch.from_numpy(generator.random((crops, 4))),
-        flips=torch.from_numpy(generator.random((crops, 3)) < 0.5),
-    )
+    image = torch.from_numpy(order.astype(np.int64))
+    draws = torch.from_numpy(generator.random((crops, 4)))
+    flips = torch.from_numpy(generator.random((crops, 3)) < 0.5)
+    spot = torch.full((crops,), -1)
+    if hard is not None and len(hard):
+        chosen = torch.from_numpy(generator.random(crops) < placing.hard_share)
+        chosen &= draws[:, 0] >= placing.target_share
+        pick = hard[torch.from_numpy(generator.integers(len(hard), size=crops))]
+        image, spot = torch.where(chosen, pick[:, 0], image), torch.where(chosen, pick[:, 1], spot)
+    return Plan(image, draws, flips, spot)
 
 
-def cut(packed: Packed, plan: Plan, size: int) -> Tensor:
+def cut(packed: Packed, plan: Plan, size: int, placing: Placing = PAPER_PLACING) -> Tensor:
     """Cut crops from packed images.
 
-    The position of a crop is uniform over its image. With probability `TARGET_SHARE`, in images that have a
-    target, it is instead uniform over the positions that show a target pixel drawn at random. Images smaller
-    than the crop lie anywhere inside it and are continued by reflection, masks like images.
+    The position of a crop is uniform over its image. With probability `placing.target_share`, in images that
+    have a target, it is instead uniform over the positions that show a target pixel drawn at random. Images
+    smaller than the crop lie anywhere inside it and are continued by reflection, masks like images.
 
     Parameters
     ----------
@@ -158,6 +204,7 @@ def cut(packed: Packed, plan: Plan, size: int) -> Tensor:
         B crops, on the device of `packed`.
     size : int, pixels
         Side of the crops.
+    placing : Placing
 
     Returns
     -------
@@ -167,10 +214,11 @@ def cut(packed: Packed, plan: Plan, size: int) -> Tensor:
     height, width = packed.height[plan.image], packed.width[plan.image]
     count = packed.count[plan.image]
     pick = packed.first[plan.image] + (plan.draws[:, 1] * count).long()
-    pixel = packed.targets[pick].long()
-    on_target = (plan.draws[:, 0] < TARGET_SHARE) & (count > 0)
-    top = _start(height, size, pixel // width, on_target, plan.draws[:, 2])
-    left = _start(width, size, pixel % width, on_target, plan.draws[:, 3])
+    pixel = torch.where(plan.spot < 0, packed.targets[pick].long(), plan.spot)
+    shown = (plan.draws[:, 0] < placing.target_share) & (count > 0) | (plan.spot >= 0)
+    margin = int(size * placing.margin)
+    top = _start(height, size, margin, pixel // width, shown, plan.draws[:, 2])
+    left = _start(width, size, margin, pixel % width, shown, plan.draws[:, 3])
     rows = _lines(top, height, size, plan.flips[:, 0])
     columns = _lines(left, width, size, plan.flips[:, 1])
     inside = rows[:, :, None] * width[:, None, None] + columns[:, None, :]  # [B, size, size]
@@ -180,12 +228,16 @@ def cut(packed: Packed, plan: Plan, size: int) -> Tensor:
     return packed.planes[start[:, :, None, None] + inside[:, None]]
 
 
-def _start(length: Tensor, size: int, pixel: Tensor, on_target: Tensor, draw: Tensor) -> Tensor:
-    """Return the first row or column of each crop, negative where the image begins inside it."""
+def _start(length: Tensor, size: int, margin: int, pixel: Tensor, shown: Tensor, draw: Tensor) -> Tensor:
+    """Return the first row or column of each crop, negative where the image begins inside it.
+
+    Where `shown`, the crop shows `pixel`, `margin` from its border unless that leads out of the image.
+    """
     room = length - size
     low, high = room.clamp(max=0), room.clamp(min=0)
-    low = torch.where(on_target, torch.maximum(low, pixel - size + 1), low)
-    high = torch.where(on_target, torch.minimum(high, pixel), high)
+    first = torch.maximum(torch.minimum(pixel - size + 1 + margin, high), low)
+    last = torch.minimum(torch.maximum(pixel - margin, low), high)
+    low, high = torch.where(shown, first, low), torch.where(shown, last, high)
     return low + (draw * (high - low + 1)).long()
 
 
@@ -216,6 +268,8 @@ class TrainingSet:
         Of the gray levels of all images; std is 1 where all levels are equal.
     digest : str
         Of all names, levels and masks.
+    pixels : int
+        Of all masks.
     targets : int
         Images with at least one target pixel.
     skipped : list of Skipped
@@ -231,12 +285,20 @@ class TrainingSet:
     mean: float
     std: float
     digest: str
+    pixels: int
     targets: int
     skipped: list[Skipped]
     device: torch.device
     packed: Packed | None = field(repr=False)
 
-    def batches(self, plan: Plan, batch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self,
+        plan: Plan,
+        batch: int,
+        size: int,
+        placing: Placing = PAPER_PLACING,
+        sides: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of the planned crops on the device.
 
         Resident sets are cut without waiting for the device. Streamed sets are read by threads; only a few
@@ -249,6 +311,9 @@ class TrainingSet:
             Crops per batch.
         size : int, pixels
             Side of the crops.
+        placing : Placing
+        sides : sequence of int, pixels, optional
+            Side with which the crops of each batch are cut, to be resampled to `size`.
 
         Yields
         ------
@@ -262,23 +327,59 @@ class TrainingSet:
         InputError
             If a file of a streamed set can no longer be read.
         """
-        crops = self._streamed(plan, batch, size) if self.packed is None else self._cut(plan, batch, size)
-        for crop in crops:
+        if self.packed is not None:
+            plan = plan.to(self.device)
+        starts = range(0, len(plan), batch)
+        parts = [(plan[start : start + batch], size) for start in starts]
+        if sides is not None:
+            parts = [(part, side) for (part, _), side in zip(parts, sides, strict=True)]
+        for crop in self._streamed(parts, placing) if self.packed is None else self._cut(parts, placing):
             images = (crop[:, :-1].float() - self.mean) / self.std
-            yield images, crop[:, -1:].float()
+            truth = crop[:, -1:].float()
+            if crop.shape[-1] != size:
+                images, truth = _resample(images, size), (_resample(truth, size) > 0.5).float()
+            yield images, truth
 
-    def _cut(self, plan: Plan, batch: int, size: int) -> Iterator[Tensor]:
+    def _cut(self, parts: Sequence[tuple[Plan, int]], placing: Placing) -> Iterator[Tensor]:
         assert self.packed is not None
-        plan = plan.to(self.device)
-        for start in range(0, len(plan), batch):
-            yield cut(self.packed, plan[start : start + batch], size)
+        for part, side in parts:
+            yield cut(self.packed, part, side, placing)
 
-    def _streamed(self, plan: Plan, batch: int, size: int) -> Iterator[Tensor]:
+    def _streamed(self, parts: Sequence[tuple[Plan, int]], placing: Placing) -> Iterator[Tensor]:
         pin = self.device.type == "cuda"
-        parts = (plan[start : start + batch] for start in range(0, len(plan), batch))
-        read = partial(_read_crops, self.samples, self.channels, size, pin)
+        read = partial(_read_crops, self.samples, self.channels, placing, pin)
         for crop in prefetch_map(read, parts):
             yield crop.to(self.device, non_blocking=True)
+
+    def frames(self, chosen: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield some images as the network takes them.
+
+        Yields
+        ------
+        index : int
+            In `samples`.
+        image : Tensor [1, C, H, W], float32
+            Normalized by `mean` and `std`.
+        mask : Tensor [H, W], bool
+        """
+        for index, planes in zip(chosen, self._planes(chosen), strict=True):
+            yield index, (planes[None, :-1].float() - self.mean) / self.std, planes[-1] > 0
+
+    def _planes(self, chosen: Sequence[int]) -> Iterator[Tensor]:
+        """Yield gray levels and mask [C + 1, H, W] of some images on the device."""
+        if self.packed is None:
+            read = partial(_read, self.channels)
+            for frame in prefetch_map(read, [self.samples[index] for index in chosen]):
+                yield torch.from_numpy(np.concatenate([frame[0], frame[1][None].astype(frame[0].dtype)])).to(
+                    self.device
+                )
+        else:
+            # The sizes are needed here, not on the device.
+            sizes = torch.stack([self.packed.offset, self.packed.height, self.packed.width], 1).tolist()
+            for index in chosen:
+                start, height, width = sizes[index]
+                length = (self.channels + 1) * height * width
+                yield self.packed.planes[start : start + length].view(-1, height, width)
 
 
 def open_training_set(
@@ -337,7 +438,9 @@ def open_training_set(
     mean, std = tally.mean_std()
     packed = None if frames is None else pack(frames).to(device)
     digest = tally.digest.hexdigest()
-    return TrainingSet(usable, channels, mean, std, digest, tally.targets, skipped, device, packed)
+    return TrainingSet(
+        usable, channels, mean, std, digest, tally.masked, tally.targets, skipped, device, packed
+    )
 
 
 class _Tally:
@@ -377,9 +480,46 @@ def _read(channels: int, sample: Sample) -> Frame:
     return stored, read_truth(sample.mask, image.shape[:2])
 
 
-def _read_crops(samples: Sequence[Sample], channels: int, size: int, pin: bool, plan: Plan) -> Tensor:
+def _read_crops(
+    samples: Sequence[Sample], channels: int, placing: Placing, pin: bool, part: tuple[Plan, int]
+) -> Tensor:
     """Read and cut the crops of one batch, on the CPU."""
+    plan, side = part
     own, place = torch.unique(plan.image, return_inverse=True)
     packed = pack([_read(channels, samples[index]) for index in own.tolist()])
-    crops = cut(packed, Plan(place, plan.draws, plan.flips), size)
+    crops = cut(packed, replace(plan, image=place), side, placing)
     return crops.pin_memory() if pin else crops
+
+
+def _resample(planes: Tensor, size: int) -> Tensor:
+    smooth = planes.shape[-1] > size
+    return F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=smooth)
+
+
+def vary_gain(images: Tensor, strength: float) -> Tensor:
+    """Vary gain, offset, gamma and noise of crops, each by its own draw from torch's global generator.
+
+    Between the darkest and the brightest level of a crop, levels are raised to the power exp(0.15 s n), then
+    multiplied by exp(0.15 s n) and shifted by 0.2 s n, with standard normal n and strength s; half of the
+    crops receive normal noise with a standard deviation of up to 0.08 s.
+
+    Parameters
+    ----------
+    images : Tensor [B, C, H, W], float32
+        Normalized.
+    strength : float >= 0
+        1: as above; 0 changes nothing.
+
+    Returns
+    -------
+    Tensor [B, C, H, W], float32
+    """
+    count, device = len(images), images.device
+    normal = torch.randn(3, count, 1, 1, 1, device=device) * strength
+    uniform = torch.rand(2, count, 1, 1, 1, device=device)
+    low = images.amin((1, 2, 3), keepdim=True)
+    extent = (images.amax((1, 2, 3), keepdim=True) - low).clamp(min=1e-3)
+    curved = low + extent * ((images - low) / extent).clamp(0, 1) ** torch.exp(0.15 * normal[0])
+    varied = curved * torch.exp(0.15 * normal[1]) + 0.2 * normal[2]
+    noise = torch.where(uniform[0] < 0.5, 0.08 * strength * uniform[1], 0.0)
+    return varied + noise * torch.randn_like(images)

@@ -36,12 +36,14 @@ from mclc_gpu.train.folder import (
     REPORT,
     Row,
     RunLog,
+    begun_settings,
     check_folder,
     check_settings,
     make_row,
     start_folder,
 )
-from mclc_gpu.train.trainer import Trainer, share_of_batch
+from mclc_gpu.train.schedule import Budget
+from mclc_gpu.train.trainer import Trainer, measure_budget, share_of_batch
 
 _VALIDATION_SHARE = 0.1  # share of the free memory that validation images may take
 
@@ -126,7 +128,7 @@ def train_detector(
     >>> from mclc_gpu.data.synthetic import write_dataset
     >>> from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
     >>> from mclc_gpu.train.fit import train_detector
-    >>> config = TrainConfig("acm", epochs=1, batch_size=2, size=32)
+    >>> config = TrainConfig("acm", "paper", epochs=1, batch_size=2, size=32)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     root = Path(folder)
     ...     write_dataset(root, 3, 0, size=(32, 32))
@@ -313,8 +315,12 @@ def _fit(
         "training_set": data.digest,
         "validation_set": fingerprint_of([sample.name for sample in validation]),
     }
+    begun = None
     if resume:
         check_settings(out, settings)
+        earlier = begun_settings(out)
+        if earlier is not None and config.schedule == "fast":
+            begun = Budget(earlier["pixels"], earlier["rounds"])
     unread = [item for part in ranks.gather(held.skipped) for item in part]
     skipped = [*data.skipped, *unread]
     usable = sum(ranks.gather(len(held)))
@@ -322,7 +328,10 @@ def _fit(
         raise InputError(f"nothing to validate on: {unread[0].file}: {unread[0].why}")
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        trainer = Trainer(config, data, ranks)
+        if config.minutes is not None and begun is None:
+            begun = measure_budget(config, data, ranks)
+        trainer = Trainer(config, data, ranks, begun)
+        settings |= {"pixels": trainer.schedule.pixels, "rounds": trainer.schedule.rounds}
         notes = {**_facts(trainer, usable), "skipped": [asdict(item) for item in skipped], **about}
         ranks.on_main(lambda: start_folder(out, settings, notes, overwrite))
         run = _Run(trainer, held if validation else None, out, settings)
@@ -392,22 +401,24 @@ class _Run:
 
     def restore(self) -> None:
         """Restore the state in which last.pt was written."""
-        path = self.out / LAST
+        path, schedule = self.out / LAST, self.trainer.schedule
         trained = load_checkpoint(path, self.trainer.ranks.device)
         try:
-            self.trainer.network.load_state_dict(trained.network.state_dict())
-            self.trainer.optimizer.load_state_dict(trained.state["optimizer"])
+            self.trainer.restore(trained.network.state_dict(), trained.state)
             self.rows, self.best = trained.state["rows"], trained.state["best"]
             self.collapsed = trained.state["collapsed"]
+            for row in self.rows:  # the first version did not count pixels
+                row.setdefault("mpixels", row["epoch"] / schedule.rounds * schedule.pixels / 1e6)
         # It is of another network, or a renamed best.pt.
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not of this run; {REMEDY}") from error
 
     def finish(self) -> None:
         """Run the epochs that are left."""
-        config, ranks = self.trainer.config, self.trainer.ranks
-        with RunLog(self.out, config.epochs, self.rows) if ranks.main else nullcontext() as log:
-            for epoch in range(len(self.rows), config.epochs):
+        schedule, ranks = self.trainer.schedule, self.trainer.ranks
+        mpixels = schedule.pixels / 1e6
+        with RunLog(self.out, schedule.rounds, mpixels, self.rows) if ranks.main else nullcontext() as log:
+            for epoch in range(len(self.rows), schedule.rounds):
                 started = time.perf_counter()
                 row, result = self._epoch(epoch)
                 improved = self._add(row, result)
@@ -416,8 +427,7 @@ class _Run:
                 # last.pt marks the end of the epoch, so that it is written after best.pt.
                 if improved:
                     self._save(BEST, result, {})
-                optimizer = self.trainer.optimizer.state_dict()
-                self._save(LAST, result, {"rows": self.rows, "optimizer": optimizer})
+                self._save(LAST, result, {"rows": self.rows, **self.trainer.state()})
                 if log is not None:
                     log.add(row, time.perf_counter() - started)
 
@@ -430,16 +440,20 @@ class _Run:
             amp = " or without amp" if config.amp else ""
             raise InputError(
                 f"{self.out}: the loss of epoch {epoch + 1} is {loss}, training has diverged: start again "
-                f"with an lr below {config.first_lr:g}{amp}; {LAST} is that of epoch {epoch}"
+                f"with an lr below {config.lr:g}{amp}; {LAST} is that of epoch {epoch}"
             )
         result = None
-        if self.held is not None and ((epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs):
-            ranks.broadcast_buffers(trainer.network)
-            predictor = Predictor(trainer.network, self.normalization, amp=config.amp)
+        due = (epoch + 1) % (config.validate_every or 1) == 0 or epoch + 1 == trainer.schedule.rounds
+        if self.held is not None and due:
+            ranks.broadcast_buffers(trainer.result)
+            predictor = Predictor(trainer.result, self.normalization, amp=config.amp)
             result = validate(predictor, self.held, ranks)
         self.collapsed = not marked if result is None else math.isnan(result.precision)
         scores = None if result is None else result.as_dict()
-        return make_row(epoch + 1, config.lr_of(epoch), loss, crop_iou, scores), result
+        stretches = trainer.schedule.stretches(epoch)
+        mpixels = sum(stretch.pixels for stretch in stretches) / 1e6
+        mpixels += self.rows[-1]["mpixels"] if self.rows else 0.0
+        return make_row(epoch + 1, mpixels, stretches[-1].rates[-1], loss, crop_iou, scores), result
 
     def _add(self, row: Row, result: Result | None) -> bool:
         """Add a row to the curve; return True if its epoch is the best so far."""
@@ -458,7 +472,7 @@ class _Run:
         config = self.trainer.config
         save_checkpoint(
             self.out / name,
-            network=self.trainer.network,
+            network=self.trainer.result,
             name=config.network,
             in_channels=config.channels,
             normalization=self.normalization,

@@ -16,6 +16,7 @@ from mclc_gpu.data.files import read_json, remove_leftovers, write_csv, write_js
 from mclc_gpu.errors import InputError
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.metrics import SCORES
+from mclc_gpu.train.config import BUDGETS
 
 CONFIG, METRICS, BEST, LAST, EVENTS = "config.json", "metrics.csv", "best.pt", "last.pt", "events"
 LABELS, REPORT = "labels", "report"
@@ -44,15 +45,43 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Raise InputError if a run in a folder was begun with another value of one of these settings."""
+# Settings that do not matter for resuming; `_check_budget` compares them.
+_BUDGET = (*BUDGETS, "pixels", "rounds")
+
+
+def begun_settings(out: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder, None if there is no run.
+
+    Raises
+    ------
+    InputError
+        If config.json is damaged.
+    """
     path = out / CONFIG
     if not path.exists():
-        return
+        return None
     begun = read_json(path, REMEDY).get("settings")
     if not isinstance(begun, dict):
         raise InputError(f"{path}: damaged; {REMEDY}")
+    begun = {"schedule": "paper", **begun}  # the only one of the first version
+    if begun["schedule"] == "fast" and not all(isinstance(begun.get(n), int) for n in ("pixels", "rounds")):
+        raise InputError(f"{path}: damaged; {REMEDY}")
+    return begun
+
+
+def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raise InputError if a run in a folder was begun with another value of one of these settings.
+
+    A larger budget is no other value: training goes on along the curve of the larger one.
+    """
+    begun = begun_settings(out)
+    if begun is None:
+        return
     for name, value in settings.items():
+        if name in _BUDGET:
+            larger = value is None or begun.get(name) is None or value >= begun[name]
+            if larger and (name != "minutes" or value in (None, begun.get(name))):
+                continue
         if begun.get(name) != value:
             other = f"{name} {begun.get(name)}, not {value}"
             if name == "training_set":
@@ -72,12 +101,28 @@ def start_folder(out: Path, settings: Mapping[str, Any], notes: Mapping[str, Any
 
 def columns() -> list[str]:
     """Return the columns of metrics.csv: those of training, and every score of `SCORES`."""
-    return ["epoch", "lr", "loss", "crop_iou", *SCORES]
+    return ["epoch", "mpixels", "lr", "loss", "crop_iou", *SCORES]
 
 
-def make_row(epoch: int, lr: float, loss: float, crop_iou: float, scores: Mapping[str, Any] | None) -> Row:
-    """Return a row of the curve; `epoch` counts from 1, `scores` are those of `Result.as_dict`."""
-    row: Row = {"epoch": epoch, "lr": lr, "loss": loss, "crop_iou": crop_iou}
+def make_row(
+    epoch: int, mpixels: float, lr: float, loss: float, crop_iou: float, scores: Mapping[str, Any] | None
+) -> Row:
+    """Return a row of the curve.
+
+    Parameters
+    ----------
+    epoch : int
+        Number of the epoch or round, from 1.
+    mpixels : float
+        Million pixels of all crops up to its end.
+    lr : float
+        Learning rate of its last step.
+    loss, crop_iou : float
+        As `Trainer.run_epoch` returns them.
+    scores : mapping or None
+        Scores of the validation, see `Result.as_dict`.
+    """
+    row: Row = {"epoch": epoch, "mpixels": mpixels, "lr": lr, "loss": loss, "crop_iou": crop_iou}
     row |= {name: None if scores is None else scores[name] for name in SCORES}
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()
@@ -105,16 +150,21 @@ class RunLog:
     out : Path
         Folder of the run.
     epochs : int
-        Epochs of the whole run.
+        Epochs or rounds of the whole run.
+    mpixels : float
+        Million pixels of the whole run.
     rows : sequence of dict
         Curve of the epochs that are finished.
     """
 
-    def __init__(self, out: Path, epochs: int, rows: Sequence[Row]) -> None:
+    def __init__(self, out: Path, epochs: int, mpixels: float, rows: Sequence[Row]) -> None:
         self.path, self.rows = out / METRICS, list(rows)
         self._write()
         self.events = Events(out / EVENTS, purge_step=len(rows) + 1)
         self.progress = Progress("train", epochs, "epoch", done=len(rows))
+        self.mpixels = mpixels
+        self.seconds = 0.0
+        self.earlier = rows[-1]["mpixels"] if rows else 0.0
 
     def add(self, row: Row, seconds: float) -> None:
         """Add an epoch; TensorBoard shows the seconds that it took as well."""
@@ -122,7 +172,12 @@ class RunLog:
         self._write()
         values = {name: row[name] for name in columns()[1:] if row[name] is not None}
         self.events.add(row["epoch"], {**values, "seconds": seconds})
-        self.progress.advance(1, _in_words(row))
+        self.seconds += seconds
+        done = row["mpixels"]
+        rate = (done - self.earlier) / max(self.seconds, 1e-9)
+        left = (self.mpixels - done) / max(rate, 1e-9)
+        speed = f"{done:.4g} of {self.mpixels:.4g} Mpixel at {rate:.2f} per s, {_duration(left)} left"
+        self.progress.advance(1, f"{_in_words(row)}, {speed}")
 
     def _write(self) -> None:
         names = columns()
@@ -135,6 +190,12 @@ class RunLog:
     def __exit__(self, *error: Any) -> None:
         self.progress.__exit__(*error)
         self.events.close()
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class Events:

@@ -31,7 +31,19 @@ def root(tmp_path_factory):
 RUNS = {
     "files": ("label", "--preset", "paper", "--trials", 3),
     "archives": ("label", "--shards", 2),
-    "train": ("train", "--network", "tiny", "--epochs", 2, "--batch-size", 2, "--size", 32),
+    "train": (
+        "train",
+        "--network",
+        "tiny",
+        "--schedule",
+        "paper",
+        "--epochs",
+        2,
+        "--batch-size",
+        2,
+        "--size",
+        32,
+    ),
     "predict": ("predict",),
 }
 

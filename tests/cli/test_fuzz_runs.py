@@ -31,7 +31,7 @@ def command(name, data, out, *more):
     if name != "predict":
         argv += ["--points-from-masks", data / "masks"]
     if name == "train":
-        argv += ["--network", "tiny", "--epochs", 2, "--batch-size", 2, "--size", 32]
+        argv += ["--network", "tiny", "--schedule", "paper", "--epochs", 2, "--batch-size", 2, "--size", 32]
     return [str(word) for word in argv]
 
 

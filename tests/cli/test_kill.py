@@ -54,7 +54,7 @@ def label(data, out, *more):
 
 
 def train(data, out, *more):
-    some = "--network", "tiny", "--epochs", 6, "--batch-size", 2, "--size", 32
+    some = "--network", "tiny", "--schedule", "paper", "--epochs", 6, "--batch-size", 2, "--size", 32
     held = "--val-images", data / "images", "--val-masks", data / "masks"
     return argv(data, out, "train", *some, *held, *more)
 

@@ -19,7 +19,7 @@ from mclc_gpu.detect.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--network", "tiny", "--batch-size", "4", "--size", "32", "--device", "cpu"]
+SMALL = ["--network", "tiny", "--schedule", "paper", "--batch-size", "4", "--size", "32", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mclc_gpu.cli.main import main
 pytestmark = pytest.mark.usefixtures("tiny_network")
 SOME = {
     "label": ("--preset", "paper", "--trials", 300),
-    "train": ("--network", "tiny", "--epochs", 8, "--batch-size", 2, "--size", 32),
+    "train": ("--network", "tiny", "--schedule", "paper", "--epochs", 8, "--batch-size", 2, "--size", 32),
     "predict": (),
 }
 

@@ -174,7 +174,18 @@ def test_a_detector_learns_from_archives(runs, tmp_path):
     for name, more in (("files", ()), ("shards", ("--shards", "3"))):
         data = runs / "data"
         words = ["--images", data / "images", "--points-from-masks", data / "masks", "--out", tmp_path / name]
-        words += ["--network", "tiny", "--epochs", "1", "--batch-size", "4", "--size", "32"]
+        words += [
+            "--network",
+            "tiny",
+            "--schedule",
+            "paper",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "4",
+            "--size",
+            "32",
+        ]
         assert main(["train", *map(str, words), *more]) == 0
         curves.append((tmp_path / name / "metrics.csv").read_text())
     assert curves[0] == curves[1]

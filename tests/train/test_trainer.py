@@ -14,6 +14,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import open_training_set, plan_epoch
+from mclc_gpu.train.schedule import make_schedule
 from mclc_gpu.train.trainer import Trainer, share_of_batch
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def _tiny() -> Iterator[None]:
 
 
 def settings(**changes: Any) -> TrainConfig:
-    return replace(TrainConfig("tiny", epochs=4, batch_size=4, size=32), **changes)
+    return replace(TrainConfig("tiny", "paper", epochs=4, batch_size=4, size=32), **changes)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,9 @@ def settings(**changes: Any) -> TrainConfig:
     [
         ({"network": "unet"}, "network 'unet': use one of acm"),
         ({"optimizer": "sgd"}, "optimizer 'sgd'"),
-        ({"loss": "dice"}, "loss 'dice': use one of soft-iou, bce"),
+        ({"loss": "dice"}, "loss 'dice': use one of soft-iou, soft-iou.bce, bce"),
         ({"channels": 2}, "channels 2: use one of 1, 3"),
-        ({"compile": "fast"}, "compile 'fast': use one of None, default"),
+        ({"compile": "fast"}, "compile 'fast': use one of default"),
         ({"epochs": 0}, "epochs 0: use 1 or more"),
         ({"size": 8}, "size 8: use 16 or more"),
         ({"lr": 0.0}, "lr 0.0: use a number above 0"),
@@ -49,14 +50,20 @@ def test_settings_out_of_range(change: dict[str, Any], message: str) -> None:
         settings(**change)
 
 
-def test_learning_rate_falls_along_a_cosine() -> None:
-    config = TrainConfig(epochs=100)
-    assert config.lr_of(0) == 0.05
-    assert config.lr_of(50) == pytest.approx(0.025)
-    assert config.lr_of(25) == pytest.approx(0.05 * (1 + 0.5**0.5) / 2)
-    assert 0 < config.lr_of(99) < 1e-4
-    assert TrainConfig(optimizer="adamw").lr_of(0) == 5e-4
-    assert TrainConfig(optimizer="adamw", lr=1e-3).lr_of(0) == 1e-3
+def rate(config: TrainConfig, epoch: int) -> float:
+    (stretch,) = make_schedule(config.resolved(), images=10, least=2, world=1).stretches(epoch)
+    assert len(set(stretch.rates)) == 1
+    return stretch.rates[0]
+
+
+def test_the_papers_learning_rate_falls_along_a_cosine() -> None:
+    config = TrainConfig(schedule="paper", epochs=100)
+    assert rate(config, 0) == 0.05
+    assert rate(config, 50) == pytest.approx(0.025)
+    assert rate(config, 25) == pytest.approx(0.05 * (1 + 0.5**0.5) / 2)
+    assert 0 < rate(config, 99) < 1e-4
+    assert rate(replace(config, optimizer="adamw"), 0) == 5e-4
+    assert rate(replace(config, optimizer="adamw", lr=1e-3), 0) == 1e-3
 
 
 def test_a_batch_is_shared_evenly_and_suffices_for_batch_norm() -> None:
