@@ -24,7 +24,7 @@ from mclc_gpu.bench.compare import (
     rounded,
     write_rows,
 )
-from mclc_gpu.bench.config import GPU, HOST, LIMITS, BenchOptions
+from mclc_gpu.bench.config import GPU, HOST, LIMITS, PAPER, BenchOptions
 from mclc_gpu.bench.dataset import open_context
 from mclc_gpu.bench.plan import PLAN, run_plan
 from mclc_gpu.bench.suites import BENCHMARKS, COST
@@ -108,6 +108,10 @@ def run_bench(options: BenchOptions, command: str = "mclc-gpu bench") -> dict[st
     limits = _limits(device) if LIMITS in options.suites else {}
     if HOST in options.suites:
         _run_host(options, command)
+    if PAPER in options.suites:
+        from mclc_gpu.bench.paper import run_paper
+
+        run_paper(options, command)
     if GPU in options.suites:
         from mclc_gpu.bench.gpu import gpu_check
 

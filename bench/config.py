@@ -6,11 +6,13 @@ The metadata of a field describe its command-line option, see `mclc_gpu.cli.opti
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mclc_gpu.bench.printed import NUAA_SPLITS
 from mclc_gpu.errors import InputError
 
-LIMITS, HOST, GPU = "limits", "host", "gpu"
+LIMITS, HOST, GPU, PAPER = "limits", "host", "gpu", "paper"
 USUAL = ("label", "slic", "crf", "train")
-SUITES = (*USUAL, LIMITS, HOST, GPU)
+SUITES = (*USUAL, LIMITS, HOST, GPU, PAPER)
+TABLES = (1, 2, 3, 4, 5)  # of the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,17 @@ class BenchOptions:
         Output folder.
     plan : int >= 1, optional
         Number of images whose labeling is planned.
+    table : tuple of int
+        Tables of the paper, in `TABLES`; none: all. This and what follows up to `only` belong to the suite
+        "paper".
+    set : tuple of Path
+        Folders of data sets in a layout of the field; synthetic images with `quick`.
+    split : str
+        Split of NUAA-SIRST, one of `NUAA_SPLITS`.
+    epochs : int >= 1, optional
+        Passes over the train images; by default the paper's.
+    only : tuple of str
+        Parts of names of the cells to measure; none: all.
     quick : bool
         Do very little work, to check that everything runs.
     device : str
@@ -66,6 +79,29 @@ class BenchOptions:
             "metavar": "N",
         },
     )
+    table: tuple[int, ...] = field(
+        default=(),
+        metadata={"help": "suite paper: tables of the paper (all)", "metavar": "N", "choices": TABLES},
+    )
+    set: tuple[Path, ...] = field(
+        default=(),
+        metadata={"help": "suite paper: data sets with images/, masks/ and lists", "metavar": "DIR"},
+    )
+    split: str = field(
+        default=NUAA_SPLITS[0],
+        metadata={"help": "suite paper: train/test images of NUAA-SIRST", "choices": NUAA_SPLITS},
+    )
+    epochs: int | None = field(
+        default=None, metadata={"help": "suite paper: epochs of each detector (1500)", "metavar": "N"}
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "suite paper: measure only the cells whose names contain one of these texts; the others "
+            "are shown as far as they are finished",
+            "metavar": "TEXT",
+        },
+    )
     quick: bool = field(
         default=False, metadata={"help": "do very little work, to check that everything runs"}
     )
@@ -82,8 +118,22 @@ class BenchOptions:
             raise InputError("--images and --masks belong together: give both, or none for synthetic frames")
         if self.list is not None and self.images is None:
             raise InputError(f"--list {self.list} only applies with --images; give that too, or remove it")
+        for number in self.table:
+            if number not in TABLES:
+                raise InputError(f"--table {number}: use some of {', '.join(map(str, TABLES))}")
+        if self.split not in NUAA_SPLITS:
+            raise InputError(f"--split {self.split}: use one of {', '.join(NUAA_SPLITS)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(f"--epochs {self.epochs}: use 1 or more")
         if self.plan is not None and self.plan < 1:
             raise InputError(f"--plan {self.plan}: give 1 image or more")
+
+    def unused(self) -> dict[str, str]:
+        """Return the settings without effect, each with the condition for an effect."""
+        if PAPER in self.suites:
+            return {}
+        names = ("table", "set", "split", "epochs", "only")
+        return dict.fromkeys(names, f"only applies with --suite {PAPER}")
 
     @property
     def suites(self) -> tuple[str, ...]:
