@@ -97,8 +97,7 @@ def clicks(maker: Maker) -> Iterator[Row]:
         for network in STUDIED:
             for real in (False, True):
                 text = f"{LABEL_NAMES[name]}, {'real' if real else 'ideal'} clicks"
-                row = _detector(maker, network, Source(name, real=real), text)
-                yield row
+                yield _detector(maker, network, Source(name, real=real), text)
 
 
 def labeling_time(maker: Maker) -> Iterator[Row]:
@@ -218,7 +217,9 @@ def _write(
             rows = [_measured(row, cells) for row in of_sets[maker.data.key]]
             parts += [f"## {_about(maker)}", _formatted(rows)]
             found.append({"set": maker.data.key, "train": maker.config.settings(), "rows": rows})
-        text = "\n\n".join([*parts, _LEGEND])
+        reasons = sorted(f"- {name}: {why}" for name, why in cells.failed.items())
+        failed = ["Failed:\n" + "\n".join(reasons)] if reasons else []
+        text = "\n\n".join([*parts, _LEGEND, *failed])
         texts.append(text)
         with atomic_path(out / f"table-{number}.md") as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
