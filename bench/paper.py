@@ -17,6 +17,7 @@ from mclc_gpu.bench.config import BenchOptions
 from mclc_gpu.bench.paper_cells import FULL, Cell, Cells, Maker, Source, training_config
 from mclc_gpu.bench.paper_sets import SECONDS_PER_MASK, SECONDS_PER_POINT, PaperSet, open_sets
 from mclc_gpu.bench.printed import DETECTORS, LABEL_IOU
+from mclc_gpu.classical.config import METHODS
 from mclc_gpu.data.files import atomic_path, write_json
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
@@ -24,6 +25,7 @@ from mclc_gpu.runs import locked
 from mclc_gpu.train.config import TrainConfig
 
 NETWORKS_OF_PAPER = ("acm", "resunet", "dnanet", "isnet", "uiunet")
+METHODS_OF_PAPER = ("tophat", "wslcm", "mslstipt", "nram", "pstnn")
 STUDIED = ("acm", "dnanet")  # networks of the tables that study labels
 SEARCHED = 10  # most true masks that the search of label settings takes
 LABEL_NAMES = {
@@ -127,6 +129,9 @@ def labeling_time(maker: Maker) -> Iterator[Row]:
 
 def all_methods(maker: Maker) -> Iterator[Row]:
     """Yield the rows of Table 5: untrained methods, and all networks with all labels."""
+    for method in dict.fromkeys((*METHODS_OF_PAPER, *METHODS)):
+        cell = maker.method(method) if method in METHODS else None
+        yield Row(method, "none", test=cell, printed=_printed(maker.data, method, method))
     for network in NETWORKS_OF_PAPER:
         for name in (FULL, "kmeans", "superpixel", "grabcut", "mclc", "default"):
             yield _detector(maker, network, Source(name))
@@ -283,7 +288,7 @@ def _score(row: dict[str, Any], name: str) -> str:
     if name in row:
         return _number(row[name])
     if (why := row.get(f"{part}_missing")) is None:
-        return ""
+        return "not available" if name in row["printed"] else ""
     return "not run" if why == "not run" else "failed"
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from mclc_gpu.bench.compare import versions
 from mclc_gpu.bench.paper_sets import PaperSet
+from mclc_gpu.classical.config import MethodOptions
 from mclc_gpu.data.files import read_json, write_json
-from mclc_gpu.detect.config import EvaluateOptions
+from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions
 from mclc_gpu.detect.evaluate import evaluate_images
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import LabelConfig, LabelOptions, LabelSettings, preset
@@ -195,6 +196,11 @@ class Maker:
         measure = partial(_measure_detector, self, config, source)
         return Cell(self._name(network, source.key), settings, measure, self._needs(source))
 
+    def method(self, name: str) -> Cell:
+        """Score a detector that is not trained on the test images, with its default threshold rule."""
+        settings = {"set": self.data.key, "method": name, "rule": MethodOptions().rule(THRESHOLD)}
+        return Cell(self._name(name), settings, partial(_measure_method, self, name))
+
     def search(self, source: Source) -> Cell:
         """Search the settings of the labels on the true masks of some targets."""
         settings = {"set": self.data.key, "preset": TUNED[source.name], "targets": source.searched}
@@ -258,8 +264,7 @@ def _measure_labels(maker: Maker, source: Source, folder: Path) -> dict[str, Any
 
 def _measure_detector(maker: Maker, config: TrainConfig, source: Source, folder: Path) -> dict[str, Any]:
     data = maker.data
-    if data.test is None:
-        raise InputError(f"{data.images.parent}: no list of test images; add splits/test.txt")
+    test = _test_list(data)
     sets = [maker.data_set(source)]
     labels = LabelSettings()
     if source.name != FULL:
@@ -275,12 +280,27 @@ def _measure_detector(maker: Maker, config: TrainConfig, source: Source, folder:
             checkpoint=fitted.best,
             images=data.images,
             masks=data.masks,
-            list=data.test,
+            list=test,
             device=maker.device,
         )
     )
     found = _kept(evaluation.scores.compute())
     return {**found, "epoch": fitted.best_epoch, "collapsed": fitted.collapsed}
+
+
+def _measure_method(maker: Maker, name: str, folder: Path) -> dict[str, Any]:
+    del folder
+    data = maker.data
+    options = EvaluateOptions(
+        method=name, images=data.images, masks=data.masks, list=_test_list(data), device=maker.device
+    )
+    return _kept(evaluate_images(options).scores.compute())
+
+
+def _test_list(data: PaperSet) -> Path:
+    if data.test is None:
+        raise InputError(f"{data.images.parent}: no list of test images; add splits/test.txt")
+    return data.test
 
 
 def _measure_search(maker: Maker, source: Source, folder: Path) -> dict[str, Any]:
