@@ -1,8 +1,10 @@
 """Protocol of a detector (`Detector`, `Logits`) and blocks that several detectors share."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -112,14 +114,14 @@ class Detector(nn.Module, ABC):
 
         Weights of convolutions and linear layers are drawn from the Xavier normal distribution (Glorot &
         Bengio, AISTATS 2010, https://proceedings.mlr.press/v9/glorot10a.html) with torch's global generator;
-        biases are 0. Batch norm starts as the identity, a `ZeroConv2d` as zero.
+        biases are 0. Batch norm and layer norm start as the identity, a `ZeroConv2d` as zero.
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.xavier_normal_(module.weight)
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                nn.init.xavier_normal_(module.weight, _gain(module))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d | ZeroConv2d):
+            if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | ZeroConv2d):
                 module.reset_parameters()
 
     def set_prior(self, logit: float) -> None:
@@ -155,6 +157,17 @@ class Detector(nn.Module, ABC):
                 f"{name} trains on batches of {self.smallest_batch} images or more, got {x.shape[0]}: "
                 "its batch norm follows global pooling; drop smaller batches"
             )
+
+
+def _gain(layer: nn.Module) -> float:
+    """Return the factor by which the weights of grouped convolutions are larger than torch draws them.
+
+    Torch takes all output channels for those that an input channel feeds; in a group it feeds fewer.
+    """
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return 1.0
+    outer, inner = layer.weight.shape[:2]
+    return math.sqrt((outer + inner) / (outer / layer.groups + inner))
 
 
 class ZeroConv2d(nn.Conv2d):
@@ -219,6 +232,34 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map features [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         return F.relu(self.attention(self.body(x)) + self.shortcut(x))
+
+
+class BlockAttention(nn.Module):
+    """Channel attention, then spatial attention.
+
+    Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, doi:10.1007/978-3-030-01234-2_1,
+    arXiv:1807.06521.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        narrow = channels // 16
+        self.squeeze = nn.Conv2d(channels, narrow, 1, bias=False)
+        self.widen = nn.Conv2d(narrow, channels, 1, bias=False)
+        self.where = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reweight features [B, channels, H, W]."""
+        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        channel = self.widen(F.relu(self.squeeze(mean))) + self.widen(F.relu(self.squeeze(peak)))
+        x = x * torch.sigmoid(channel)
+        pixel = self.where(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        return x * torch.sigmoid(pixel)
+
+
+def attentive(in_channels: int, out_channels: int) -> Residual:
+    """Build the residual block with attention of DNANet and MSHNet."""
+    return Residual(in_channels, out_channels, attention=BlockAttention(out_channels))
 
 
 def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int = 1) -> nn.Sequential:

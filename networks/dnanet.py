@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, Residual, rescale
+from mclc_gpu.networks.blocks import Detector, Logits, attentive, rescale
 
 _FILTERS = (16, 32, 64, 128, 256)
 
@@ -34,7 +34,7 @@ class DNANet(Detector):
             {f"{level}_{column}": self._node(level, column) for level, column in places}
         )
         self.narrow = nn.ModuleList(nn.Conv2d(own, first, 1) for own in _FILTERS[1:])
-        self.fuse = _attentive(depth * first, first)
+        self.fuse = attentive(depth * first, first)
         self.head = nn.Conv2d(first, 1, 1)
         self.side_heads = nn.ModuleList(nn.Conv2d(first, 1, 1) for _ in range(depth - 2))
 
@@ -47,8 +47,8 @@ class DNANet(Detector):
         own = _FILTERS[level]
         above = _FILTERS[level - 1] if level else 0
         inputs = column * own + _FILTERS[level + 1] + above if column else above or self.in_channels
-        more = [_attentive(own, own)] if level else []
-        return nn.Sequential(_attentive(inputs, own), *more)
+        more = [attentive(own, own)] if level else []
+        return nn.Sequential(attentive(inputs, own), *more)
 
     def segment(self, x: Tensor) -> Logits:
         """Return the logits; see `Detector`."""
@@ -77,29 +77,3 @@ def _inputs(maps: list[list[Tensor]], level: int, column: int, image: Tensor) ->
         return F.max_pool2d(maps[level - 1][0], 2) if level else image
     above = [rescale(maps[level - 1][column], 0.5)] if level else []
     return torch.cat([*maps[level], rescale(maps[level + 1][column - 1], 2), *above], 1)
-
-
-def _attentive(in_channels: int, out_channels: int) -> Residual:
-    return Residual(in_channels, out_channels, attention=_BlockAttention(out_channels))
-
-
-class _BlockAttention(nn.Module):
-    """Channel attention, then spatial attention.
-
-    Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, doi:10.1007/978-3-030-01234-2_1,
-    arXiv:1807.06521.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        narrow = channels // 16
-        self.squeeze = nn.Conv2d(channels, narrow, 1, bias=False)
-        self.widen = nn.Conv2d(narrow, channels, 1, bias=False)
-        self.where = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        channel = self.widen(F.relu(self.squeeze(mean))) + self.widen(F.relu(self.squeeze(peak)))
-        x = x * torch.sigmoid(channel)
-        pixel = self.where(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
-        return x * torch.sigmoid(pixel)

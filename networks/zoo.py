@@ -21,6 +21,11 @@ NETWORKS: "Registry[type[Detector]]" = Registry(
         "dnanet": "mclc_gpu.networks.dnanet.DNANet",
         "isnet": "mclc_gpu.networks.isnet.ISNet",
         "uiunet": "mclc_gpu.networks.uiunet.UIUNet",
+        "mshnet": "mclc_gpu.networks.mshnet.MSHNet",
+        "l2sknet": "mclc_gpu.networks.l2sknet.L2SKNet",
+        "sctransnet": "mclc_gpu.networks.sctransnet.SCTransNet",
+        "pfan": "mclc_gpu.networks.pfan.PFAN",
+        "f3net": "mclc_gpu.networks.f3net.F3Net",
     },
 )
 

@@ -49,13 +49,18 @@ FACTS = {
     "dnanet": Facts({1: 4_696_568, 3: 4_696_888}, 13.9, masks=4),
     "isnet": Facts({1: 986_686, 3: 986_962}, 31.1, edge=True),
     "uiunet": Facts({1: 50_540_309, 3: 50_541_461}, 54.3, masks=7),
+    "mshnet": Facts({1: 4_065_481, 3: 4_065_513}, 6.0, masks=5),
+    "l2sknet": Facts({1: 898_913, 3: 899_201}, 7.0),
+    "sctransnet": Facts({1: 11_202_995, 3: 11_203_635}, 10.5, masks=6),
+    "pfan": Facts({1: 16_183_847, 3: 16_184_999}, 32.6),
+    "f3net": Facts({1: 25_530_438, 3: 25_536_710}, 8.5, masks=6),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 every_published = pytest.mark.parametrize("name", FACTS)
 STRUCTURES = [name for name in NETWORKS if name != "resunet-slim"]
 every_structure = pytest.mark.parametrize("name", STRUCTURES)
 # Exporting and tracing the large networks takes seconds each.
-LARGE = {"dnanet", "isnet", "uiunet"}
+LARGE = {"dnanet", "isnet", "uiunet", "mshnet", "l2sknet", "sctransnet", "pfan", "f3net"}
 every_structure_traced = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in STRUCTURES]
 )
@@ -326,7 +331,7 @@ def test_initialization(name: str) -> None:
     for module in detector.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             outer, inner, *kernel = module.weight.shape
-            deviation = (2 / ((outer + inner) * kernel[0] * kernel[1])) ** 0.5
+            deviation = (2 / ((outer / module.groups + inner) * kernel[0] * kernel[1])) ** 0.5
             expected = 0 if isinstance(module, ZeroConv2d) else deviation
             spread = 5 / module.weight.numel() ** 0.5
             assert module.weight.detach().square().mean().sqrt() == pytest.approx(expected, rel=spread)
