@@ -17,6 +17,8 @@ METHODS: "Registry[type[Method]]" = Registry(
     "method",
     {
         "tophat": "mclc_gpu.classical.tophat.TopHat",
+        "mpcm": "mclc_gpu.classical.mpcm.MPCM",
+        "wslcm": "mclc_gpu.classical.wslcm.WSLCM",
     },
 )
 RULES = ("adaptive", "k-sigma", "top-n", "fixed")
