@@ -18,13 +18,24 @@ def train(options: TrainArguments, started: float) -> int:
     def report(fitted: Fitted) -> None:
         print_skipped(fitted.skipped, options.out / CONFIG)
         page, scores = report_run(options.out, fitted.best, fitted.samples, fitted.validation, ranks.device)
-        what = "validation" if fitted.validation else "training images and their labels (no validation set)"
+        what = "training images and their labels (no validation set)"
+        if fitted.validation:
+            what = "held-out images and their labels" if fitted.held_out else "validation"
+        if fitted.threshold is not None:
+            what += f", threshold {fitted.threshold:.3f} chosen there"
         print(f"epoch {fitted.best_epoch} of {len(fitted.rows)}, {what}:")
         print(scores.compute())
         print(f"{fitted.best}\nreport: {page}")
-        if fitted.collapsed:
+        if fitted.in_both:
             print(
-                "warning: the network of the last epoch marks no pixel as target. Look at the labels, train "
+                f"warning: {len(fitted.in_both)} validation images are trained on too, such as "
+                f"{fitted.in_both[0]}, and flatter the scores. Name others with --list or --val-list",
+                file=sys.stderr,
+            )
+        if fitted.collapsed or fitted.flooded:
+            marked = "no pixel" if fitted.collapsed else "most pixels"
+            print(
+                f"warning: the network of the last epoch marks {marked} as target. Look at the labels, train "
                 "longer, or start again with a lower --lr",
                 file=sys.stderr,
             )

@@ -10,6 +10,7 @@ import torch
 from mclc_gpu.data.datasets import Sample, ValidationSet
 from mclc_gpu.data.files import atomic_path, write_csv, write_json
 from mclc_gpu.detect.checkpoint import load_checkpoint
+from mclc_gpu.detect.config import used_threshold
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.report.plots import plot_curves, plot_roc
@@ -175,7 +176,9 @@ def report_run(
         samples = [train[index] for index in evenly_spread(len(train), _SHOWN)]
     predictor = Predictor(trained.network, trained.normalization, amp=trained.settings["amp"])
     extremes, roc = Extremes(), RocScores()
-    scores = score_network(predictor, ValidationSet(samples, budget=0), roc=roc, callback=extremes)
+    threshold = used_threshold(None, trained.threshold).value
+    scored = ValidationSet(samples, budget=0)
+    scores = score_network(predictor, scored, threshold=threshold, roc=roc, callback=extremes)
     shown = "validation" if validation else "training"
     report = write_report(
         out / RUN_REPORT,

@@ -40,8 +40,8 @@ MPIXELS = 400.0  # default budget of the fast schedule
 # Values of the settings that depend on the schedule. In "paper", Adagrad's learning rate is the paper's; the
 # other is the one that the field's benchmark code gives Adam.
 _BY_SCHEDULE: dict[str, dict[str, Any]] = {
-    "fast": {"optimizer": "adamw", "loss": "soft-iou+bce", "validate_every": 5},
-    "paper": {"optimizer": "adagrad", "loss": "soft-iou", "validate_every": 1},
+    "fast": {"optimizer": "adamw", "loss": "soft-iou+bce", "validate_every": 5, "hold_out": 0.1},
+    "paper": {"optimizer": "adagrad", "loss": "soft-iou", "validate_every": 1, "hold_out": 0.0},
 }
 _LEARNING_RATES = {"fast": {"adagrad": 0.05, "": 5e-3}, "paper": {"adagrad": 0.05, "": 5e-4}}
 
@@ -225,6 +225,10 @@ class TrainConfig:
     validate_every : int >= 1 or None
         Epochs, or rounds of the fast schedule, from one validation to the next; the last is always validated.
         None: 1 in "paper", 5 in "fast".
+    hold_out : float, 0..0.5, or None
+        Share of the images that are held out where no validation images are given; see
+        `mclc_gpu.train.heldout.hold_out`. They are scored against their own labels, and the detector's
+        threshold is calibrated on them. None: 0.1 in "fast", 0 in "paper".
     seed : int
         Seed of initial weights, order, crops, flips, jitter and dropout.
     fast : FastConfig
@@ -319,6 +323,14 @@ class TrainConfig:
             "option": "val-every",
         },
     )
+    hold_out: float | None = field(
+        default=None,
+        metadata={
+            "help": "share of the images held out to calibrate the threshold, without --val-images "
+            "(fast: 0.1, paper: 0)",
+            "metavar": "SHARE",
+        },
+    )
     seed: int = field(
         default=0,
         metadata={"help": "seed of initial weights, order, crops, flips, jitter and dropout", "metavar": "N"},
@@ -346,6 +358,8 @@ class TrainConfig:
         for name in ("lr", "mpixels", "minutes"):
             if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} {value}: use a number above 0")
+        if self.hold_out is not None and not 0 <= self.hold_out <= 0.5:
+            raise InputError(f"hold_out {self.hold_out}: use 0 to 0.5")
         if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
             raise InputError("give one of epochs, mpixels and minutes")
         if self.schedule == "paper" and (self.mpixels or self.minutes):
@@ -438,6 +452,8 @@ class TrainOptions:
         Settings of the labels of sets that have points.
     device : str
         "auto", "cpu", "cuda" or, outside torchrun, "cuda:N".
+    init : Path, optional
+        Checkpoint whose weights, of the same network, training starts from.
     resume, overwrite : bool
         Continue or replace the run in `out`.
 
@@ -455,7 +471,16 @@ class TrainOptions:
         default_factory=LabelSettings, metadata={"title": "labels, as for mclc-gpu label"}
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
-    resume: bool = field(default=False, metadata={"help": "continue an interrupted run", "either": "earlier"})
+    init: Path | None = field(
+        default=None, metadata={"help": "start from the weights of this checkpoint", "metavar": "FILE"}
+    )
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "continue an interrupted run, or a finished one with a larger budget",
+            "either": "earlier",
+        },
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
     )

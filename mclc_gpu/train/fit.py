@@ -1,18 +1,20 @@
 """Train a detector in a resumable run folder: labels where needed, epochs, curve and checkpoints."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mclc_gpu.data.datasets import Sample, ValidationSet, listed, pair_samples
 from mclc_gpu.data.files import fingerprint_of
 from mclc_gpu.data.names import find_images_and_masks
+from mclc_gpu.detect.calibrate import choose_threshold
 from mclc_gpu.detect.checkpoint import Normalization, load_checkpoint, save_checkpoint
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
@@ -22,8 +24,10 @@ from mclc_gpu.kernels.backend import device_name, free_memory
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.folder import LabelRun
 from mclc_gpu.labels.run import label_dataset
+from mclc_gpu.networks.blocks import Detector
 from mclc_gpu.runs import keep_apart, locked, provenance
 from mclc_gpu.score.metrics import Result, Scores
+from mclc_gpu.score.roc import Roc, RocScores
 from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
 from mclc_gpu.train.data import open_training_set
 from mclc_gpu.train.folder import (
@@ -42,6 +46,7 @@ from mclc_gpu.train.folder import (
     make_row,
     start_folder,
 )
+from mclc_gpu.train.heldout import hold_out, in_both
 from mclc_gpu.train.schedule import Budget
 from mclc_gpu.train.trainer import Trainer, measure_budget, share_of_batch
 
@@ -55,8 +60,8 @@ class Fitted:
     Attributes
     ----------
     best : Path
-        Checkpoint of the epoch with the highest validation IoU, of equal ones the first; without a
-        validation set, of the last epoch.
+        Checkpoint of the epoch with the highest validation IoU, of equal ones the first; without validation
+        images, of the last epoch.
     last : Path
         Checkpoint of the last epoch, from which the run can be resumed.
     rows : list of dict
@@ -67,6 +72,14 @@ class Fitted:
         Validation scores of `best` by name; None without validation.
     samples, validation : sequence of Sample
         Images to train and to validate on, unusable ones included.
+    held_out : bool
+        True if the validation images were held out of those given to train on, and are scored by their
+        labels.
+    threshold : float or None
+        Threshold calibrated on the validation images, which is in the checkpoints; None if there was nothing
+        to calibrate it on, or the schedule is "paper", whose threshold is 0.5.
+    in_both : list of str
+        Validation images that are trained on too.
     skipped : list of Skipped
         Inputs that were skipped, except by labeling.
     labels : list of LabelRun
@@ -74,6 +87,8 @@ class Fitted:
     collapsed : bool
         True if the network marked no pixel in the whole last validation, or, without one, in all crops of
         the last epoch.
+    flooded : bool
+        True if it marked more than half of the pixels of these crops.
     """
 
     best: Path
@@ -85,6 +100,10 @@ class Fitted:
     validation: Sequence[Sample]
     skipped: list[Skipped]
     collapsed: bool
+    flooded: bool = False
+    held_out: bool = False
+    threshold: float | None = None
+    in_both: list[str] = field(default_factory=list)
     labels: list[LabelRun] = field(default_factory=list)
 
 
@@ -144,6 +163,7 @@ def train_detector(
     inputs = [path for one in (*options.sets, *options.validation) for path in (one.images, one.source)]
     keep_apart("--out", (out, out / REPORT, out / EVENTS), inputs)
     ranks = ranks or join(options.device)
+    initial = _initial(options.init, options.config, ranks)
     labels: list[LabelRun] = []
     samples: list[Sample] = []
     summaries: list[dict[str, Any]] = []
@@ -169,12 +189,33 @@ def train_detector(
             summaries.append(summary)
         about = {"sets": summaries, "unpaired": [asdict(item) for item in skipped]}
         fitted = _fit(
-            samples, options.config, out, validation, ranks, options.resume, options.overwrite, about
+            samples, options.config, out, validation, ranks, options.resume, options.overwrite, about, initial
         )
         fitted = replace(fitted, labels=labels, skipped=[*skipped, *fitted.skipped])
         if report is not None:
             ranks.on_main(lambda: report(fitted))
     return fitted
+
+
+class _Initial(NamedTuple):
+    """Detector that training starts from, and the digest of its file."""
+
+    network: Detector
+    digest: str
+
+
+def _initial(path: Path | None, config: TrainConfig, ranks: Ranks) -> _Initial | None:
+    """Read the checkpoint that training starts from."""
+    if path is None:
+        return None
+    trained = load_checkpoint(path, ranks.device)
+    made, wanted = (trained.name, trained.in_channels), (config.network, config.channels)
+    if made != wanted:
+        raise InputError(
+            f"{path}: holds {made[0]} with {made[1]} channels, not {wanted[0]} with {wanted[1]}; give a "
+            "checkpoint of the network to train"
+        )
+    return _Initial(trained.network, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
 
 
 def _prefixed(sets: Sequence[DataSet]) -> Iterator[tuple[DataSet, str]]:
@@ -227,6 +268,7 @@ def fit(
     out: Path,
     *,
     validation: Sequence[Sample] = (),
+    init: Path | None = None,
     device: str = "auto",
     ranks: Ranks | None = None,
     resume: bool = False,
@@ -253,7 +295,10 @@ def fit(
     out : Path
         Folder of the run.
     validation : sequence of Sample
-        Images by which the best epoch is chosen. Without them best.pt is last.pt.
+        Images by which the best epoch is chosen. Without them best.pt is last.pt, and `config.hold_out` may
+        hold out some of `train`.
+    init : Path, optional
+        Checkpoint whose weights training starts from.
     device : str
         "auto", "cpu", "cuda" or, outside torchrun, "cuda:N"; ignored if `ranks` is given.
     ranks : Ranks, optional
@@ -276,7 +321,8 @@ def fit(
     if ranks is None:
         ranks = join(device)
     with _claimed(config, out, ranks, resume, overwrite):
-        return _fit(train, config, out, validation, ranks, resume, overwrite, {})
+        initial = _initial(init, config, ranks)
+        return _fit(train, config, out, validation, ranks, resume, overwrite, {}, initial)
 
 
 @contextmanager
@@ -305,8 +351,13 @@ def _fit(
     resume: bool,
     overwrite: bool,
     about: Mapping[str, Any],
+    initial: _Initial | None,
 ) -> Fitted:
     """Train in a folder that is locked; `about`: further entries for config.json."""
+    held_out = not validation
+    if held_out:
+        train, validation = hold_out(train, config.resolved().hold_out or 0.0)
+    twice = [] if held_out else in_both(train, validation)
     data = open_training_set(train, config.channels, ranks.device)
     budget = _VALIDATION_SHARE * free_memory(torch.device("cpu"))
     held = ValidationSet(ranks.share(validation), budget)
@@ -315,6 +366,8 @@ def _fit(
         "training_set": data.digest,
         "validation_set": fingerprint_of([sample.name for sample in validation]),
     }
+    if initial is not None:
+        settings["init"] = initial.digest
     begun = None
     if resume:
         check_settings(out, settings)
@@ -330,11 +383,12 @@ def _fit(
     with torch.random.fork_rng(devices):
         if config.minutes is not None and begun is None:
             begun = measure_budget(config, data, ranks)
-        trainer = Trainer(config, data, ranks, begun)
+        trainer = Trainer(config, data, ranks, begun, initial and initial.network)
         settings |= {"pixels": trainer.schedule.pixels, "rounds": trainer.schedule.rounds}
         notes = {**_facts(trainer, usable), "skipped": [asdict(item) for item in skipped], **about}
+        notes |= {"held_out": [one.name for one in validation] if held_out else [], "in_both": twice}
         ranks.on_main(lambda: start_folder(out, settings, notes, overwrite))
-        run = _Run(trainer, held if validation else None, out, settings)
+        run = _Run(trainer, held if validation else None, out, settings, choose=not held_out)
         if resume and (out / LAST).exists():
             run.restore()
         with peer_errors():
@@ -349,6 +403,10 @@ def _fit(
         validation=validation,
         skipped=skipped,
         collapsed=run.collapsed,
+        flooded=run.flooded,
+        held_out=held_out and bool(validation),
+        threshold=run.threshold,
+        in_both=twice,
     )
 
 
@@ -368,16 +426,22 @@ def _facts(trainer: Trainer, validation: int) -> dict[str, Any]:
     }
 
 
-def validate(predictor: Predictor, samples: ValidationSet, ranks: Ranks) -> Result:
-    """Score a detector on the samples of all processes; every process gets the result."""
-    merged = Scores()
-    for part in ranks.gather(score_network(predictor, samples)):
-        merged.merge(part)
-    return merged.compute()
+def validate(predictor: Predictor, samples: ValidationSet, ranks: Ranks) -> tuple[Result, Roc]:
+    """Score a detector on the samples of all processes, at 0.5 and at all thresholds, in every process."""
+    merged, curve, own = Scores(), RocScores(), RocScores()
+    for scores, counts in ranks.gather((score_network(predictor, samples, roc=own), own.total)):
+        merged.merge(scores)
+        curve.add(counts)
+    return merged.compute(), curve.compute()
 
 
 class _Run:
     """Epochs of one run.
+
+    Parameters
+    ----------
+    choose : bool
+        Choose the best epoch by `held`; otherwise it is the last.
 
     Attributes
     ----------
@@ -385,19 +449,28 @@ class _Run:
         Curve so far.
     best : dict
         "epoch", "iou" and "scores" of the best epoch so far.
-    collapsed : bool
-        True if the last epoch marked no pixel.
+    threshold : float or None
+        Calibrated by the last validation.
+    collapsed, flooded : bool
+        See `Fitted`.
     """
 
     def __init__(
-        self, trainer: Trainer, held: ValidationSet | None, out: Path, settings: Mapping[str, Any]
+        self,
+        trainer: Trainer,
+        held: ValidationSet | None,
+        out: Path,
+        settings: Mapping[str, Any],
+        choose: bool,
     ) -> None:
         self.trainer, self.held, self.out, self.settings = trainer, held, out, dict(settings)
+        self.choose = choose and held is not None
         data = trainer.data
         self.normalization = Normalization(data.mean, data.std)
         self.rows: list[Row] = []
         self.best: dict[str, Any] = {"epoch": 0, "iou": -1.0, "scores": None}
-        self.collapsed = False
+        self.threshold: float | None = None
+        self.collapsed = self.flooded = False
 
     def restore(self) -> None:
         """Restore the state in which last.pt was written."""
@@ -407,6 +480,8 @@ class _Run:
             self.trainer.restore(trained.network.state_dict(), trained.state)
             self.rows, self.best = trained.state["rows"], trained.state["best"]
             self.collapsed = trained.state["collapsed"]
+            self.flooded = trained.state.get("flooded", False)
+            self.threshold = trained.threshold
             for row in self.rows:  # the first version did not count pixels
                 row.setdefault("mpixels", row["epoch"] / schedule.rounds * schedule.pixels / 1e6)
         # It is of another network, or a renamed best.pt.
@@ -447,19 +522,23 @@ class _Run:
         if self.held is not None and due:
             ranks.broadcast_buffers(trainer.result)
             predictor = Predictor(trainer.result, self.normalization, amp=config.amp)
-            result = validate(predictor, self.held, ranks)
+            result, curve = validate(predictor, self.held, ranks)
+            calibration = choose_threshold(curve) if config.schedule == "fast" else None
+            self.threshold = None if calibration is None else calibration.threshold
+        stretches = trainer.schedule.stretches(epoch)
+        pixels = sum(stretch.pixels for stretch in stretches)
+        self.flooded = marked > 0.5 * pixels
         self.collapsed = not marked if result is None else math.isnan(result.precision)
         scores = None if result is None else result.as_dict()
-        stretches = trainer.schedule.stretches(epoch)
-        mpixels = sum(stretch.pixels for stretch in stretches) / 1e6
-        mpixels += self.rows[-1]["mpixels"] if self.rows else 0.0
+        mpixels = pixels / 1e6 + (self.rows[-1]["mpixels"] if self.rows else 0.0)
         return make_row(epoch + 1, mpixels, stretches[-1].rates[-1], loss, crop_iou, scores), result
 
     def _add(self, row: Row, result: Result | None) -> bool:
         """Add a row to the curve; return True if its epoch is the best so far."""
         self.rows = [*self.rows, row]
-        if self.held is None:
-            self.best = {"epoch": row["epoch"], "iou": -1.0, "scores": None}
+        if not self.choose:
+            scores = None if result is None else result.as_dict()
+            self.best = {"epoch": row["epoch"], "iou": -1.0, "scores": scores}
             return True
         # IoU is NaN if neither truth nor prediction has a pixel, which counts as 0.
         iou = 0.0 if result is None or math.isnan(result.iou) else result.iou
@@ -482,6 +561,8 @@ class _Run:
                 "scores": None if result is None else result.as_dict(),
                 "best": self.best,
                 "collapsed": self.collapsed,
+                "flooded": self.flooded,
                 **more,
             },
+            threshold=self.threshold,
         )

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
-from mclc_gpu.networks.blocks import Logits, PooledBatchNorm2d
+from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d
 from mclc_gpu.networks.isnet import gradient_magnitude
 from mclc_gpu.networks.zoo import NETWORKS, build
 from mclc_gpu.train.config import LOSSES, OPTIMIZERS, TrainConfig
@@ -206,6 +206,8 @@ class Trainer:
     ranks : Ranks
     begun : Budget, optional
         See `make_schedule`.
+    initial : Detector, optional
+        Network whose weights training starts from, of the kind that `config` names.
 
     Attributes
     ----------
@@ -228,7 +230,12 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, data: TrainingSet, ranks: Ranks, begun: Budget | None = None
+        self,
+        config: TrainConfig,
+        data: TrainingSet,
+        ranks: Ranks,
+        begun: Budget | None = None,
+        initial: Detector | None = None,
     ) -> None:
         self.config, self.data, self.ranks = config.resolved(), data, ranks
         config = self.config
@@ -244,6 +251,8 @@ class Trainer:
         if fast is not None:
             self.placing = Placing(fast.target_share, fast.margin, fast.hard_share)
             network.set_prior(fast.prior)
+        if initial is not None:
+            network.load_state_dict(initial.state_dict())
         if ranks.world > 1 and ranks.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(ranks.device, memory_format=torch.channels_last)

@@ -44,9 +44,9 @@ PUBLIC = {
     "train": LABEL_SETTINGS | RUN | {
         "images", "points", "points-from-masks", "masks", "val-images", "val-masks", "val-list", "network",
         "epochs", "batch-size", "size", "optimizer", "lr", "loss", "channels", "amp", "compile", "val-every",
-        "seed",
-        "schedule", "mpixels", "minutes", "stages", "step-pixels", "rounds", "target-share", "margin",
-        "hard-share", "average", "prior", "warmup", "weight-decay", "freeze", "scale-jitter", "gain-jitter",
+        "seed", "schedule", "mpixels", "minutes", "hold-out", "init", "stages", "step-pixels", "rounds",
+        "target-share", "margin", "hard-share", "average", "prior", "warmup", "weight-decay", "freeze",
+        "scale-jitter", "gain-jitter",
     },
     "evaluate": SCORING | DETECTOR | {"images", "masks", "device", "out", "overwrite"},
     "predict": RUN | DETECTOR | {"images"},

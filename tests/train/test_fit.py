@@ -85,7 +85,7 @@ def test_a_run_learns_and_its_best_epoch_scores_as_written(samples: list[Sample]
     assert best.state["epoch"] == fitted.best_epoch
     assert float(rows[fitted.best_epoch - 1]["iou"]) == max(float(row["iou"]) for row in rows) > 0.3
     predictor = Predictor(best.network, best.normalization)
-    again = validate(predictor, ValidationSet(samples), Ranks(CPU))
+    again, _ = validate(predictor, ValidationSet(samples), Ranks(CPU))
     assert again.as_dict() == best.state["scores"] == fitted.scores
     assert not fitted.collapsed
 
