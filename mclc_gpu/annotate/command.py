@@ -47,7 +47,9 @@ def serve(options: AnnotateOptions, started: Callable[[Session, list[Skipped], s
     keep_apart("--out", LAYOUT.places(options.out), (options.images, options.points))
     with listening(options.host, options.port) as listener, session_of(options) as (session, skipped):
         port = listener.getsockname()[1]
-        detector = None if options.suggest is None else detector_of(options.suggest)
+        detector = None
+        if options.suggest is not None:
+            detector = detector_of(options.suggest, options.images, session.names)
         work = Work(session, options.suggest, detector, jobs_of(session), FORMATS)
         token = None if options.host == LOOPBACK else secrets.token_urlsafe(24)
         config = uvicorn.Config(

@@ -1,21 +1,23 @@
 """Targets that a detector suggests to annotators."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mclc_gpu.detect.checkpoint import load_checkpoint
-from mclc_gpu.detect.inference import Predictor
+from mclc_gpu.classical.config import METHODS, MethodOptions
+from mclc_gpu.detect.config import DetectorOptions
+from mclc_gpu.detect.opening import open_detector
 from mclc_gpu.detect.predict import Detection, find_detections
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.backend import pick_device
 
-_MOST = 500  # suggestions in one image, those of highest score
-_THRESHOLD = 0.5
+_MOST = 60  # suggestions in one image, those of highest score
+_SIGMAS = 8.0  # above the mean of the map of an untrained detector: targets are rare
 
-Detector = Callable[[np.ndarray], list[Detection]]
+Detector = Callable[[str, np.ndarray], list[Detection]]
 
 
 class Suggestion(NamedTuple):
@@ -27,23 +29,35 @@ class Suggestion(NamedTuple):
     radius: float
 
 
-def detector_of(word: str) -> Detector:
-    """Return the detector that a checkpoint holds.
+def detector_of(word: str, images: Path, names: Sequence[str]) -> Detector:
+    """Return the detector of a checkpoint, or an untrained one by its name.
+
+    Parameters
+    ----------
+    word : str
+        Path of a checkpoint, or a name in `mclc_gpu.classical.config.METHODS`.
+    images : Path
+        Folder of images.
+    names : sequence of str
+        Names of all images, in order.
 
     Raises
     ------
     InputError
-        There is no such file, or it is no checkpoint.
+        There is no such file or detector, or the file is no checkpoint.
     """
-    path = Path(word)
-    if not path.is_file():
-        raise InputError(f"--suggest {word}: no such file; give a checkpoint of train")
-    trained = load_checkpoint(path, "cpu")
-    predictor = Predictor(trained.network, trained.normalization)
+    if word in METHODS:
+        rule = MethodOptions(threshold_rule="k-sigma", sigmas=_SIGMAS)
+        options = DetectorOptions(method=word, untrained=rule, images=images, device="cpu")
+    elif Path(word).is_file():
+        options = DetectorOptions(checkpoint=Path(word), images=images, device="cpu")
+    else:
+        raise InputError(f"--suggest {word}: no such file; give a checkpoint, or one of {', '.join(METHODS)}")
+    opened = open_detector(options, pick_device("cpu"), names)
 
-    def detect(pixels: np.ndarray) -> list[Detection]:
-        (probability,) = predictor.probabilities([pixels])
-        return find_detections(probability, _THRESHOLD)
+    def detect(name: str, pixels: np.ndarray) -> list[Detection]:
+        ((_, probability),) = opened.maps.stream([((name,), pixels)])
+        return find_detections(probability, opened.limit(probability))
 
     return detect
 

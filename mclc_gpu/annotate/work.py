@@ -229,7 +229,7 @@ class Work:
         if self._detector is not None and name not in self._suggestions:
             pixels = session.frames.frame(name).pixels
             try:
-                self._suggestions[name] = suggestions_of(self._detector(pixels))
+                self._suggestions[name] = suggestions_of(self._detector(name, pixels))
             except InputError:
                 self._suggestions[name] = None
             ready = "failed" if self._suggestions[name] is None else "ready"

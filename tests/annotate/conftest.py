@@ -41,6 +41,7 @@ def open_session(frames: Path, tmp_path: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
-def client(open_session: Open) -> TestClient:
+def client(open_session: Open) -> Iterator[TestClient]:
     """Client of a server of the frames."""
-    return client_of(open_session())
+    with client_of(open_session()) as client:  # one event loop for all requests
+        yield client
