@@ -7,7 +7,7 @@ from typing import Any
 
 from mclc_gpu.annotate.config import AnnotateOptions
 from mclc_gpu.bench.config import BenchOptions
-from mclc_gpu.detect.config import EvaluateOptions, PredictOptions
+from mclc_gpu.detect.config import EvaluateOptions, ExportOptions, PredictOptions
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.registry import Registry, resolve
@@ -269,6 +269,12 @@ COMMANDS: Registry[Command] = Registry(
             "find targets in images: masks, probability maps, a table",
             PredictOptions,
             "mclc_gpu.cli.detect.predict",
+        ),
+        "export": Command(
+            "write a trained detector as a file that runs without PyTorch",
+            ExportOptions,
+            "mclc_gpu.cli.detect.export",
+            strict=False,
         ),
         "tune": Command(
             "find label settings for one's own images from a few true masks",

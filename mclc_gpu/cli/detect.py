@@ -1,10 +1,11 @@
-"""Commands that run a detector: evaluate and predict."""
+"""Commands on detectors: evaluate, predict and export."""
 
 from typing import Any
 
 from mclc_gpu.cli.common import print_scores, print_skipped
-from mclc_gpu.detect.config import EvaluateOptions, PredictOptions, Threshold
+from mclc_gpu.detect.config import EvaluateOptions, ExportOptions, PredictOptions, Threshold
 from mclc_gpu.detect.evaluate import Evaluation, evaluate_images
+from mclc_gpu.detect.export import export_detector
 from mclc_gpu.detect.predict import LAYOUT, predict_images
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.report.folder import FILES, write_report
@@ -105,3 +106,16 @@ def predict(options: PredictOptions, started: float) -> int:
     if skipped:
         print(f"{len(skipped)} inputs skipped")
     return len(skipped)
+
+
+def export(options: ExportOptions, started: float) -> int:
+    """Run `mclc-gpu export`; return 0, no input is skipped."""
+    del started
+    made = export_detector(options)
+    size = made.file.stat().st_size / 1e6
+    print(f"{made.network}, threshold {made.threshold}, {size:.1f} MB -> {made.file}")
+    if made.difference is None:
+        print("not compared with PyTorch: onnxruntime is not installed; pip install 'mclc-gpu[onnx]'")
+    else:
+        print(f"onnxruntime gives the probabilities of PyTorch within {made.difference:.1g}")
+    return 0

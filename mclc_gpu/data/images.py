@@ -237,7 +237,10 @@ def network_levels(image: np.ndarray, in_channels: int, robust: bool = True) -> 
         Channels of the detector's input.
     robust : bool
         Leave dead, hot and fill pixels out of the range, single ones and whole columns or rows: it is that of
-        the values which four pixels of some 3 x 3 neighborhood reach. Otherwise every pixel counts.
+        the values which four pixels of some 3 x 3 neighborhood reach. Fill, such as borders and dead blocks,
+        is left out too and given the median of the other pixels: a least or greatest value that a line of
+        pixels or more share, up to half of the image, beyond a gap wider than the range of the others.
+        Otherwise every pixel counts.
 
     Returns
     -------
@@ -254,7 +257,9 @@ def network_levels(image: np.ndarray, in_channels: int, robust: bool = True) -> 
     if image.dtype != np.uint8:
         # In float64: the span of float images may be wider or narrower than float32 can divide by.
         values = image.astype(np.float64)
-        low, high = _robust_range(image) if robust else (values.min(), values.max())
+        if robust:
+            values = _without_fill(values)
+        low, high = _robust_range(values) if robust else (values.min(), values.max())
         scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
         image = scaled.clip(0.0, 255.0)
     if in_channels == 1:
@@ -277,6 +282,21 @@ def _robust_range(image: np.ndarray) -> tuple[float, float]:
         if high > low:
             return low, high
     return float(image.min()), float(image.max())
+
+
+def _without_fill(image: np.ndarray) -> np.ndarray:
+    """Give pixels of fill the median of the others; return the image itself where there are none."""
+    if image.ndim == 3:
+        channels = [_without_fill(image[:, :, channel]) for channel in range(image.shape[2])]
+        return np.stack(channels, axis=2)
+    for extreme in (image.min(), image.max()):
+        same = image == extreme
+        if max(image.shape) <= np.count_nonzero(same) <= image.size // 2:
+            filled = np.where(same, np.median(image[~same]), image)
+            low, high = _robust_range(filled)
+            if max(low - extreme, extreme - high) > high - low:
+                return _without_fill(filled)  # there may be fill of another value, too
+    return image
 
 
 def luma(image: np.ndarray) -> np.ndarray:

@@ -26,6 +26,9 @@ AUGMENTATIONS: Registry[Callable[..., Any]] = Registry(
         "flips": "mclc_gpu.detect.inference.mean_over_flips",
     },
 )
+# Formats of export; an entry takes a `Trained` on the CPU, a `Threshold` and the path of the file, and
+# returns the largest difference of a probability from PyTorch's, or None where it cannot be measured.
+FORMATS: Registry[Callable[..., Any]] = Registry("format", {"onnx": "mclc_gpu.detect.export.write_onnx"})
 
 
 class Threshold(NamedTuple):
@@ -245,3 +248,52 @@ class PredictOptions(DetectorOptions):
     overwrite: bool = field(
         default=False, metadata={"help": "replace an earlier run in --out", "either": "earlier"}
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Settings of `mclc_gpu.detect.export.export_detector`.
+
+    Attributes
+    ----------
+    checkpoint : Path
+        File of the trained detector.
+    format : str
+        A name in `FORMATS`.
+    out : Path, optional
+        File to write; by default that of the checkpoint with the format's suffix.
+    threshold : float, 0..1, optional
+        Threshold that the file states; by default the checkpoint's, or 0.5 where it has none.
+    overwrite : bool
+        Replace the file.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range.
+    """
+
+    checkpoint: Path = field(metadata={"help": "checkpoint written by train", "metavar": "FILE"})
+    format: str = field(default="onnx", metadata={"help": "format of the file", "choices": FORMATS})
+    out: Path | None = field(
+        default=None,
+        metadata={
+            "help": "file to write (the checkpoint's name with the format's suffix)",
+            "metavar": "FILE",
+        },
+    )
+    threshold: float | None = field(
+        default=None,
+        metadata={"help": "threshold stated in the file (the checkpoint's, or 0.5)", "metavar": "P"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the file"})
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold {self.threshold:g}: a probability is 0 to 1")
+        FORMATS.find(self.format)
+
+    @property
+    def file(self) -> Path:
+        """File to write."""
+        return self.checkpoint.with_suffix(f".{self.format}") if self.out is None else self.out

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from bright import bright_checkpoint, probability_of, write_scene
 from PIL import Image
@@ -275,3 +276,27 @@ def test_overlays_ring_detections_and_leave_them_in_sight():
     assert ring.sum() == 7 * 8 - 5 * 6
     assert plain.min() == 0
     assert plain.max() == 255
+
+
+@pytest.mark.parametrize("kind", ["dead", "hot", "column", "columns", "border", "blinking"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_bad_pixels_hide_no_target_and_are_none(data, bright, kind, dtype):
+    rng = np.random.default_rng(0)
+    frame = rng.integers(8400, 8600, (64, 96)).astype(dtype)
+    frame[19:22, 29:32] += 1000
+    low, high = (0, 65535) if dtype == np.uint16 else (-9999, 1e6)
+    if kind in ("dead", "hot"):
+        frame[50, 80] = low if kind == "dead" else high
+    elif kind == "blinking":
+        for row, column in rng.integers(3, 17, (8, 2)):
+            frame[row * 3, column * 5] = rng.choice([low, high])
+    else:
+        place = {"column": np.s_[:, 50], "columns": np.s_[:, 50:53], "border": np.s_[-6:]}[kind]
+        frame[place] = low
+    (data / "frames").mkdir()
+    tifffile.imwrite(data / "frames" / "a.tif", frame)
+    assert run(data, "--images", data / "frames") == 0
+    found = table_of(data / "out")[1:]
+    assert [row[:4] for row in found if row[3] != "1"] == [["a", "30.0", "20.0", "9"]]
+    if kind not in ("hot", "blinking"):
+        assert len(found) == 1

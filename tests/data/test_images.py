@@ -396,6 +396,47 @@ def test_levels_leave_out_bad_pixels(dtype):
     assert (full.min(), full.max()) == (0, 255)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("value", [0, 65535])
+@pytest.mark.parametrize(
+    "places",
+    [
+        [np.s_[:, 10:12]],
+        [np.s_[:5], np.s_[-5:], np.s_[:, :3], np.s_[:, -3:]],
+        [np.s_[:, :20]],
+        [np.s_[30:36, 5:40]],
+    ],
+    ids=["two columns", "border", "part", "block"],
+)
+def test_levels_leave_out_fill(dtype, value, places):
+    rng = np.random.default_rng(0)
+    clean = rng.integers(7000, 7100, (40, 50)).astype(dtype)
+    clean[20:23, 30:33] += 900
+    broken = clean.copy()
+    for place in places:
+        broken[place] = value
+    broken[25, 25] = 40000  # a hot pixel beside it
+    good = broken == clean
+    levels, found = network_levels(clean, 1)[0], network_levels(broken, 1)[0]
+    np.testing.assert_allclose(found[good], levels[good], atol=4)
+    assert found[~good & (broken == value)].max() < 20, "fill looks like the background"
+
+
+def test_levels_of_constant_parts_that_are_no_fill():
+    image = np.zeros((40, 50), np.uint16)  # most of it: nothing there but a target
+    image[20:23, 30:33] = 900
+    image[21, 31] = 1000
+    assert network_levels(image, 1)[0, 21, 31] > 250
+    assert network_levels(image, 1)[0, 0, 0] == 0
+    saturated = np.random.default_rng(0).integers(7000, 7100, (40, 50)).astype(np.uint16)
+    saturated[20:24, 30:34] = 16383  # a target: fewer pixels than a line
+    levels = network_levels(saturated, 1)[0]
+    assert levels[21, 31] == 255
+    assert levels[0].max() < 5
+    sky = saturated.clip(7050, None)  # half of it in the dark, without a gap
+    np.testing.assert_array_equal(network_levels(sky, 1)[0] == 0, sky == 7050)
+
+
 def test_levels_of_one_bright_pixel_on_nothing():
     image = np.full((9, 9), 100, np.uint16)
     image[4, 4] = 1000

@@ -134,5 +134,17 @@ def test_a_run_resumes_only_with_the_threshold_that_it_used(data, capsys):
 
     assert run("--checkpoint", data / "calibrated.pt") == 0
     assert run("--checkpoint", data / "calibrated.pt", "--resume", "--threshold", "0.4") == 0
-    assert run("--checkpoint", data / "calibrated.pt", "--resume", "--threshold", "0.5") == 2
-    assert "other settings" in capsys.readouterr().err
+    for more in (["--threshold", "0.5"], ["--tta", "flips"]):
+        assert run("--checkpoint", data / "calibrated.pt", "--resume", *more) == 2
+        assert "other settings" in capsys.readouterr().err
+
+
+def test_augmentation_is_stated(data, capsys):
+    common = ["--checkpoint", data / "plain.pt", "--images", data / "images", "--tta", "flips"]
+    assert main([str(word) for word in ["predict", *common, "--out", data / "out"]]) == 0
+    assert json.loads((data / "out" / "predict.json").read_text())["settings"]["tta"] == "flips"
+    argv = ["evaluate", *common, "--masks", data / "masks", "--json", data / "j.json", "--out", data / "r"]
+    assert main([str(word) for word in argv]) == 0
+    assert "threshold 0.5 (default), tta flips" in capsys.readouterr().out
+    assert json.loads((data / "j.json").read_text())["tta"] == "flips"
+    assert "| tta | flips |" in (data / "r" / "report.md").read_text()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mclc_gpu.detect.checkpoint import Normalization
+from mclc_gpu.detect.config import AUGMENTATIONS
 from mclc_gpu.detect.inference import Predictor, probability, to_input
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import Detector, Logits
@@ -137,3 +138,37 @@ def test_a_diverged_network_is_named():
         network.weight.fill_(float("nan"))
     with pytest.raises(InputError, match="NaN"):
         Predictor(network, PLAIN).probabilities([np.zeros((8, 8), np.uint8)])
+
+
+def test_flips_are_averaged():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    sided = Predictor(Position(), PLAIN).probabilities([image])[0]
+    assert sided[0, 0] < 0.1
+    assert sided[0, -1] > 0.9
+    np.testing.assert_allclose(
+        Predictor(Position(), PLAIN, tta="flips").probabilities([image])[0], 0.5, atol=1e-6
+    )
+    # A network of one direction: the mean is that of its answers to the mirrored images, mirrored back.
+    network = Local(reach=2)
+    with torch.no_grad():
+        network.weight.copy_(torch.linspace(-0.002, 0.004, 25).view(1, 1, 5, 5))
+    plain = Predictor(network, PLAIN)
+    views = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+    expected = np.mean([plain.probabilities([image[::a, ::b]])[0][::a, ::b] for a, b in views], axis=0)
+    found = Predictor(network, PLAIN, tta="flips", tile=16, overlap=8).probabilities([image])[0]
+    assert np.abs(found - plain.probabilities([image])[0]).max() > 0.01
+    np.testing.assert_allclose(
+        found, Predictor(network, PLAIN, tta="flips").probabilities([image])[0], atol=1e-5
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_other_augmentations_are_found_by_name(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "half", lambda run, images: run(images) / 2)
+    image = np.full((8, 8), 9, np.uint8)
+    plain, halved = (
+        Predictor(Position(), PLAIN, tta=name).probabilities([image])[0] for name in ("none", "half")
+    )
+    np.testing.assert_allclose(halved, plain / 2)
+    with pytest.raises(InputError, match="tta 'thirds': use one of none, flips, half"):
+        Predictor(Position(), PLAIN, tta="thirds").probabilities([image])

@@ -18,8 +18,8 @@ PLAIN = Normalization(0.0, 1.0)
 class Bright(Detector):
     """Detector with probability 1/2 at gray level 128, 0.73 at 138, 0.27 at 118; counts its calls."""
 
-    def __init__(self) -> None:
-        super().__init__(1)
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__(in_channels)
         self.limit = nn.Parameter(torch.tensor(128.0))
         self.calls = 0
 
