@@ -85,6 +85,9 @@ class FastConfig:
     freeze : float, 0..1
         Share of the run after which batch norms behind a global pooling use their running statistics; 1:
         never.
+    paste_share : float, 0..1
+        Share of the crops into which a target of another image is pasted, see `mclc_gpu.train.pasting`; 0:
+        none.
     scale_jitter : float, 0..1
         Crops are cut with their side times exp(u), u uniform from minus to plus this, and resampled; 0: off.
     gain_jitter : float >= 0
@@ -150,8 +153,12 @@ class FastConfig:
             "metavar": "SHARE",
         },
     )
+    paste_share: float = field(
+        default=0.5,
+        metadata={"help": "share of the crops with a pasted target; 0: off", "metavar": "SHARE"},
+    )
     scale_jitter: float = field(
-        default=0.0, metadata={"help": "largest change of scale, as a natural logarithm", "metavar": "X"}
+        default=0.4, metadata={"help": "largest change of scale, as a natural logarithm", "metavar": "X"}
     )
     gain_jitter: float = field(
         default=0.0, metadata={"help": "strength of random gain, gamma and noise", "metavar": "X"}
@@ -162,7 +169,7 @@ class FastConfig:
         ranges = {
             "target_share": (0, 1), "margin": (0, 0.45), "hard_share": (0, 1), "average": (0, 1),
             "prior": (-20, 20), "warmup": (0, 0.9), "weight_decay": (0, 1), "freeze": (0, 1),
-            "scale_jitter": (0, 1), "gain_jitter": (0, 10),
+            "paste_share": (0, 1), "scale_jitter": (0, 1), "gain_jitter": (0, 10),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:

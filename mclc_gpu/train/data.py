@@ -16,6 +16,7 @@ from mclc_gpu.data.files import prefetch_map
 from mclc_gpu.data.images import network_levels, read_image, read_truth
 from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import free_memory
+from mclc_gpu.train.pasting import DRAWS, StampCollector, Stamps, paste
 
 TARGET_SHARE = 0.5  # share of the crops of images with targets that show one, in the paper's schedule
 
@@ -102,23 +103,29 @@ class Plan:
         Flip up-down, flip left-right, transpose.
     spot : Tensor [S], int64
         row * width + column of a pixel that the crop is to show in place of a target; -1 for none.
+    pasting : Tensor [S, DRAWS], float64
+        Uniform in [0, 1), see `mclc_gpu.train.pasting.paste`.
     """
 
     image: Tensor
     draws: Tensor
     flips: Tensor
     spot: Tensor
+    pasting: Tensor
 
     def __getitem__(self, rows: slice | Tensor) -> "Plan":
-        return Plan(self.image[rows], self.draws[rows], self.flips[rows], self.spot[rows])
+        return Plan(*(tensor[rows] for tensor in self._tensors))
 
     def __len__(self) -> int:
         return len(self.image)
 
     def to(self, device: torch.device) -> "Plan":
         """Copy to a device."""
-        tensors = (self.image, self.draws, self.flips, self.spot)
-        return Plan(*(tensor.to(device) for tensor in tensors))
+        return Plan(*(tensor.to(device) for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.image, self.draws, self.flips, self.spot, self.pasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +140,14 @@ class Placing:
         Least distance of that target from the border of the crop, in sides of the crop.
     hard_share : float, 0..1
         Share of the other crops that show a false alarm.
+    paste_share : float, 0..1
+        Share of the crops into which a target is pasted.
     """
 
     target_share: float = TARGET_SHARE
     margin: float = 0.0
     hard_share: float = 0.0
+    paste_share: float = 0.0
 
 
 PAPER_PLACING = Placing()
@@ -187,7 +197,7 @@ def plan_epoch(
         chosen &= draws[:, 0] >= placing.target_share
         pick = hard[torch.from_numpy(generator.integers(len(hard), size=crops))]
         image, spot = torch.where(chosen, pick[:, 0], image), torch.where(chosen, pick[:, 1], spot)
-    return Plan(image, draws, flips, spot)
+    return Plan(image, draws, flips, spot, torch.from_numpy(generator.random((crops, DRAWS))))
 
 
 def cut(packed: Packed, plan: Plan, size: int, placing: Placing = PAPER_PLACING) -> Tensor:
@@ -278,6 +288,8 @@ class TrainingSet:
         Device of the batches.
     packed : Packed or None
         All images and masks on the device; None if they are streamed, that is read again every epoch.
+    stamps : Stamps or None
+        Targets to paste, on the device; None if there are none.
     """
 
     samples: list[Sample]
@@ -290,6 +302,7 @@ class TrainingSet:
     skipped: list[Skipped]
     device: torch.device
     packed: Packed | None = field(repr=False)
+    stamps: Stamps | None = field(repr=False)
 
     def batches(
         self,
@@ -333,7 +346,10 @@ class TrainingSet:
         parts = [(plan[start : start + batch], size) for start in starts]
         if sides is not None:
             parts = [(part, side) for (part, _), side in zip(parts, sides, strict=True)]
-        for crop in self._streamed(parts, placing) if self.packed is None else self._cut(parts, placing):
+        crops = self._streamed(parts, placing) if self.packed is None else self._cut(parts, placing)
+        for (part, _), crop in zip(parts, crops, strict=True):
+            if placing.paste_share and self.stamps is not None:
+                crop = paste(crop, self.stamps, part.pasting.to(self.device), placing.paste_share)
             images = (crop[:, :-1].float() - self.mean) / self.std
             truth = crop[:, -1:].float()
             if crop.shape[-1] != size:
@@ -409,7 +425,7 @@ def open_training_set(
     usable: list[Sample] = []
     skipped: list[Skipped] = []
     frames: list[Frame] | None = []
-    tally = _Tally()
+    tally, collector = _Tally(), StampCollector()
 
     def read(sample: Sample) -> Frame | Skipped:
         return attempt(sample.image, lambda: _read(channels, sample))
@@ -420,6 +436,7 @@ def open_training_set(
             continue
         usable.append(sample)
         tally.add(sample.name, frame)
+        collector.add(*frame)
         if frames is not None and tally.bytes <= budget:
             frames.append(frame)
         else:
@@ -439,7 +456,17 @@ def open_training_set(
     packed = None if frames is None else pack(frames).to(device)
     digest = tally.digest.hexdigest()
     return TrainingSet(
-        usable, channels, mean, std, digest, tally.masked, tally.targets, skipped, device, packed
+        usable,
+        channels,
+        mean,
+        std,
+        digest,
+        tally.masked,
+        tally.targets,
+        skipped,
+        device,
+        packed,
+        collector.stamps(device),
     )
 
 

@@ -249,7 +249,7 @@ class Trainer:
         self.average: MovingAverage | None = None
         pooled = [name for name, module in network.named_modules() if isinstance(module, PooledBatchNorm2d)]
         if fast is not None:
-            self.placing = Placing(fast.target_share, fast.margin, fast.hard_share)
+            self.placing = Placing(fast.target_share, fast.margin, fast.hard_share, fast.paste_share)
             network.set_prior(fast.prior)
         if initial is not None:
             network.load_state_dict(initial.state_dict())
