@@ -304,7 +304,7 @@ class TrainConfig:
     lr: float | None = field(
         default=None,
         metadata={
-            "help": "highest learning rate (adagrad 0.05; muon 0.02; others 0.005 with fast, 0.0005 with paper)",
+            "help": "highest learning rate (adagrad 0.05, muon 0.02; others 0.005 fast, 0.0005 paper)",
             "metavar": "LR",
         },
     )
