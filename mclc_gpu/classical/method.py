@@ -17,10 +17,13 @@ class Method(ABC):
         The saliency is in gray levels above the background, and maps may be scaled by 255 of them.
     batch_pixels : int
         Most pixels of the images that run together, which are one at least.
+    cpu_pixels : int
+        The same on the CPU, where what leaves the cache runs slower.
     """
 
     in_gray_levels: ClassVar[bool] = True
     batch_pixels: ClassVar[int] = 1 << 20
+    cpu_pixels: ClassVar[int] = 1 << 17
 
     def length(self) -> int:
         """Return the number of consecutive frames of a sequence that run together; 1: single images."""

@@ -158,9 +158,9 @@ class MethodPredictor:
             groups.setdefault(image.shape[:2], []).append(index)
         results: dict[int, np.ndarray] = {}
         for (height, width), indices in groups.items():
-            together = max(1, self.method.batch_pixels // (height * width))
-            if self.method.length() > 1:
-                together = len(indices)
+            on_cpu = torch.device(self.device).type == "cpu"
+            most = self.method.cpu_pixels if on_cpu else self.method.batch_pixels
+            together = len(indices) if self.method.length() > 1 else max(1, most // (height * width))
             for start in range(0, len(indices), together):
                 batch = indices[start : start + together]
                 gray = np.stack([network_levels(images[index], 1)[0] for index in batch])

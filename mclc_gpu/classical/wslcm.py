@@ -78,7 +78,9 @@ class WSLCM(Method):
             around = neighbors(peaked, side)
             own = inner(peaked, side).clamp(min=0)
             weight = own * (own - around.amax(0)).clamp(min=0)
-            weight /= around.std(0).clamp(min=self.least_deviation)
+            # In a fraction of the time of `std`, which is slow along the first axis.
+            deviation = ((around - around.mean(0)).square().sum(0) / (len(around) - 1)).sqrt()
+            weight /= deviation.clamp(min=self.least_deviation)
             torch.maximum(result, weight * contrast, out=result)
         return result
 
@@ -86,17 +88,25 @@ class WSLCM(Method):
 def _largest(padded: torch.Tensor, side: int, count: int) -> list[torch.Tensor]:
     """Return the largest, second largest and so on up to the `count`-th pixel of every cell in the images.
 
-    Each pixel of the cells is inserted in turn into the sorted list; with so short a list that takes a sixth
-    of the time of `torch.topk`.
+    The pixels of every column of a cell are sorted, once for all cells that hold the column, and inserted
+    into the sorted list of the columns to its left. That takes a twelfth of the time of `torch.topk`.
     """
     height, width = padded.shape[1] - side + 1, padded.shape[2] - side + 1
+    column = [padded[:, row : row + height] for row in range(side)]
+    for phase in range(side):
+        for place in range(phase % 2, side - 1, 2):
+            column[place : place + 2] = _ordered(column[place], column[place + 1])
     largest: list[torch.Tensor] = []
-    for row in range(side):
-        for column in range(side):
-            value = padded[:, row : row + height, column : column + width]
-            for place, kept in enumerate(largest):
-                largest[place] = torch.maximum(kept, value)
-                value = torch.minimum(kept, value)
+    for left in range(side):
+        for first, values in enumerate(column[:count]):
+            value = values[:, :, left : left + width]
+            # The values above it in its column are in the list already.
+            for place in range(first, len(largest)):
+                largest[place], value = _ordered(largest[place], value)
             if len(largest) < count:
                 largest.append(value)
     return largest
+
+
+def _ordered(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.maximum(one, other), torch.minimum(one, other)
