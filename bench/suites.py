@@ -45,7 +45,8 @@ from mclc_gpu.labels.windows import PlacedTargets, Window, nearest_pixel
 from mclc_gpu.networks.zoo import build
 from mclc_gpu.train.config import TrainConfig
 from mclc_gpu.train.data import TrainingSet, open_training_set, plan_epoch
-from mclc_gpu.train.trainer import Trainer, detector_loss, make_optimizer
+from mclc_gpu.train.losses import detector_loss
+from mclc_gpu.train.trainer import Trainer, make_optimizer
 
 INTERVAL, COMPACTNESS = 20, 10.0  # mean side of a segment in pixels
 # Height and width of a single image, and the time budget in seconds.

@@ -170,6 +170,12 @@ def _gain(layer: nn.Module) -> float:
     return math.sqrt((outer + inner) / (outer / layer.groups + inner))
 
 
+def set_fusion_prior(fusion: nn.Conv2d, logit: float) -> None:
+    """Let the fusion of masks that start near a logit start near it, too."""
+    assert fusion.bias is not None
+    nn.init.constant_(fusion.bias, logit * (1 - fusion.weight.sum().item()))
+
+
 class ZeroConv2d(nn.Conv2d):
     """Convolution whose weights start as zero, such as one that predicts offsets."""
 

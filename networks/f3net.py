@@ -50,6 +50,10 @@ class F3Net(Detector):
             found += [(self.heads[0], first), *zip(self.side_heads, levels, strict=True)]
         return Logits(tuple(_resize(head(features), x) for head, features in found))
 
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the heads of both decoders and of the levels."""
+        return [head for head in (*self.heads, *self.side_heads) if isinstance(head, nn.Conv2d)]
+
 
 class CrossFeature(nn.Module):
     """Cross feature module: skipped and deep features multiply, and the product refines both."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, conv_norm_relu
+from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d, conv_norm_relu
 
 _FILTERS = (16, 32, 64, 128)
 # Size and dilation of the saliency kernels of each level, the finest first.
@@ -34,9 +34,9 @@ class SaliencyKernel(nn.Conv2d):
         narrow = channels // 4
         self.theta = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            *conv_norm_relu(channels, narrow, kernel=1),
+            *conv_norm_relu(channels, narrow, kernel=1, norm=PooledBatchNorm2d),
             nn.Conv2d(narrow, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            PooledBatchNorm2d(channels),
             nn.Sigmoid(),
         )
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, attentive, rescale
+from mclc_gpu.networks.blocks import Detector, Logits, attentive, rescale, set_fusion_prior
 
 _FILTERS = (16, 32, 64, 128, 256)
 
@@ -56,6 +56,15 @@ class MSHNet(Detector):
         sides = [rescale(head(features), 2**level) for level, (head, features) in pairs]
         mask = self.fusion(torch.cat(sides, 1))
         return Logits((mask, *sides) if self.training else (mask,))
+
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the heads of all scales."""
+        return [head for head in self.heads if isinstance(head, nn.Conv2d)]
+
+    def set_prior(self, logit: float) -> None:
+        """Let the masks start near a logit; see `Detector`."""
+        super().set_prior(logit)
+        set_fusion_prior(self.fusion, logit)
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, Residual, conv_norm_relu, rescale
+from mclc_gpu.networks.blocks import Detector, Logits, Residual, conv_norm_relu, rescale, set_fusion_prior
 
 _FILTERS = (32, 64, 128, 256)
 _PATCHES = (16, 8, 4, 2)  # pixels of each level that become one token, 16 of the image at every level
@@ -63,6 +63,15 @@ class SCTransNet(Detector):
         pairs = enumerate(zip(self.side_heads, maps[1:], strict=True), start=1)
         sides = [rescale(head(features), 2**level) for level, (head, features) in pairs]
         return Logits((mask, self.fusion(torch.cat([*sides, mask], 1)), *sides))
+
+    def mask_layers(self) -> list[nn.Conv2d]:
+        """Return the heads of all levels."""
+        return [self.head, *(head for head in self.side_heads if isinstance(head, nn.Conv2d))]
+
+    def set_prior(self, logit: float) -> None:
+        """Let the masks start near a logit; see `Detector`."""
+        super().set_prior(logit)
+        set_fusion_prior(self.fusion, logit)
 
 
 class LeakyResidual(Residual):

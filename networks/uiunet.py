@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d, conv_norm_relu
+from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d, conv_norm_relu, set_fusion_prior
 
 
 def _layer(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
@@ -158,7 +158,7 @@ class UIUNet(Detector):
         """Let the masks start near a logit; see `Detector`. The fusion adds to those of the side outputs."""
         super().set_prior(logit)
         if self.fusion.bias is not None:
-            nn.init.constant_(self.fusion.bias, logit * (1 - self.fusion.weight.sum().item()))
+            set_fusion_prior(self.fusion, logit)
 
     def mask_layers(self) -> list[nn.Conv2d]:
         """Return the convolutions of the side outputs and their fusion."""

@@ -15,15 +15,22 @@ from mclc_gpu.labels.config import LabelSettings
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.registry import Registry
 
-# A loss takes logits and truth [B, 1, H, W] and a sum over processes; see `mclc_gpu.train.trainer.soft_iou`.
+# A loss takes logits and truth [B, 1, H, W] and a sum over processes; see `mclc_gpu.train.losses.soft_iou`.
 LOSSES: Registry[Callable[..., Any]] = Registry(
     "loss",
     {
-        "soft-iou": "mclc_gpu.train.trainer.soft_iou",
-        "soft-iou+bce": "mclc_gpu.train.trainer.soft_iou_and_cross_entropy",
-        "bce": "mclc_gpu.train.trainer.cross_entropy",
+        "soft-iou": "mclc_gpu.train.losses.soft_iou",
+        "soft-iou+bce": "mclc_gpu.train.losses.soft_iou_and_cross_entropy",
+        "bce": "mclc_gpu.train.losses.cross_entropy",
+        "sls": "mclc_gpu.train.losses.scale_location",
+        "partial-bce": "mclc_gpu.train.losses.partial_cross_entropy",
     },
 )
+# Losses that stand in for those of the same name in the first epochs, or rounds of the fast schedule.
+WARM_UP_LOSSES: Registry[Callable[..., Any]] = Registry(
+    "loss", {"sls": "mclc_gpu.train.losses.iou_of_images"}
+)
+WARM_UP = 5
 OPTIMIZERS: Registry[Callable[..., Any]] = Registry(
     "optimizer",
     {
@@ -225,7 +232,7 @@ class TrainConfig:
         Highest learning rate. In "paper" it is that of the first epoch and falls to 0 along half a cosine.
         None: 0.05 for Adagrad, 0.02 for Muon, and for the others 0.005 in "fast" and 0.0005 in "paper".
     loss : str or None
-        A name in `LOSSES`; see `mclc_gpu.train.trainer.detector_loss`. None: soft-IoU, in "fast" with
+        A name in `LOSSES`; see `mclc_gpu.train.losses.detector_loss`. None: soft-IoU, in "fast" with
         cross-entropy.
     channels : {1, 3}
         Channels of the network's input; see `mclc_gpu.data.images.network_levels`.

@@ -1,4 +1,4 @@
-"""Losses and the steps of training."""
+"""Steps of training."""
 
 import copy
 import math
@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
-from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d
-from mclc_gpu.networks.isnet import gradient_magnitude
+from mclc_gpu.networks.blocks import Detector, PooledBatchNorm2d
 from mclc_gpu.networks.zoo import NETWORKS, build
-from mclc_gpu.train.config import LOSSES, OPTIMIZERS, TrainConfig
+from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import PAPER_PLACING, Placing, Plan, TrainingSet, philox, plan_epoch, vary_gain
+from mclc_gpu.train.losses import detector_loss
 from mclc_gpu.train.mining import false_alarms
 from mclc_gpu.train.schedule import (
     Budget,
@@ -30,136 +29,10 @@ from mclc_gpu.train.schedule import (
     make_schedule,
 )
 
-Total = Callable[[Tensor], Tensor]  # adds up sums over the processes that share a batch
-
-_SMOOTH = 1.0
 _MINING_SHARE = 0.05  # of the run's pixels, that one search for false alarms may run over
 _ZOOMS, _SEARCHES = 1 << 62, 1 << 63  # first numbers of generators beside those of the epochs
 _TIMED_STEPS = 8
 _FAST_BETAS = (0.9, 0.99)
-_ENTROPY = 0.5  # weight of the cross-entropy per target pixel beside Soft-IoU
-_FEWEST_PIXELS = 20.0  # of a batch, so that one without targets does not count more than others
-_EDGE_BCE = 10.0  # weight of the edge's cross-entropy in the published training of ISNet
-
-
-def own_sums(sums: Tensor) -> Tensor:
-    """Return sums unchanged: the total of a process that has the whole batch."""
-    return sums
-
-
-def soft_iou(logits: Tensor, truth: Tensor, total: Total = own_sums) -> Tensor:
-    """Compute the Soft-IoU loss 1 - (I + 1) / (P + T - I + 1).
-
-    With p = sigmoid(logits) and truth t, summed over all pixels of the whole batch: I = sum p t, P = sum p,
-    T = sum t. Rahman & Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
-    Segmentation", ISVC 2016, doi:10.1007/978-3-319-50835-1_22; summed over the batch as in the published code
-    of DNANet (Li et al., IEEE TIP 2023, doi:10.1109/TIP.2022.3199107). The ones keep the loss of a batch
-    without targets defined: P / (P + 1).
-
-    With sums per image instead, crops without targets, whose loss hardly changes before P falls to a few
-    pixels, outweigh the others: ACM then learned next to nothing from NUAA-SIRST in the epochs in which the
-    sum over the batch took it to an IoU of 0.4.
-
-    Parameters
-    ----------
-    logits : Tensor [B, 1, H, W], floating-point
-        Converted to float32.
-    truth : Tensor [B, 1, H, W], float32
-        0 to 1.
-    total : callable
-        Adds up sums over the processes that share the batch; see `Ranks.total_with_gradient`.
-
-    Returns
-    -------
-    Tensor
-        Scalar, 0 to 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from mclc_gpu.train.trainer import soft_iou
-    >>> truth = torch.ones(1, 1, 2, 2)
-    >>> round(soft_iou(torch.zeros(1, 1, 2, 2), truth).item(), 3)
-    0.4
-    """
-    probability = torch.sigmoid(logits.float())
-    both = (probability * truth).sum()
-    intersection, both_areas = total(torch.stack([both, probability.sum() + truth.sum()])).unbind()
-    return 1 - (intersection + _SMOOTH) / (both_areas - intersection + _SMOOTH)
-
-
-def cross_entropy(logits: Tensor, truth: Tensor, total: Total = own_sums) -> Tensor:
-    """Compute the mean binary cross-entropy over all pixels; parameters as for `soft_iou`.
-
-    `total` is not used: each process returns its own mean, and their gradients are averaged.
-    """
-    del total
-    return F.binary_cross_entropy_with_logits(logits.float(), truth)
-
-
-def soft_iou_and_cross_entropy(logits: Tensor, truth: Tensor, total: Total = own_sums) -> Tensor:
-    """Compute the Soft-IoU loss plus half the cross-entropy per target pixel; parameters as for `soft_iou`.
-
-    The binary cross-entropy is summed over all pixels of the whole batch and divided by the number of target
-    pixels in it, or by 20 where there are fewer. It keeps a gradient where Soft-IoU has none: in batches
-    whose masks a network misses completely.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from mclc_gpu.train.trainer import soft_iou_and_cross_entropy
-    >>> truth = torch.ones(1, 1, 5, 4)
-    >>> round(soft_iou_and_cross_entropy(torch.zeros(1, 1, 5, 4), truth).item(), 3)  # 0.476 + 0.5 log 2
-    0.823
-    """
-    logits = logits.float()
-    probability = torch.sigmoid(logits)
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
-    sums = torch.stack([(probability * truth).sum(), probability.sum(), truth.sum(), entropy])
-    both, marked, true, entropy = total(sums).unbind()
-    overlap = (both + _SMOOTH) / (marked + true - both + _SMOOTH)
-    return 1 - overlap + _ENTROPY * entropy / true.clamp(min=_FEWEST_PIXELS)
-
-
-def detector_loss(logits: Logits, truth: Tensor, name: str = "soft-iou", total: Total = own_sums) -> Tensor:
-    """Compute the loss of a network's output in training mode.
-
-    The loss is averaged over the mask and its side outputs (deep supervision: DNANet has 3, UIUNet 6), as
-    DNANet was published. UIUNet was published with the sum of cross-entropies, which is 7 times the "bce"
-    loss here, a factor that does not change the steps of Adagrad and Adam. For a network that predicts an
-    edge (ISNet) its published loss is added: 10 times cross-entropy plus Soft-IoU, against `edge_target`.
-
-    Parameters
-    ----------
-    logits : Logits
-    truth : Tensor [B, 1, H, W], float32
-        0 or 1.
-    name : str
-        A name in `mclc_gpu.train.config.LOSSES`.
-    total : callable
-        As for `soft_iou`.
-
-    Returns
-    -------
-    Tensor
-        Scalar, float32.
-    """
-    loss = LOSSES[name]
-    result: Tensor = torch.stack([loss(mask, truth, total) for mask in logits.masks]).mean()
-    if logits.edge is not None:
-        target = edge_target(truth)
-        edge = soft_iou(logits.edge, target, total)
-        result = result + _EDGE_BCE * cross_entropy(logits.edge, target) + edge
-    return result
-
-
-def edge_target(truth: Tensor) -> Tensor:
-    """Compute the target of an edge branch: the gradient magnitude of masks [B, 1, H, W], at most 1.
-
-    ISNet was published without the limit. At corners, where the magnitude is sqrt(2), cross-entropy then has
-    no minimum and the logits grow without end.
-    """
-    return gradient_magnitude(truth).clamp(max=1)
 
 
 class MovingAverage:
@@ -243,7 +116,7 @@ class Trainer:
         least = NETWORKS[config.network].smallest_batch
         self.schedule = make_schedule(config, len(data.samples), least, ranks.world, begun)
         fast = config.fast if config.schedule == "fast" else None
-        self.placing = PAPER_PLACING
+        self.placing, self.epoch = PAPER_PLACING, 0
         torch.manual_seed(config.seed % 2**64)
         network: Any = build(config.network, config.channels)
         self.average: MovingAverage | None = None
@@ -290,7 +163,7 @@ class Trainer:
         marked : int
             Pixels with a probability above 0.5.
         """
-        config, ranks = self.config, self.ranks
+        config, ranks, self.epoch = self.config, self.ranks, epoch
         if self.schedule.mines(epoch):
             self._mine(epoch)
         # Dropout is seeded by the epoch, so that a resumed run continues like one that was not interrupted.
@@ -339,7 +212,7 @@ class Trainer:
         with torch.autocast(crops.device.type, torch.bfloat16, enabled=self.config.amp):
             logits = self.model(crops.contiguous(memory_format=torch.channels_last))
         assert self.config.loss is not None
-        loss = detector_loss(logits, truth, self.config.loss, self.ranks.total_with_gradient)
+        loss = detector_loss(logits, truth, self.config.loss, self.ranks.total_with_gradient, self.epoch)
         loss.backward()
         self.optimizer.step()
         if self.average is not None:

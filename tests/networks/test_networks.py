@@ -171,6 +171,15 @@ def test_side_outputs_differ(name: str) -> None:
     assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
+@every_structure
+def test_masks_start_near_the_prior(name: str) -> None:
+    detector = seeded(name)
+    detector.set_prior(-20.0)
+    with torch.no_grad():
+        masks = detector(images(2, 1, 64, 64)).masks
+    assert all(mask.mean().item() == pytest.approx(-20, abs=4) for mask in masks)
+
+
 @every_network
 def test_evaluation_is_deterministic(name: str) -> None:
     detector, x = seeded(name), images(3, 1, 64, 64)
