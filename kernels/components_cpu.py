@@ -586,5 +586,9 @@ def run(
             values = _read_window(data, batch.images, scales, batch.windows, t, inverted)
             rival = _item(values, batch, t, inverted, rival, settings) + config.dark_margin
 
-    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+    threads = min(numba.get_num_threads(), len(windows))
+    if threads == 1:  # a click of an annotator need not wait for a thread to start
+        deque(map(work, range(len(windows))), maxlen=0)
+        return
+    with ThreadPoolExecutor(threads) as pool:
         deque(pool.map(work, range(len(windows))), maxlen=0)

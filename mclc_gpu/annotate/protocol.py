@@ -1,6 +1,7 @@
 """HTTP protocol of the server, which does not wait for slow requests."""
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -8,11 +9,13 @@ _HEAD_SECONDS = 10.0  # in which the head of a connection's first request must a
 
 
 class TimedProtocol(H11Protocol):
-    """Closes connections on which no request was begun in time."""
+    """Sends what there is without delay, and closes connections on which no request was begun in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        # asyncio does so only for sockets that were made with a protocol number.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.loop.call_later(_HEAD_SECONDS, self._end_if_silent)
 
     def _end_if_silent(self) -> None:

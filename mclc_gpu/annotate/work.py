@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from mclc_gpu.errors import InputError, one_line
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.labels.pipeline import warm_up
 
+_QUIET = 0.3  # seconds after an edit in which no work is begun: the next click comes first
 _AHEAD = 20  # images after the open one for which suggestions are made
 
 
@@ -72,6 +74,7 @@ class Work:
         self._pending: OrderedDict[str, None] = OrderedDict()
         self._changed = threading.Condition()
         self._stopped = False
+        self._quiet = 0.0  # when work may go on
         self._tasks = {name: Task(name) for name in ("check", "suggest", *self._jobs)}
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
 
@@ -114,7 +117,10 @@ class Work:
 
     def changed(self, name: str) -> dict[str, Any]:
         """Return the suggestions in an image that has changed; its targets are checked again."""
+        self._quiet = time.monotonic() + _QUIET
         self._add([name], first=True)
+        if self._detector is None:
+            return {"suggestions": []}
         _, state, labels = self.session.label(name)
         return {"suggestions": self.suggested(name, state, labels)["suggestions"]}
 
@@ -199,6 +205,8 @@ class Work:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._pending or self._stopped)
+                while (left := self._quiet - time.monotonic()) > 0 and not self._stopped:
+                    self._changed.wait(left)
                 if self._stopped:
                     return
                 name, _ = self._pending.popitem(last=False)
