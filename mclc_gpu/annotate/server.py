@@ -40,7 +40,7 @@ _TYPES = {
     ".woff2": "font/woff2",
 }
 _PRIVATE = {"Cache-Control": "private, max-age=0, must-revalidate"}
-_CLIENT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MOST_EDITS = 1000  # in one step
 _BEAT = 15.0  # seconds between signs of life of a stream of events
 _WAITING_EVENTS = 1000  # for a slow browser, which is then cut off and asks anew
@@ -231,14 +231,17 @@ class Server:
 
     def _edits(self, request: Request) -> Response:
         name = self._name(request)
-        edits = _take(request, client=True, edits=True)["edits"]
+        edits = _take(request, client=True, request=False, edits=True)["edits"]
         if not isinstance(edits, list) or not 0 < len(edits) <= _MOST_EDITS:
             raise _Bad(f"edits: give a list of 1 to {_MOST_EDITS}")
-        return self._changed(request, self.session.edit(name, request.state.content["client"], edits))
+        content = request.state.content
+        return self._changed(
+            request, self.session.edit(name, content["client"], edits, content.get("request", ""))
+        )
 
     def _undo(self, way: str, request: Request) -> Response:
-        client = _take(request, client=True)["client"]
-        return self._changed(request, self.session.undo(client, way))
+        content = _take(request, client=True, request=False)
+        return self._changed(request, self.session.undo(content["client"], way, content.get("request", "")))
 
     def _changed(self, request: Request, answer: dict[str, Any]) -> Response:
         answer |= self.work.changed(self.session.names[answer["index"]])
@@ -335,16 +338,17 @@ def _json(body: bytes) -> dict[str, Any]:
     return content
 
 
-def _take(request: Request, **fields: bool) -> dict[str, Any]:
+def _take(request: Request, /, **fields: bool) -> dict[str, Any]:
     """Return the content of a request that has these fields; a True one is needed."""
     content: dict[str, Any] = request.state.content
     needed = {name for name, must in fields.items() if must}
     if not needed <= content.keys() <= fields.keys():
         shown = ", ".join(name if name in needed else f"{name}?" for name in fields)
         raise _Bad(f"the request takes {shown}")
-    client = content["client"]
-    if not isinstance(client, str) or not _CLIENT.fullmatch(client):
-        raise _Bad("client: give 1 to 64 of A-Z, a-z, 0-9, _ and -")
+    for field in content.keys() & {"client", "request"}:
+        value = content[field]
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise _Bad(f"{field}: give 1 to 64 of A-Z, a-z, 0-9, _ and -")
     return content
 
 

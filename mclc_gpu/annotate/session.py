@@ -33,6 +33,7 @@ from mclc_gpu.labels.folder import LabelRun, TargetRow
 from mclc_gpu.report.check import CheckedTarget, check_image
 
 _LABELED_IMAGES = 256  # whose labels are kept in memory
+_KNOWN_REQUESTS = 10_000  # the last ones, which a page may send again
 _KINDS = {"point": "click", "multi-point": "clicks", "scribble": "scribble", "box": "box"}
 CHOICES = ("polarity", "outline")  # settings of a page
 Listener = Callable[[str, dict[str, Any]], None]
@@ -103,6 +104,7 @@ class Session:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._labels: OrderedDict[str, ImageLabels] = OrderedDict()
         self._imported = ""
+        self._requests: OrderedDict[str, Change] = OrderedDict()
         self._journal = EditJournal(out)
         try:
             self._replay()
@@ -143,6 +145,7 @@ class Session:
         if record["op"] != "open":
             change = Change.of_json(record, self.state.image(record["image"]))
             self.state.apply(record["client"], record["op"], change)
+            self._remember(record.get("request", ""), change)
             numbers = list(change.targets)
         if record["client"]:
             self.seconds.add(record["client"], record["t"], record["image"], numbers)
@@ -216,7 +219,7 @@ class Session:
                 self._labels.popitem(last=False)
             return labels
 
-    def edit(self, name: str, client: str, edits: list[Any]) -> dict[str, Any]:
+    def edit(self, name: str, client: str, edits: list[Any], request: str = "") -> dict[str, Any]:
         """Make some edits of an image as one step; they are on disk when this returns.
 
         Parameters
@@ -226,6 +229,8 @@ class Session:
             Annotator.
         edits : list
             See `mclc_gpu.annotate.edits.Editor.edit`.
+        request : str, optional
+            Random name of this request: one that comes again, because its answer was lost, changes nothing.
 
         Returns
         -------
@@ -243,6 +248,8 @@ class Session:
             frame, labels = self.frames.frame(name), self._labels_of(name)
             before = self.state.image(name)
             old = labels.label(frame, before.targets)
+            if request in self._requests:
+                return self._repeated(request, before, old)
             editor = Editor(before, frame.shape, lambda targets: labels.label(frame, targets, keep=False))
             for one in edits:
                 editor.edit(one)
@@ -252,11 +259,30 @@ class Session:
                 if number in new and new[number].problem:
                     raise InputError(new[number].problem)
             if not change.empty:
-                self._commit(client, "edit", change)
+                self._commit(client, "edit", change, request)
             return self._answer(name, change, (before, old), (editor.state, new))
 
-    def undo(self, client: str, way: str) -> dict[str, Any]:
+    def _repeated(self, request: str, state: ImageState, labels: Mapping[int, Labeled]) -> dict[str, Any]:
+        """Return the answer to a request that was made before, with the image as it is now."""
+        change = self._requests[request]
+        before = {number for number, (old, _) in change.targets.items() if old is not None}
+        return self._answer(change.image, Change(change.image, {}), (state, labels), (state, labels)) | {
+            "added": sorted(change.targets.keys() & state.targets.keys() - before),
+            "removed": sorted(change.targets.keys() - state.targets.keys()),
+            "targets": self.targets_json(change.image, state, labels),
+        }
+
+    def _remember(self, request: str, change: Change) -> None:
+        """Note a request that was made."""
+        if request:
+            self._requests[request] = change
+            while len(self._requests) > _KNOWN_REQUESTS:
+                self._requests.popitem(last=False)
+
+    def undo(self, client: str, way: str, request: str = "") -> dict[str, Any]:
         """Take the last step of an annotator back, or make it again ("undo" or "redo").
+
+        `request` is as in `edit`.
 
         Raises
         ------
@@ -266,16 +292,19 @@ class Session:
             Others have changed the same since.
         """
         with self.lock:
-            name = self._next(client, way).image
+            known = self._requests.get(request)
+            name = self._next(client, way).image if known is None else known.image
         with self._locks[name]:
             frame, labels = self.frames.frame(name), self._labels_of(name)
             before = self.state.image(name)
             old = labels.label(frame, before.targets)
+            if known is not None:
+                return self._repeated(request, before, old)
             with self.lock:
                 change = self._next(client, way)
                 if change.image != name:
                     raise Conflict(f"{way} was asked for twice at once; try again")
-                self._commit(client, way, change)
+                self._commit(client, way, change, request)
                 after = self.state.image(name)
             new = labels.label(frame, after.targets)
             return self._answer(name, change, (before, old), (after, new))
@@ -286,12 +315,14 @@ class Session:
         except InputError as error:
             raise Conflict(str(error)) from error
 
-    def _commit(self, client: str, way: str, change: Change) -> None:
+    def _commit(self, client: str, way: str, change: Change, request: str) -> None:
         """Write a change to the journal, then make it, then tell everybody."""
         moment = time.time()
+        record = {**change.json(), "op": way, "client": client, "t": moment}
         with self.lock:
-            self._journal.append([{**change.json(), "op": way, "client": client, "t": moment}])
+            self._journal.append([record | ({"request": request} if request else {})])
             self.state.apply(client, way, change)
+            self._remember(request, change)
             self.seconds.add(client, moment, change.image, change.targets)
             revision = self.state.revision
         data = {"revision": revision, "index": self.places[change.image], "client": client}
