@@ -100,7 +100,7 @@ class Muon(Optimizer):
 def orthogonalized(matrices: Tensor) -> Tensor:
     """Bring the singular values of matrices near 1 and keep their singular vectors.
 
-    Newton-Schulz iteration, which needs only products.
+    Newton-Schulz iteration on the Gram matrix, which needs only products.
 
     Parameters
     ----------
@@ -122,8 +122,14 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    # Every round multiplies x from the left by a polynomial of its Gram matrix. All of them are polynomials of
+    # the first one, so that the rounds need no product with the wide x.
+    gram = x @ x.mT
+    identity = torch.eye(len(gram[0]), device=x.device, dtype=x.dtype)
+    product = identity.expand_as(gram)
     linear, cubic, fifth = _COEFFICIENTS
     for _ in range(_ROUNDS):
-        gram = x @ x.mT
-        x = linear * x + (cubic * gram + fifth * gram @ gram) @ x
+        now = product @ product @ gram
+        product = (linear * identity + cubic * now + fifth * now @ now) @ product
+    x = product @ x
     return x.mT if tall else x

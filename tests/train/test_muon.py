@@ -63,7 +63,7 @@ def test_singular_values_come_near_one_and_vectors_stay(shape):
     assert torch.linalg.svdvals(ours).max() < 1.3
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     diagonal = u.mT @ ours @ v.mT
-    assert (diagonal - torch.diag_embed(torch.diagonal(diagonal, dim1=1, dim2=2))).abs().max() < 1e-3
+    assert (diagonal - torch.diag_embed(torch.diagonal(diagonal, dim1=1, dim2=2))).abs().max() < 5e-3
 
 
 def test_a_loaded_state_continues_alike():
