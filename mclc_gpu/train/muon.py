@@ -122,8 +122,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    # Every round multiplies x from the left by a polynomial of its Gram matrix. All of them are polynomials of
-    # the first one, so that the rounds need no product with the wide x.
+    # Every round multiplies x from the left by a polynomial of its Gram matrix. All are polynomials of the
+    # first one, so that the rounds need no product with the wide x.
     gram = x @ x.mT
     identity = torch.eye(len(gram[0]), device=x.device, dtype=x.dtype)
     product = identity.expand_as(gram)
