@@ -1,63 +1,20 @@
 """MPCM and WSLCM against plain numpy, written from their formulas one cell at a time."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from mclc_gpu.classical.method import Method
+from mclc_gpu.bench import filters
 from mclc_gpu.classical.mpcm import MPCM
 from mclc_gpu.classical.wslcm import WSLCM
 
-# The eight neighbors by their opposites: above, below; left, right; and the diagonals.
-PAIRS = (((-1, 0), (1, 0)), ((0, -1), (0, 1)), ((-1, -1), (1, 1)), ((-1, 1), (1, -1)))
 
-
-def cells(image: np.ndarray, side: int, row: int, column: int) -> np.ndarray:
-    """Pixels [H, W, side * side] of the cell that lies `row` and `column` cells from every pixel."""
-    half = side // 2
-    margin = side + half
-    padded = np.pad(image, margin, mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
-    top, left = side * (1 + row), side * (1 + column)
-    return windows[top : top + image.shape[0], left : left + image.shape[1]].reshape(*image.shape, -1)
-
-
-def mpcm(image: np.ndarray, method: MPCM) -> np.ndarray:
-    scales = []
-    for side in range(method.smallest, method.largest + 1, 2):
-        center = cells(image, side, 0, 0).mean(2)
-        products = [
-            (center - cells(image, side, *one).mean(2)) * (center - cells(image, side, *other).mean(2))
-            for one, other in PAIRS
-        ]
-        scales.append(np.min(products, axis=0))
-    return np.maximum(np.max(scales, axis=0), 0)
-
-
-def wslcm(image: np.ndarray, method: WSLCM) -> np.ndarray:
-    image = ndimage.median_filter(image, method.median, mode="nearest")
-    gauss = ndimage.correlate1d(image, [0.25, 0.5, 0.25], axis=0, mode="nearest")
-    gauss = ndimage.correlate1d(gauss, [0.25, 0.5, 0.25], axis=1, mode="nearest")
-    scales = []
-    for side in range(method.smallest, method.largest + 1, 2):
-        peak, level = {}, {}
-        for place in [(0, 0), *(one for pair in PAIRS for one in pair)]:
-            pixels = cells(image, side, *place)
-            peak[place] = np.partition(pixels, -method.brightest, axis=2)[..., -method.brightest :].mean(2)
-            level[place] = peak[place] - pixels.mean(2)
-        around = [level[one] for pair in PAIRS for one in pair]
-        background = np.maximum(np.max([peak[one] for pair in PAIRS for one in pair], axis=0), 1)
-        contrast = np.maximum(gauss * gauss / background - gauss, 0)
-        difference = np.maximum(level[0, 0] - np.max(around, axis=0), 0)
-        deviation = np.maximum(np.std(around, axis=0, ddof=1), method.least_deviation)
-        scales.append(level[0, 0] * difference / deviation * contrast)
-    return np.max(scales, axis=0)
-
-
-def reference(image: np.ndarray, method: Method) -> np.ndarray:
-    image = image.astype(np.float64)
-    return mpcm(image, method) if isinstance(method, MPCM) else wslcm(image, method)
+def reference(image: np.ndarray, method: MPCM | WSLCM) -> np.ndarray:
+    plain = filters.mpcm if isinstance(method, MPCM) else filters.wslcm
+    return plain(image, **asdict(method))
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:

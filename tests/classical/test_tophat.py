@@ -1,31 +1,18 @@
 """The white top-hat against scipy's morphology."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from mclc_gpu.bench import filters
 from mclc_gpu.classical.tophat import TopHat
 
 
-def disk(radius: int) -> np.ndarray:
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    return x * x + y * y <= radius * radius
-
-
 def reference(image: np.ndarray, method: TopHat) -> np.ndarray:
-    full = disk(method.radius)
-    if method.element == "disk":
-        low = ndimage.grey_erosion(image, footprint=full, mode="constant", cval=np.inf)
-        background = ndimage.grey_dilation(low, footprint=full, mode="constant", cval=-np.inf)
-    else:
-        ring = full.copy()
-        margin = method.radius - method.inner
-        ring[margin : len(ring) - margin, margin : len(ring) - margin] &= ~disk(method.inner)
-        high = ndimage.grey_dilation(image, footprint=ring, mode="constant", cval=-np.inf)
-        high[np.isneginf(high)] = np.inf
-        background = ndimage.grey_erosion(high, footprint=full, mode="constant", cval=np.inf)
-    return np.maximum(image - background, 0)
+    return filters.tophat(image, **asdict(method))
 
 
 @pytest.mark.parametrize(
