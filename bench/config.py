@@ -9,9 +9,9 @@ from pathlib import Path
 from mclc_gpu.bench.printed import NUAA_SPLITS
 from mclc_gpu.errors import InputError
 
-LIMITS, HOST, GPU, PAPER = "limits", "host", "gpu", "paper"
+CLASSICAL, LIMITS, HOST, GPU, PAPER = "classical", "limits", "host", "gpu", "paper"
 USUAL = ("label", "slic", "crf", "train")
-SUITES = (*USUAL, LIMITS, HOST, GPU, PAPER)
+SUITES = (*USUAL, CLASSICAL, LIMITS, HOST, GPU, PAPER)
 TABLES = (1, 2, 3, 4, 5)  # of the paper
 
 

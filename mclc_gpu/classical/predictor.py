@@ -39,7 +39,7 @@ def make_method(name: str, parameters: Sequence[str] = ()) -> Method:
     --------
     >>> from mclc_gpu.classical.predictor import make_method
     >>> make_method("tophat", ["radius=3"])
-    TopHat(element='disk', radius=3, inner=2)
+    TopHat(element='disk', radius=3, inner=3)
     """
     kind = METHODS.find(name)
     hints = get_type_hints(kind)

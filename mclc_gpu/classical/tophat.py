@@ -44,7 +44,7 @@ class TopHat(Method):
 
     element: str = "disk"
     radius: int = 5
-    inner: int = 2
+    inner: int = 3
 
     def __post_init__(self) -> None:
         if self.element not in ELEMENTS:

@@ -145,7 +145,7 @@ def test_thresholds():
 def test_parameters_as_texts():
     assert make_method("tophat", ["element=ring", "radius=2", "inner=1"]) == TopHat("ring", 2, 1)
     for texts, message in (
-        (["size=3"], "element=disk, radius=5, inner=2"),
+        (["size=3"], "element=disk, radius=5, inner=3"),
         (["radius"], "radius=5"),
         (["radius=x"], "radius=x"),
         (["radius=0"], "radius must be in 1..64"),

@@ -9,7 +9,7 @@ from bright import write_scene
 from PIL import Image
 
 from mclc_gpu import runs as journal
-from mclc_gpu.classical.config import METHODS
+from mclc_gpu.classical.config import METHODS, MethodOptions
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.images import read_mask, read_probability
 from mclc_gpu.data.names import find_files
@@ -66,13 +66,14 @@ def test_targets_are_found_without_training(data, method, capsys):
         np.testing.assert_array_equal(mask, probability > np.float32(thresholds[name]))
     summary = json.loads((out / "predict.json").read_text())
     assert summary["method"]["name"] == method
-    assert summary["settings"] == {"map_scale": "image", "rule": "adaptive"}
-    assert "by the rule adaptive" in capsys.readouterr().out
+    assert summary["settings"] == {"map_scale": "image", "rule": "k-sigma", "k": MethodOptions().sigmas}
+    assert "by the rule k-sigma" in capsys.readouterr().out
 
 
 def test_evaluate_states_rule_and_thresholds(data, capsys):
     numbers, report = data / "scores.json", data / "report"
-    more = ["--json", numbers, "--out", report, "--roc", data / "roc.png"]
+    rule = ["--threshold-rule", "adaptive"]
+    more = [*rule, "--json", numbers, "--out", report, "--roc", data / "roc.png"]
     assert run(data, "evaluate", "--method", "tophat", "--parameter", "radius=4", *more) == 0
     content = json.loads(numbers.read_text())
     assert (content["pd"], content["fa"], content["iou"]) == (1, 0, 1)
@@ -137,7 +138,7 @@ def test_a_run_resumes_to_the_same_bytes(data, monkeypatch, capsys):
         (["--method", "tophat", "--parameter", "size=3"], ["size=3", "radius=5"]),
         (["--method", "tophat", "--parameter", "radius=65"], ["radius=65", "1..64"]),
         (["--method", "tophat", "--threshold", "0.3"], ["--threshold", "fixed"]),
-        (["--method", "tophat", "--sigmas", "3"], ["--sigmas", "k-sigma"]),
+        (["--method", "tophat", "--threshold-rule", "adaptive", "--sigmas", "3"], ["--sigmas", "k-sigma"]),
         (["--method", "tophat", "--threshold-rule", "k-sigma", "--sigmas", "-1"], ["--sigmas -1"]),
         (["--method", "tophat", "--threshold-rule", "top-n", "--top", "0"], ["--top 0"]),
         (["--method", "tophat", "--tile", "512"], ["--tile", "--checkpoint"]),
