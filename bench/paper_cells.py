@@ -30,6 +30,7 @@ from mclc_gpu.tune.run import CONFIG, tune_labels
 CELLS = "cells"
 FULL = "full"  # true masks in place of labels
 _RUN = "run"  # folder of a training run in that of its cell
+_UNTRAINED = MethodOptions(threshold_rule="adaptive")
 _KEPT = ("iou", "niou", "pd", "fa", "targets", "images")
 
 # Settings of the labels by name. The paper knows each target's size category; preset "default" needs none.
@@ -197,8 +198,8 @@ class Maker:
         return Cell(self._name(network, source.key), settings, measure, self._needs(source))
 
     def method(self, name: str) -> Cell:
-        """Score a detector that is not trained on the test images, with its default threshold rule."""
-        settings = {"set": self.data.key, "method": name, "rule": MethodOptions().rule(THRESHOLD)}
+        """Score an untrained detector on the test images, by the threshold rule of comparisons."""
+        settings = {"set": self.data.key, "method": name, "rule": _UNTRAINED.rule(THRESHOLD)}
         return Cell(self._name(name), settings, partial(_measure_method, self, name))
 
     def search(self, source: Source) -> Cell:
@@ -292,7 +293,12 @@ def _measure_method(maker: Maker, name: str, folder: Path) -> dict[str, Any]:
     del folder
     data = maker.data
     options = EvaluateOptions(
-        method=name, images=data.images, masks=data.masks, list=_test_list(data), device=maker.device
+        method=name,
+        untrained=_UNTRAINED,
+        images=data.images,
+        masks=data.masks,
+        list=_test_list(data),
+        device=maker.device,
     )
     return _kept(evaluate_images(options).scores.compute())
 

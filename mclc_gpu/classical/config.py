@@ -39,8 +39,8 @@ class MethodOptions:
         See `mclc_gpu.classical.rules.threshold_of`.
     sigmas : float >= 0
         k of the rule k-sigma. On the train images of NUAA-SIRST, 10 gives the top-hat an IoU of 0.46, where
-        the rule adaptive gives 0.25. A map of N pixels holds no value above mean + k deviations where more than
-        about N / k^2 pixels are bright: small crops need a smaller k.
+        the rule adaptive gives 0.25. A map of N pixels holds no value above mean + k deviations where more
+        than about N / k^2 pixels are bright: small crops need a smaller k.
     top : int >= 1, pixels
         n of the rule top-n.
 
