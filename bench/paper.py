@@ -14,15 +14,25 @@ from typing import Any
 
 from mclc_gpu.bench.compare import circumstances, machine, markdown
 from mclc_gpu.bench.config import BenchOptions
-from mclc_gpu.bench.paper_cells import FULL, Cell, Cells, Maker, Source, training_config
+from mclc_gpu.bench.paper_cells import (
+    FULL,
+    LABELS,
+    SALIENT,
+    Cell,
+    Cells,
+    Maker,
+    Source,
+    schedule_of,
+    training_config,
+)
 from mclc_gpu.bench.paper_sets import SECONDS_PER_MASK, SECONDS_PER_POINT, PaperSet, open_sets
 from mclc_gpu.bench.printed import DETECTORS, LABEL_IOU
 from mclc_gpu.classical.config import METHODS
 from mclc_gpu.data.files import atomic_path, write_json
 from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
+from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.runs import locked
-from mclc_gpu.train.config import TrainConfig
 
 NETWORKS_OF_PAPER = ("acm", "resunet", "dnanet", "isnet", "uiunet")
 METHODS_OF_PAPER = ("tophat", "wslcm", "mslstipt", "nram", "pstnn")
@@ -37,6 +47,7 @@ LABEL_NAMES = {
     "mc": "MCLC without CRF",
     "mclc": "MCLC",
     "default": "preset default",
+    **{name: f"masks of {name}" for name in SALIENT},
 }
 _LEGEND = (
     "IoU and Pd in percent, Fa in false-alarm pixels per million; labels: IoU of the labels of the train "
@@ -137,6 +148,14 @@ def all_methods(maker: Maker) -> Iterator[Row]:
             yield _detector(maker, network, Source(name))
 
 
+def salient_networks(maker: Maker) -> Iterator[Row]:
+    """Yield the rows of Table 6: masks of salient-object networks in place of labels."""
+    for network in ("resunet", "dnanet"):
+        for name in (*SALIENT, "mclc", "default"):
+            if name in LABELS or name in NETWORKS:
+                yield _detector(maker, network, Source(name))
+
+
 def _detector(maker: Maker, network: str, source: Source, text: str | None = None) -> Row:
     supervision = "full" if source.name == FULL else "point"
     labels = None if source.name == FULL else maker.labels(source)
@@ -160,6 +179,7 @@ TABLES = {
     3: Table("Ideal and real clicks", clicks),
     4: Table("Fixed labeling time", labeling_time),
     5: Table("Methods and label makers", all_methods),
+    6: Table("Salient-object networks with points", salient_networks),
 }
 
 
@@ -175,7 +195,7 @@ def run_paper(options: BenchOptions, command: str) -> None:
     with locked(options.out, "bench"):
         sets = open_sets(options.set, options.split, options.out, options.quick)
         makers = [
-            Maker(one, options.out, training_config(one, options.epochs, TrainConfig()), options.device)
+            Maker(one, options.out, training_config(one, options.epochs, options.mpixels), options.device)
             for one in sets
         ]
         numbers = options.table or tuple(TABLES)
@@ -233,8 +253,8 @@ def _write(
 
 
 def _about(maker: Maker) -> str:
-    data, config = maker.data, maker.config
-    text = f"{data.name}, split {data.split}, {config.epochs} epochs"
+    data = maker.data
+    text = f"{data.name}, split {data.split}; detectors: {schedule_of(maker.config)}"
     if data.quick:
         return f"{text} (--quick: the scores mean nothing)"
     return text if data.comparable else f"{text} (the paper's numbers are of another split)"

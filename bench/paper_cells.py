@@ -10,25 +10,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
 from mclc_gpu.bench.compare import versions
-from mclc_gpu.bench.paper_sets import PaperSet
+from mclc_gpu.bench.paper_sets import SEA, PaperSet
 from mclc_gpu.classical.config import MethodOptions
-from mclc_gpu.data.files import read_json, write_json
-from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions
+from mclc_gpu.data.files import atomic_path, read_json, write_json
+from mclc_gpu.data.images import read_mask
+from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions, PredictOptions
 from mclc_gpu.detect.evaluate import evaluate_images
+from mclc_gpu.detect.predict import predict_images
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.config import LabelConfig, LabelOptions, LabelSettings, preset
+from mclc_gpu.labels.folder import mask_path
 from mclc_gpu.labels.run import label_dataset
 from mclc_gpu.score.config import ScoreOptions
 from mclc_gpu.score.folders import score_folders
 from mclc_gpu.score.metrics import Result
-from mclc_gpu.train.config import DataSet, TrainConfig, TrainOptions
+from mclc_gpu.train.config import DataSet, FastConfig, TrainConfig, TrainOptions
 from mclc_gpu.train.fit import train_detector
+from mclc_gpu.train.losses import UNKNOWN
 from mclc_gpu.tune.config import TuneOptions
 from mclc_gpu.tune.run import CONFIG, tune_labels
 
 CELLS = "cells"
 FULL = "full"  # true masks in place of labels
+# Networks for salient objects. Trained on the clicked pixels alone, they make the masks for other detectors.
+SALIENT = ("pfan", "f3net")
+PARTIAL = "partial-bce"  # loss for the clicked pixels
+_QUICK_MPIXELS = 0.1
+_FOUND = "found"  # folder of a network's masks in that of its cell
 _RUN = "run"  # folder of a training run in that of its cell
 _UNTRAINED = MethodOptions(threshold_rule="adaptive")
 _KEPT = ("iou", "niou", "pd", "fa", "targets", "images")
@@ -54,7 +67,7 @@ class Source:
     Attributes
     ----------
     name : str
-        `FULL` or a name in `LABELS`.
+        `FULL`, a name in `LABELS`, or in `SALIENT`.
     real : bool
         Clicks are those of an annotator in a hurry (see `mclc_gpu.bench.paper_sets.real_click`), not on the
         centroids.
@@ -187,8 +200,12 @@ class Maker:
 
     def labels(self, source: Source) -> Cell:
         """Label the train images, and score the labels on them."""
-        measure = partial(_measure_labels, self, source)
-        return Cell(self._name("labels", source.key), self._settings(source), measure, self._needs(source))
+        name, settings = self._name("labels", source.key), self._settings(source)
+        if source.name in SALIENT:
+            config = replace(self.config, network=source.name, loss=PARTIAL)
+            settings["train"] = config.settings()
+            return Cell(name, settings, partial(_measure_salient, self, config))
+        return Cell(name, settings, partial(_measure_labels, self, source), self._needs(source))
 
     def detector(self, network: str, source: Source) -> Cell:
         """Train a network on the labels, and score it on the test images."""
@@ -210,7 +227,11 @@ class Maker:
 
     def searched(self, source: Source) -> Path:
         """Return the path of the settings that `search` finds."""
-        return (self.out / CELLS / self.search(source).name / CONFIG).absolute()
+        return self.folder(self.search(source)) / CONFIG
+
+    def folder(self, cell: Cell) -> Path:
+        """Return the folder of a cell's files."""
+        return self.out / CELLS / cell.name
 
     def label_config(self, source: Source) -> LabelConfig:
         """Return the settings of the labels."""
@@ -222,11 +243,15 @@ class Maker:
         chosen = data.train if source.targets is None else data.subset(source.targets, source.searched)[0]
         if source.name == FULL:
             return DataSet(data.images, masks=data.masks, list=chosen)
+        if source.name in SALIENT:
+            return DataSet(data.images, masks=self.folder(self.labels(source)) / "masks", list=chosen)
         if source.real:
             return DataSet(data.images, points=data.real_clicks(), list=chosen)
         return DataSet(data.images, points_from_masks=data.masks, list=chosen)
 
     def _needs(self, source: Source) -> tuple[Cell, ...]:
+        if source.name in SALIENT:
+            return (self.labels(source),)
         return (self.search(source),) if source.searched else ()
 
     def _settings(self, source: Source) -> dict[str, Any]:
@@ -237,12 +262,24 @@ class Maker:
         return f"{self.data.key}/{'-'.join(parts)}"
 
 
-def training_config(data: PaperSet, epochs: int | None, defaults: TrainConfig) -> TrainConfig:
-    """Return the paper's schedule for a data set, or one of fewer epochs."""
-    config = replace(defaults, epochs=defaults.epochs if epochs is None else epochs)
-    if data.name == "NUDT-SIRST-sea":
-        config = replace(config, size=1024, batch_size=4)
-    return replace(config, size=64, batch_size=4, epochs=1) if data.quick else config
+def training_config(data: PaperSet, epochs: int | None, mpixels: float | None) -> TrainConfig:
+    """Return the paper's schedule for a data set, one of fewer epochs, or the fast schedule."""
+    if data.quick and epochs is None:
+        fast = FastConfig(stages="64:1", rounds=1)
+        return TrainConfig(schedule="fast", mpixels=mpixels or _QUICK_MPIXELS, fast=fast)
+    if mpixels is not None:
+        return TrainConfig(schedule="fast", mpixels=mpixels)
+    config = TrainConfig(schedule="paper", epochs=epochs).resolved()
+    if data.quick:
+        return replace(config, size=64, batch_size=4)
+    return replace(config, size=1024, batch_size=4) if data.name == SEA else config
+
+
+def schedule_of(config: TrainConfig) -> str:
+    """Describe a schedule in a few words."""
+    if config.schedule == "fast":
+        return f"fast schedule of {config.mpixels:g} million pixels"
+    return f"the paper's schedule with {config.epochs} epochs"
 
 
 def _measure_labels(maker: Maker, source: Source, folder: Path) -> dict[str, Any]:
@@ -263,12 +300,45 @@ def _measure_labels(maker: Maker, source: Source, folder: Path) -> dict[str, Any
     return {**_kept(found.scores.compute()), "skipped": len(run.skipped)}
 
 
+def _measure_salient(maker: Maker, config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Train a network on the clicked pixels, and score the masks that it then finds in the train images.
+
+    What clicks tell is kept: clicked pixels are targets, and pixels far from all clicks are none.
+    """
+    data = maker.data
+    clicked = DataSet(data.images, points_from_masks=data.masks, list=data.train)
+    labels = LabelSettings(config=LABELS["point"])
+    fitted = train_detector(
+        TrainOptions([clicked], folder / _RUN, config, labels=labels, device=maker.device, resume=True)
+    )
+    predict_images(
+        PredictOptions(
+            checkpoint=fitted.best,
+            images=data.images,
+            list=data.train,
+            out=folder / _FOUND,
+            device=maker.device,
+            resume=True,
+        )
+    )
+    (run,) = fitted.labels
+    for name, path in run.masks().items():
+        clicks, found = read_mask(path), read_mask(mask_path(folder / _FOUND, name))
+        near = ndimage.maximum_filter(clicks, 2 * UNKNOWN + 1)
+        target = mask_path(folder, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            Image.fromarray(np.uint8(255) * (clicks | (found & near))).save(temporary, "png")
+    score = score_folders(ScoreOptions(pred=folder / "masks", truth=data.masks, list=data.train))
+    return {**_kept(score.scores.compute()), "collapsed": fitted.collapsed}
+
+
 def _measure_detector(maker: Maker, config: TrainConfig, source: Source, folder: Path) -> dict[str, Any]:
     data = maker.data
     test = _test_list(data)
     sets = [maker.data_set(source)]
     labels = LabelSettings()
-    if source.name != FULL:
+    if source.name in LABELS:
         labels = LabelSettings(config=maker.label_config(source))
     if source.searched:
         known = data.subset(source.searched)[0]

@@ -19,7 +19,7 @@ from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.errors import InputError
 from mclc_gpu.labels.windows import name_key
 
-NUAA = SETS[0]
+NUAA, SEA = SETS[0], SETS[-1]
 SECONDS_PER_MASK, SECONDS_PER_POINT = 11.2, 1.4  # of an annotator and one target, as the paper states them
 QUICK_TRAIN, QUICK_TEST = 8, 4  # images
 _DEVIATION = 0.25  # of a real click from the centroid, in half sides of the target's bounding box

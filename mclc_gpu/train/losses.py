@@ -18,9 +18,7 @@ _ENTROPY = 0.5  # weight of the cross-entropy per target pixel beside Soft-IoU
 _FEWEST_PIXELS = 20.0  # of a batch, so that one without targets does not count more than others
 _EDGE_BCE = 10.0  # weight of the edge's cross-entropy in the published training of ISNet
 _LEAST_MASS = 1e-6  # of a map, so that one without a target has a centroid
-_UNKNOWN = (
-    10  # pixels around a point label in which nothing is known; the half window of targets of 81 pixels
-)
+UNKNOWN = 10  # pixels around a point label in which nothing is known; the half window of targets of 81 pixels
 
 
 def own_sums(sums: Tensor) -> Tensor:
@@ -190,7 +188,7 @@ def partial_cross_entropy(logits: Tensor, truth: Tensor, total: Total = own_sums
     0.0
     """
     entropy = F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
-    reach = F.max_pool2d(truth, 2 * _UNKNOWN + 1, 1, _UNKNOWN)
+    reach = F.max_pool2d(truth, 2 * UNKNOWN + 1, 1, UNKNOWN)
     target, background = (truth > 0).float(), (reach == 0).float()
     sums = [(entropy * target).sum(), target.sum(), (entropy * background).sum(), background.sum()]
     on_target, targets, off_target, others = total(torch.stack(sums)).unbind()

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mclc_gpu.bench import paper_cells
+from mclc_gpu.bench.paper_cells import Cells, Maker, Source, training_config
 from mclc_gpu.bench.paper_sets import PaperSet, open_sets, real_click
 from mclc_gpu.bench.printed import DETECTORS, LABEL_IOU, NUAA_86, SETS
 from mclc_gpu.cli.main import main
@@ -136,6 +137,23 @@ def test_a_detector_is_trained_on_a_few_targets_with_searched_settings(tmp_path:
     assert measured == {"tune-default-1-targets", "acm-default-2-targets-1-searched"}
 
 
+def test_masks_of_a_network_trained_on_clicks_train_another(
+    tmp_path: Path, frames: PaperSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper_cells, "SALIENT", ("acm",))
+    out, source = tmp_path / "out", Source("acm")
+    maker, cells = Maker(frames, out, training_config(frames, None, None), "cpu"), Cells(out)
+    detector = maker.detector("resunet-slim", source)
+    assert cells.measure(detector)
+    assert cells.find(detector) is not None
+    labels = maker.labels(source)
+    assert cells.find(labels) is not None
+    begun = json.loads((maker.folder(labels) / "run" / "config.json").read_text())
+    assert begun["settings"]["loss"] == "partial-bce"
+    trained = json.loads((maker.folder(detector) / "run" / "config.json").read_text())
+    assert trained["sets"][0]["masks"] == str(maker.folder(labels) / "masks")
+
+
 def test_what_cannot_be_measured_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "frames"
     write_dataset(root, 12, 0, size=(48, 48))
@@ -155,6 +173,7 @@ def test_what_cannot_be_measured_is_named(tmp_path: Path, capsys: pytest.Capture
         (["--suite", "paper"], "no data set is named; give --set DIR"),
         (["--suite", "paper", "--quick", "--table", "1", "--only", "none"], "no cell has such a name"),
         (["--suite", "paper", "--quick", "--epochs", "0"], "--epochs 0: use 1 or more"),
+        (["--suite", "paper", "--quick", "--epochs", "2", "--mpixels", "3"], "different schedules; give one"),
     ],
 )
 def test_bad_options(

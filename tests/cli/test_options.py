@@ -53,7 +53,10 @@ PUBLIC = {
     "tune": RUN | {"images", "masks", "preset", "category", "jitter", "seeds", "budget", "seed"},
     "show": {"labels", "images", "out", "truth", "target", "worst", "best", "list", "device"},
     "demo": {"out", "count", "epochs", "device", "seed"},
-    "bench": {"suite", "images", "masks", "list", "out", "plan", "quick", "device"},
+    "bench": {
+        "suite", "images", "masks", "list", "out", "plan", "quick", "device",
+        "table", "set", "split", "epochs", "mpixels", "only",
+    },
 }  # fmt: skip
 # Settings that are reached through --config only, or that the options of a command replace.
 WITHOUT_OPTION = {
