@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Client:
     def __init__(self, port: int, name: str) -> None:
         self.name, self.port = name, port
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
 
     def get(self, path: str) -> bytes:
         """Return the answer to a GET request. Raises RuntimeError if it is refused."""
@@ -104,31 +108,32 @@ def measure_clicks(port: int, points: Sequence[Sequence[Sequence[Point]]], count
     `points`: of each pass over the frames, the targets of each frame. A frame that is clicked once more is
     cleared before.
     """
-    client = Client(port, "one")
+    warm = min(_WARM, count)
     server_ms: list[float] = []
     whole_ms: list[float] = []
     opened_ms: list[float] = []
-    for turn, of_images in enumerate(points):
-        for index, own in enumerate(of_images):
-            if len(server_ms) >= count + _WARM:
-                break
-            client.post(f"/api/images/{index}/open")
-            start = time.perf_counter()
-            shown = json.loads(client.get(f"/api/images/{index}"))
-            opened_ms.append((time.perf_counter() - start) * 1e3)
-            if turn:
-                for target in shown["targets"]:
-                    client.edit(index, op="delete", id=target["id"])
-            for point in own:
+    with closing(Client(port, "one")) as client:
+        for turn, of_images in enumerate(points):
+            for index, own in enumerate(of_images):
+                if len(server_ms) >= count + warm:
+                    break
+                client.post(f"/api/images/{index}/open")
                 start = time.perf_counter()
-                answer = client.edit(index, op="add", x=point.x, y=point.y)
-                whole_ms.append((time.perf_counter() - start) * 1e3)
-                server_ms.append(answer["ms"])
-    measured = server_ms[_WARM:]
+                shown = json.loads(client.get(f"/api/images/{index}"))
+                opened_ms.append((time.perf_counter() - start) * 1e3)
+                if turn:
+                    for target in shown["targets"]:
+                        client.edit(index, op="delete", id=target["id"])
+                for point in own:
+                    start = time.perf_counter()
+                    answer = client.edit(index, op="add", x=point.x, y=point.y)
+                    whole_ms.append((time.perf_counter() - start) * 1e3)
+                    server_ms.append(answer["ms"])
+    measured = server_ms[warm:]
     return {
         "clicks": len(measured),
         "server_ms": quantiles(measured),
-        "round_trip_ms": quantiles(whole_ms[_WARM:]),
+        "round_trip_ms": quantiles(whole_ms[warm:]),
         "open_image_ms": quantiles(opened_ms),
         f"share_below_{_TARGET_MS:g}_ms": float(np.mean(np.array(measured) < _TARGET_MS)),
     }
@@ -143,7 +148,10 @@ def measure_crowd(port: int, count: int, clients: int, seconds: float) -> dict[s
     lock = threading.Lock()
 
     def work(number: int) -> None:
-        draw, client = random.Random(number), Client(port, f"c{number}")
+        with closing(Client(port, f"c{number}")) as client:
+            click(random.Random(number), client)
+
+    def click(draw: random.Random, client: Client) -> None:
         while time.monotonic() < end:
             index, x, y = draw.randrange(count), draw.uniform(0, 60), draw.uniform(0, 60)
             try:
@@ -163,12 +171,12 @@ def measure_crowd(port: int, count: int, clients: int, seconds: float) -> dict[s
         thread.start()
     for thread in threads:
         thread.join()
-    client = Client(port, "check")
-    there = {
-        (index, target["x"], target["y"])
-        for index in {index for index, _, _ in confirmed}
-        for target in json.loads(client.get(f"/api/images/{index}"))["targets"]
-    }
+    with closing(Client(port, "check")) as client:
+        there = {
+            (index, target["x"], target["y"])
+            for index in {index for index, _, _ in confirmed}
+            for target in json.loads(client.get(f"/api/images/{index}"))["targets"]
+        }
     return {
         "clients": clients,
         "seconds": seconds,
@@ -201,8 +209,7 @@ def measure_large(folder: Path, side: int) -> dict[str, Any]:
     pixels[middle : middle + 3, middle : middle + 4] = 2500
     np.save(images / "large.npy", pixels)
     found: dict[str, Any] = {"side": side}
-    with server(images, folder / "large-out") as port:
-        client = Client(port, "one")
+    with server(images, folder / "large-out") as port, closing(Client(port, "one")) as client:
 
         def timed(name: str, path: str) -> bytes:
             start = time.perf_counter()
@@ -229,9 +236,10 @@ def measure_many(folder: Path, frames: int) -> dict[str, Any]:
     start = time.perf_counter()
     with server(images, folder / "many-out") as port:
         began = time.perf_counter() - start
-        client, start = Client(port, "one"), time.perf_counter()
-        for path in ("/", "/api/session", "/api/images", "/api/images/0", "/api/images/0/tiles/0/0/0"):
-            client.get(path)
+        start = time.perf_counter()
+        with closing(Client(port, "one")) as client:
+            for path in ("/", "/api/session", "/api/images", "/api/images/0", "/api/images/0/tiles/0/0/0"):
+                client.get(path)
         return {
             "frames": frames,
             "server_start_s": round(began, 2),

@@ -50,7 +50,9 @@ def serve(options: AnnotateOptions, started: Callable[[Session, list[Skipped], s
         detector = None
         if options.suggest is not None:
             detector = detector_of(options.suggest, options.images, session.names)
-        work = Work(session, options.suggest, detector, jobs_of(session), FORMATS)
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{shown}:{port}/"
+        work = Work(session, options.suggest, detector, jobs_of(session, address), FORMATS)
         token = None if options.host == LOOPBACK else secrets.token_urlsafe(24)
         config = uvicorn.Config(
             Server(session, work).app(port, token),
@@ -63,8 +65,7 @@ def serve(options: AnnotateOptions, started: Callable[[Session, list[Skipped], s
             timeout_graceful_shutdown=2,
         )
         work.begin()
-        shown = f"[{options.host}]" if ":" in options.host else options.host
-        address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+        address += f"?token={token}" if token else ""
         started(session, skipped, address)
         if options.open:
             webbrowser.open(address)

@@ -1,6 +1,7 @@
 """Protection of the server: who may ask, from which pages, how much and how often."""
 
 import asyncio
+import base64
 import hmac
 import math
 import time
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BODY = 4 << 20  # bytes
+_IMAGE_BODIES = {"/v1/predict": 256 << 20}  # bytes of requests that hold an image
 _BODY_SECONDS = 10.0  # in which a body must arrive
 _PER_SECOND, _BURST = 400.0, 2000.0  # requests of one address
 _ADDRESSES = 1024  # that are remembered
@@ -39,7 +41,8 @@ class Guard:
     - Host must be an address of this server, so that no name of a foreign site leads here (DNS rebinding);
       with a token it may be any, since a browser sends the cookie to the host that set it only.
     - Origin, where a browser sends it, must be this server's own page (forged requests of other sites).
-    - With a token each request must carry it, as a cookie or as ``Authorization: Bearer``.
+    - With a token each request must carry it: as a cookie, as ``Authorization: Bearer``, as the password of
+      ``Authorization: Basic`` (Label Studio), or in the header ``Token`` (X-AnyLabeling).
     - Bodies have a limit of size and time, and addresses one of requests.
 
     Parameters
@@ -70,7 +73,7 @@ class Guard:
         try:
             body = await _body(scope, receive)
         except _TooLarge:
-            text = f"the request has more than {MOST_BODY} bytes; send less"
+            text = f"the request has more than {_most(scope)} bytes; send less"
             await problem(413, text, Connection="close")(scope, receive, send)
             return
         except TimeoutError:
@@ -117,9 +120,12 @@ class Guard:
             response = RedirectResponse("/", 303)
             response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
             return response
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        sent = bearer.strip() if kind.lower() == "bearer" else _cookie(headers.get("cookie", ""))
-        if _equal(sent, token):
+        kind, _, content = headers.get("authorization", "").partition(" ")
+        sent = [content.strip()] if kind.lower() == "bearer" else []
+        sent += [_password(content)] if kind.lower() == "basic" else []
+        sent += [_cookie(headers.get("cookie", "")), headers.get("token", "")]
+        matches = [_equal(one, token) for one in sent]  # all are compared, whichever fits
+        if any(matches):
             return None
         return problem(401, "no token; open the address that the server printed")
 
@@ -139,12 +145,23 @@ def _equal(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
+def _password(content: str) -> str:
+    try:
+        return base64.b64decode(content, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def _cookie(text: str) -> str:
     try:
         found = SimpleCookie(text).get(COOKIE)
     except CookieError:
         return ""
     return "" if found is None else found.value
+
+
+def _most(scope: Scope) -> int:
+    return _IMAGE_BODIES.get(scope["path"], MOST_BODY)
 
 
 class _TooLarge(Exception):
@@ -162,7 +179,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
     length = headers.get("content-length", "0")
     if length == "0" and "transfer-encoding" not in headers:
         return None
-    if not length.isdigit() or int(length) > MOST_BODY:
+    if not length.isdigit() or int(length) > _most(scope):
         raise _TooLarge
     parts, size = [], 0
     async with asyncio.timeout(_BODY_SECONDS):
@@ -172,7 +189,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
                 return b""
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > MOST_BODY:
+            if size > _most(scope):
                 raise _TooLarge
             if not message.get("more_body", False):
                 return b"".join(parts)

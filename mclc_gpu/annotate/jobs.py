@@ -33,11 +33,14 @@ Progress = Callable[[int, int], None]
 Job = Callable[[Sequence[str], Progress], str]
 
 
-def jobs_of(session: Session) -> dict[str, Job]:
-    """Return the jobs of a session by name; each takes formats and a function for its progress."""
+def jobs_of(session: Session, address: str = "") -> dict[str, Job]:
+    """Return the jobs of a session by name; each takes formats and a function for its progress.
+
+    `address`: of the page, to which reports link.
+    """
 
     def write(formats: Sequence[str], progress: Progress) -> str:
-        return write_labels(session, formats, progress)
+        return write_labels(session, formats, progress, address)
 
     def tune(formats: Sequence[str], progress: Progress) -> str:
         del formats
@@ -46,7 +49,7 @@ def jobs_of(session: Session) -> dict[str, Job]:
     return {"export": write, "tune": tune}
 
 
-def write_labels(session: Session, formats: Sequence[str], progress: Progress) -> str:
+def write_labels(session: Session, formats: Sequence[str], progress: Progress, address: str = "") -> str:
     """Write what `mclc-gpu label` writes for the clicks of a session, with the corrected masks.
 
     Parameters
@@ -56,6 +59,8 @@ def write_labels(session: Session, formats: Sequence[str], progress: Progress) -
         Formats of `EXPORTS` that are written too, into exports/.
     progress : callable
         Told about finished steps, and all of them.
+    address : str
+        Of the page, to which the targets in report.html link.
 
     Returns
     -------
@@ -93,7 +98,7 @@ def write_labels(session: Session, formats: Sequence[str], progress: Progress) -
     def report(run: LabelRun) -> None:
         nonlocal doubtful
         write_overview(run, run.title)
-        doubtful = report_labels(run).flagged
+        doubtful = report_labels(run, address).flagged
 
     run = label_dataset(options, inputs, report=report)
     progress(1, steps)

@@ -24,6 +24,7 @@ from mclc_gpu.annotate.frames import POOLS, TILE
 from mclc_gpu.annotate.guard import MOST_BODY, Guard, problem
 from mclc_gpu.annotate.seconds import COLUMNS, PAUSE_LIMIT
 from mclc_gpu.annotate.session import CHOICES, Conflict, Session
+from mclc_gpu.annotate.tools import AnyLabeling, LabelStudio
 from mclc_gpu.annotate.work import Work
 from mclc_gpu.data.annotations import CATEGORIES
 from mclc_gpu.data.files import fingerprint_of, package_version
@@ -66,6 +67,7 @@ class Server:
         self.id = secrets.token_hex(8)
         self.folder = fingerprint_of(session.names)
         self.page = _page_files()
+        self.any_labeling, self.label_studio = AnyLabeling(session), LabelStudio(session)
 
     def app(self, port: int, token: str | None) -> Guard:
         """Return the ASGI application for a server on this port."""
@@ -88,6 +90,12 @@ class Server:
             self._route("/api/tasks", self._tasks),
             *(self._route(f"/api/{task}", partial(self._start, task), "POST") for task in self.work.kinds),
             self._route("/api/seconds.csv", self._seconds),
+            self._route("/health", lambda request: JSONResponse(self.any_labeling.health())),
+            self._route("/v1/models", lambda request: JSONResponse(self.any_labeling.models())),
+            self._answer("/v1/predict", self.any_labeling.predict),
+            self._answer("/setup", self.label_studio.setup),
+            self._answer("/predict", self.label_studio.predict),
+            self._answer("/webhook", self.label_studio.webhook),
             Route("/api/events", self._events, methods=["GET"]),
         ]
         errors: dict[Any, Any] = {404: _not_found, 405: _not_found, 500: _failed}
@@ -116,6 +124,10 @@ class Server:
                 return Response(status_code=400)
 
         return Route(path, endpoint, methods=[method])
+
+    def _answer(self, path: str, function: Callable[[dict[str, Any]], dict[str, Any]]) -> Route:
+        """Return a route of another tool: a function from the JSON of a request to that of its answer."""
+        return self._route(path, lambda request: JSONResponse(function(request.state.content)), "POST")
 
     def _index(self, request: Request) -> Response:
         return self._page_file("index.html", request)

@@ -411,17 +411,22 @@ def xml_root(file: LabelFile, tag: str) -> ET.Element:
     path, data = file.path, file.content()
     if not data.strip():
         raise InputError(f"{path}: the file is empty; it must hold point labels")
-    try:
-        root = ET.fromstring(data, ET.XMLParser(target=_NoDoctype()))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (ET.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"{path}: not well-formed XML ({error}); export it again") from error
+    root = xml_tree(data, path)
     if root.tag != tag:
         raise InputError(
             f"{path}: the root is <{root.tag}>, not <{tag}>; give VOC-style XML or that of CVAT for images"
         )
     return root
+
+
+def xml_tree(data: bytes, place: Path | str) -> ET.Element:
+    """Return the root of XML from outside. Raises InputError, which names `place`, for text that is none."""
+    try:
+        return ET.fromstring(data, ET.XMLParser(target=_NoDoctype()))
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    except (ET.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{place}: not well-formed XML ({error}); export it again") from error
 
 
 def parse_xml(file: LabelFile) -> Entries:

@@ -208,7 +208,7 @@ def _parse_label_studio(file: LabelFile) -> Entries:
     for number, task in enumerate(map(_dict, root if isinstance(root, list) else [root]), 1):
         where = f"task {number}"
         texts = _texts(*_dict(task.get("data", task)).values(), task.get("file_upload"))
-        names = tuple(_uploaded_names(texts))
+        names = tuple(uploaded_names(texts))
         valid = [a for a in map(_dict, _list(task.get("annotations"))) if not a.get("was_cancelled")]
         if len(valid) > 1:
             yield Skipped(path, f"{where} has {len(valid)} annotations; only the first is used")
@@ -261,7 +261,7 @@ def _minimal_results(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield item
 
 
-def _uploaded_names(texts: tuple[str, ...]) -> Iterator[str]:
+def uploaded_names(texts: tuple[str, ...]) -> Iterator[str]:
     """Yield file names from Label Studio's addresses, with and without the eight hex digits of an upload."""
     for text in texts:
         address = text.partition("?")

@@ -81,18 +81,27 @@ def read_image(path: Path | str) -> np.ndarray:
     """
     path = Path(path)
     with _named_errors(path):
-        data = read_file(path)
-        if _magic(data) in _TIFF_MAGIC:
-            pixels = _decode_tiff(data)
-        elif data.startswith(_NUMPY_MAGIC):
-            pixels = np.load(io.BytesIO(data), allow_pickle=False)
-        elif data.startswith(_MATLAB_MAGIC):
-            pixels = _decode_matlab(data)
-        elif _is_deep_color_png(data[:26]):
-            pixels = _decode_deep_color_png(data)
-        else:
-            pixels = _decode_pillow(data)
-        return _canonical(pixels)
+        return _decoded(read_file(path))
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode the bytes of an image file as `read_image` does. Raises InputError as it does."""
+    with _named_errors(Path("image")):
+        return _decoded(data)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    if _magic(data) in _TIFF_MAGIC:
+        pixels = _decode_tiff(data)
+    elif data.startswith(_NUMPY_MAGIC):
+        pixels = np.load(io.BytesIO(data), allow_pickle=False)
+    elif data.startswith(_MATLAB_MAGIC):
+        pixels = _decode_matlab(data)
+    elif _is_deep_color_png(data[:26]):
+        pixels = _decode_deep_color_png(data)
+    else:
+        pixels = _decode_pillow(data)
+    return _canonical(pixels)
 
 
 def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -56,6 +57,8 @@ class LabelReport:
         Label run with the points, and the TPMs where there is no threshold.
     threshold : float, 0..1, optional
         The masks are probability > threshold.
+    annotate : str
+        Address of the annotation page that the targets are linked to; empty: no links.
 
     Attributes
     ----------
@@ -70,6 +73,7 @@ class LabelReport:
     images: Mapping[str, Path]
     labels: LabelRun | None = None
     threshold: float | None = None
+    annotate: str = ""
     check: LabelCheck = field(default_factory=LabelCheck)
     problems: list[Skipped] = field(default_factory=list)
 
@@ -169,7 +173,8 @@ class LabelReport:
         facts.append(f"{target.area} px")
         for name, value in (("confidence", target.confidence), ("IoU", target.iou)):
             facts += [] if math.isnan(value) else [f"{name} {value:.2f}"]
-        card = {"name": target.name, "facts": ",  ".join(facts), "image": "", "alt": ""}
+        link = f"{self.annotate}#{quote(target.name, safe='')}" if self.annotate else ""
+        card = {"name": target.name, "facts": ",  ".join(facts), "image": "", "alt": "", "link": link}
         flags = [f"{kind}: {finding}" for kind, finding in target.flags]
         panels = attempt("", lambda: self._panels(target))
         if isinstance(panels, Skipped):
@@ -224,13 +229,15 @@ def open_report(options: ScoreOptions) -> LabelReport:
     )
 
 
-def report_labels(labels: LabelRun) -> LabelCheck:
+def report_labels(labels: LabelRun, annotate: str = "") -> LabelCheck:
     """Write report.html into the folder of a finished label run; every mask is read again.
 
     Parameters
     ----------
     labels : LabelRun
         Label run with its images; where its true masks are known the TPMs are read as well.
+    annotate : str
+        See `LabelReport`.
 
     Returns
     -------
@@ -238,7 +245,8 @@ def report_labels(labels: LabelRun) -> LabelCheck:
         Findings that the report shows.
     """
     masks = {stem: labels.mask(stem) for stem in labels.rows}
-    report, scores = LabelReport(masks, labels.truths, labels.images, labels), Scores()
+    report = LabelReport(masks, labels.truths, labels.images, labels, annotate=annotate)
+    scores = Scores()
     skipped = []
 
     def count(stem: str) -> tuple[ImageCheck, ImageScore | None]:

@@ -1,6 +1,7 @@
 """Requests that the server refuses: of strangers, of other sites, too large, too many, malformed."""
 
 import asyncio
+import base64
 import json
 import random
 import time
@@ -49,6 +50,9 @@ def test_a_token_is_asked_for_and_kept_as_a_cookie(open_session) -> None:
     assert status(client, Authorization="Bearer wrong") == 401
     assert status(client, Authorization=f"Basic {TOKEN}") == 401
     assert status(client, Authorization=f"Bearer {TOKEN}", Host="any.name:99") == 200
+    password = base64.b64encode(f"anybody:{TOKEN}".encode()).decode()
+    assert status(client, "/health", Authorization=f"Basic {password}") == 200
+    assert status(client, "/v1/models", Token=TOKEN) == 200
     assert status(client, "/?token=wrong") == 401
     assert status(client, f"/api/session?token={TOKEN}") == 401
     answer = client.get(f"/?token={TOKEN}")

@@ -73,6 +73,14 @@ def test_an_image_without_targets_that_is_done_has_an_empty_mask(open_session, f
     assert len(list((session.out / "masks").iterdir())) == 1
 
 
+def test_the_report_links_to_the_page(open_session, frames: Path) -> None:
+    session = open_session()
+    click_all(client_of(session), frames)
+    write_labels(session, (), silent, "http://127.0.0.1:8765/")
+    page = (session.out / "report.html").read_text()
+    assert f'<a href="http://127.0.0.1:8765/#{session.names[0]}%3A0">{session.names[0]}:0</a>' in page
+
+
 def test_nothing_to_write_or_to_tune_is_said(open_session) -> None:
     session = open_session()
     with pytest.raises(InputError, match="nothing is annotated"):

@@ -19,7 +19,7 @@ def test_quantiles() -> None:
 def test_the_whole_benchmark_runs(tmp_path: Path) -> None:
     write_dataset(tmp_path, count=3, seed=0, size=(64, 64))
     folders = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
-    sizes = ["--clicks", "5", "--clients", "3", "--seconds", "1", "--side", "600", "--frames", "20"]
+    sizes = ["--clicks", "2", "--clients", "3", "--seconds", "1", "--side", "600", "--frames", "20"]
     main([*folders, "--out", str(tmp_path / "out"), *sizes])
     summary = json.loads((tmp_path / "out" / "annotate.json").read_text())
     assert (summary["crowd"]["lost"], summary["crowd"]["errors"]) == (0, [])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brushes import decoded
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -47,25 +48,6 @@ def test_run_lengths_give_the_mask_back(mask: np.ndarray, place) -> None:
     assert BoxedMask.of_json(boxed.json(), SHAPE) == boxed
     counts = coco_counts(boxed, SHAPE)
     assert np.array_equal(np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(SHAPE[::-1]).T, whole)
-
-
-def decoded(rle: list[int]) -> np.ndarray:
-    """Decode Label Studio's brush masks as its converter does: flat values."""
-    bits, at = "".join(f"{byte:08b}" for byte in rle), 0
-
-    def take(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    number, word = take(32), take(5) + 1
-    sizes = [take(4) + 1 for _ in range(4)]
-    values: list[int] = []
-    while len(values) < number:
-        run = take(1)
-        length = take(sizes[take(2)]) + 1
-        values += [take(word)] * length if run else [take(word) for _ in range(length)]
-    return np.array(values)
 
 
 @given(MASKS, PLACES)
