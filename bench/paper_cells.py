@@ -19,7 +19,7 @@ from mclc_gpu.bench.paper_sets import SEA, PaperSet
 from mclc_gpu.classical.config import MethodOptions
 from mclc_gpu.data.files import atomic_path, read_json, write_json
 from mclc_gpu.data.images import read_mask
-from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions, PredictOptions
+from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions, PredictOptions, used_threshold
 from mclc_gpu.detect.evaluate import evaluate_images
 from mclc_gpu.detect.predict import predict_images
 from mclc_gpu.errors import InputError
@@ -356,7 +356,7 @@ def _measure_detector(maker: Maker, config: TrainConfig, source: Source, folder:
         )
     )
     found = _kept(evaluation.scores.compute())
-    return {**found, "epoch": fitted.best_epoch, "collapsed": fitted.collapsed}
+    return {**found, "threshold": used_threshold(None, fitted.threshold).value, "collapsed": fitted.collapsed}
 
 
 def _measure_method(maker: Maker, name: str, folder: Path) -> dict[str, Any]:
