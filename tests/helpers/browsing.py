@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect
 from scipy import ndimage
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SECONDS = 180  # for a server to start, or the page to show something, on a busy machine
+SECONDS = 60  # for a server to start, or the page to show something, on a busy machine
 
 
 def browser() -> str | None:
