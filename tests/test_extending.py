@@ -19,8 +19,11 @@ from torch import nn
 from training_data import write_frames
 
 from mclc_gpu.cli.main import main, parser
+from mclc_gpu.data.annotations import Point
+from mclc_gpu.data.exports import EXPORTS, ExportedImage, ExportedTarget, export
 from mclc_gpu.data.formats import Entry, PointFormat
 from mclc_gpu.data.images import read_mask
+from mclc_gpu.data.masks import BoxedMask
 from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import FORMATS
 from mclc_gpu.data.simulate import points_from_mask
@@ -70,6 +73,16 @@ def parse_spots(file):
         yield Entry((image,), f"line {number}", clicks=((x, y),))
 
 
+def write_centers(folder, images):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "centers.txt"
+    with path.open("w") as file:
+        for image in images:
+            for target in image.targets:
+                print(image.stem, target.point.x, target.point.y, file=file)
+    return path
+
+
 DICE = Score("Dice", lambda c: ratio(2 * c.intersection, c.predicted + c.true))
 
 
@@ -82,6 +95,7 @@ def _registered() -> Iterator[None]:
         patch.setitem(NOISES, "dim", Noise(dim, dim_triton))
         patch.setitem(FORMATS, "spots", PointFormat(parse_spots, suffixes=(".spots",)))
         patch.setitem(SCORES, "dice", DICE)
+        patch.setitem(EXPORTS, "centers", write_centers)
         yield
 
 
@@ -115,6 +129,13 @@ def test_a_label_maker_and_a_format_make_labels(data: Path, labels: Path) -> Non
         truth = read_mask(path)
         mask = read_mask(labels / "masks" / f"{stem}.png")
         assert (mask & truth).sum() >= 0.8 * (mask | truth).sum()
+
+
+def test_an_export_is_written(tmp_path: Path) -> None:
+    mask = BoxedMask.of(np.ones((2, 2), bool))
+    targets = [ExportedTarget(Point(1.0, 0.0), mask, 0.5)]
+    path = export("centers", tmp_path, [ExportedImage("a", "a.png", (9, 9), targets)])
+    assert path.read_text() == "a 1.0 0.0\n"
 
 
 @pytest.mark.usefixtures("gpu")
@@ -204,7 +225,7 @@ def test_contributing_shows_this_code() -> None:
     own = [line.strip() for line in Path(__file__).read_text(encoding="utf-8").splitlines()]
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         lines = [line.strip() for line in example.splitlines() if line.strip()]
         lines = [

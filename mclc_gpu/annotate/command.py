@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from mclc_gpu.annotate.config import LOOPBACK, AnnotateOptions
-from mclc_gpu.annotate.jobs import FORMATS, jobs_of
+from mclc_gpu.annotate.jobs import jobs_of
 from mclc_gpu.annotate.session import Session
 from mclc_gpu.annotate.suggest import detector_of
 from mclc_gpu.annotate.work import Work
+from mclc_gpu.data.exports import EXPORTS
 from mclc_gpu.data.names import unread_files
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.folder import LAYOUT
@@ -52,7 +53,7 @@ def serve(options: AnnotateOptions, started: Callable[[Session, list[Skipped], s
             detector = detector_of(options.suggest, options.images, session.names)
         shown = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{shown}:{port}/"
-        work = Work(session, options.suggest, detector, jobs_of(session, address), FORMATS)
+        work = Work(session, options.suggest, detector, jobs_of(session, address), list(EXPORTS))
         token = None if options.host == LOOPBACK else secrets.token_urlsafe(24)
         config = uvicorn.Config(
             Server(session, work).app(port, token),

@@ -9,7 +9,7 @@ from PIL import Image
 from mclc_gpu.annotate.labels import finals
 from mclc_gpu.annotate.session import Session
 from mclc_gpu.data.annotations import Point
-from mclc_gpu.data.exports import EXPORTS, ExportedImage, ExportedTarget, export
+from mclc_gpu.data.exports import ExportedImage, ExportedTarget, export
 from mclc_gpu.data.files import atomic_path
 from mclc_gpu.data.masks import BoxedMask
 from mclc_gpu.data.points import write_points
@@ -26,7 +26,6 @@ from mclc_gpu.tune.run import CONFIG, tune_labels
 
 CLICKS = "clicks.csv"  # what the labels were made from; points.csv has the categories that were estimated too
 EXPORTED, TUNE = "exports", "tune"
-FORMATS = tuple(EXPORTS)
 _BUDGET = 60  # evaluations of a search
 _PRESETS = {"components": "default", "mclc": "paper"}  # at which a search starts, by label maker
 Progress = Callable[[int, int], None]

@@ -33,6 +33,7 @@ class EditJournal:
         self.path = out / JOURNAL
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            _sync_folder(out)
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
@@ -101,3 +102,12 @@ class EditJournal:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on disk."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mclc_gpu.annotate.checking import check_targets
 from mclc_gpu.annotate.edits import Editor, steps_of
 from mclc_gpu.annotate.frames import Frame, Frames
 from mclc_gpu.annotate.journal import EditJournal
@@ -29,8 +30,7 @@ from mclc_gpu.data.names import find_files
 from mclc_gpu.data.points import read_points
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.labels.config import LabelConfig, changed
-from mclc_gpu.labels.folder import LabelRun, TargetRow
-from mclc_gpu.report.check import CheckedTarget, check_image
+from mclc_gpu.report.check import CheckedTarget
 
 _LABELED_IMAGES = 256  # whose labels are kept in memory
 _KNOWN_REQUESTS = 10_000  # the last ones, which a page may send again
@@ -373,17 +373,9 @@ class Session:
         """
         config = self.config
         frame, state, labels = self.label(name)
-        mask = np.zeros(frame.shape, bool)
-        for target in finals(labels):
-            mask[target.window.area] |= target.mask
-        run = LabelRun(self.out, {"settings": {"seed": self.seed, **asdict(config)}})
-        run.rows = {name: [TargetRow.of(target) for target in finals(labels)]}
         numbers = [number for number, one in labels.items() if one.final is not None]
-        found = {
-            numbers[one.index]: one
-            for one in check_image(name, mask, labels=run).targets
-            if one.index is not None
-        }
+        places = check_targets(name, frame.shape, finals(labels), config, self.seed)
+        found = {numbers[place]: one for place, one in places.items()}
         checked = Checked(state, config, found)
         with self.lock:
             if self.checked(name) is None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from annotating import client_of, edit, mask_of
 
-from mclc_gpu.annotate.jobs import FORMATS, tune_session, write_labels
+from mclc_gpu.annotate.jobs import tune_session, write_labels
 from mclc_gpu.cli.main import main
+from mclc_gpu.data.exports import EXPORTS
 from mclc_gpu.data.images import read_mask
 from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import simulate_points
@@ -102,8 +103,8 @@ def test_files_that_no_session_wrote_stay(open_session, tmp_path: Path) -> None:
 def test_every_format_is_written(open_session, frames: Path) -> None:
     session = open_session()
     click_all(client_of(session), frames)
-    message = write_labels(session, FORMATS, silent)
-    assert all(name in message for name in FORMATS)
+    message = write_labels(session, list(EXPORTS), silent)
+    assert all(name in message for name in EXPORTS)
     assert {path.name for path in (session.out / "exports").iterdir()} == {
         "coco.json", "yolo-boxes", "yolo-polygons", "labelme", "label-studio.json", "cvat.xml",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from annotating import client_of, edit, mask_of
 from starlette.testclient import TestClient
 
+from mclc_gpu.annotate.checking import check_targets, parts_of
 from mclc_gpu.annotate.journal import JOURNAL
+from mclc_gpu.annotate.labels import finals
 from mclc_gpu.annotate.seconds import Seconds
 from mclc_gpu.annotate.state import Annotation, ImageState
 from mclc_gpu.annotate.suggest import detector_of, suggestions_of
@@ -368,3 +371,27 @@ def test_doubtful_targets_come_first(clicked: TestClient, open_session) -> None:
     assert all(target["flags"] for target in found["targets"])
     session.edit(session.names[1], "a", [{"op": "done", "done": True}])
     assert all(target["index"] != 1 for target in work.queue(10)["targets"])
+
+
+def test_parts_of_a_huge_image_are_checked_as_the_whole(open_session, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    draw = np.random.default_rng(5)
+    pixels = draw.integers(90, 110, (300, 700)).astype(np.uint8)
+    places = [(0, 0), (3, 699), (64, 64), (66, 70), (127, 127), (128, 400), (150, 431), (299, 640), (200, 10)]
+    for y, x in places:
+        pixels[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 3] = draw.integers(150, 255)
+    np.save(folder / "a.npy", pixels)
+    session = open_session(images=folder)
+    doubtful = [(250, 300), (130, 402), (140, 500)]
+    edit(client_of(session), 0, *({"op": "add", "x": x, "y": y} for y, x in places + doubtful))
+    edit(client_of(session), 0, {"op": "polygon", "id": 8, "corners": [[5, 150], [20, 150], [20, 230]]})
+    _, _, labels = session.label("a")
+    whole = check_targets("a", pixels.shape, finals(labels), session.config, 0)
+    monkeypatch.setattr("mclc_gpu.annotate.checking._WHOLE", 0)
+    assert len(list(parts_of(pixels.shape, finals(labels)))) > 3
+    parts = check_targets("a", pixels.shape, finals(labels), session.config, 0)
+    view = (0, 0, 0, 0)
+    shown = [{place: replace(one, view=view) for place, one in found.items()} for found in (whole, parts)]
+    assert shown[0] == shown[1]
+    assert any(one.flags for one in whole.values())

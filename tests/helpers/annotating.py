@@ -3,17 +3,18 @@
 import numpy as np
 from starlette.testclient import TestClient
 
-from mclc_gpu.annotate.jobs import FORMATS, jobs_of
+from mclc_gpu.annotate.jobs import jobs_of
 from mclc_gpu.annotate.server import Server
 from mclc_gpu.annotate.session import Session
 from mclc_gpu.annotate.work import Work
+from mclc_gpu.data.exports import EXPORTS
 
 PORT = 8765
 
 
 def client_of(session: Session, token: str | None = None, **headers: str) -> TestClient:
     """Return a client of a server of a session, whose background thread does not run."""
-    app = Server(session, Work(session, jobs=jobs_of(session), formats=FORMATS)).app(PORT, token)
+    app = Server(session, Work(session, jobs=jobs_of(session), formats=list(EXPORTS))).app(PORT, token)
     return TestClient(app, base_url=f"http://127.0.0.1:{PORT}", headers=headers, follow_redirects=False)
 
 
