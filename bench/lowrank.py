@@ -1,8 +1,8 @@
 """Low-rank methods for one image at a time in plain numpy, step by step as their papers list them.
 
-Tests compare the batched methods of `mclc_gpu.classical` with these functions, benchmarks their speed. Each takes the
-gray levels of an image, ndarray [H, W] from 0 to 255, at least as large as a patch, and returns its target image,
-ndarray [H, W], float64.
+Tests compare the batched methods of `mclc_gpu.classical` with these functions, benchmarks their speed. Each
+takes the gray levels of an image, ndarray [H, W] from 0 to 255, at least as large as a patch, and returns its
+target image, ndarray [H, W], float64.
 """
 
 import numpy as np
@@ -70,7 +70,7 @@ def ipi(image: np.ndarray, weight: float = 1.0, size: int = 50, step: int = 10) 
         low_before, low, target_before, target = low, new_low, target, new_target
         t_before, t = t, (1 + np.sqrt(1 + 4 * t * t)) / 2
         mu = max(0.9 * mu, floor)
-        rank, pixels = np.count_nonzero(s), np.count_nonzero(target)
+        rank, pixels = int(np.count_nonzero(s)), int(np.count_nonzero(target))
         if rank == rank_before:
             unchanged += 1
             done |= unchanged > 10 and abs(pixels - pixels_before) < 20
@@ -171,7 +171,9 @@ def pstnn(image: np.ndarray, weight: float = 0.6, size: int = 40, step: int = 40
     return join(target, corners, image.shape, median=False)
 
 
-def ript(image: np.ndarray, weight: float = 0.7, h: float = 1.0, size: int = 30, step: int = 10) -> np.ndarray:
+def ript(
+    image: np.ndarray, weight: float = 0.7, h: float = 1.0, size: int = 30, step: int = 10
+) -> np.ndarray:
     """Solve the reweighted patch-tensor model (Dai and Wu 2017) by higher-order robust PCA."""
     corners = corners_of(image, size, step)
     data = cut(image, corners, size)
@@ -196,7 +198,7 @@ def ript(image: np.ndarray, weight: float = 0.7, h: float = 1.0, size: int = 30,
             multiplier - (low + target - data) / mu for low, multiplier in zip(lows, multipliers, strict=True)
         ]
         mu = mu / 1.5
-        pixels = np.count_nonzero(target)
+        pixels = int(np.count_nonzero(target))
         residual = np.linalg.norm(data - sum(lows) / 3 - target)
         if residual < 1e-7 * np.linalg.norm(data) or pixels == pixels_before:
             break

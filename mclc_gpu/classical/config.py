@@ -19,6 +19,11 @@ METHODS: "Registry[type[Method]]" = Registry(
         "tophat": "mclc_gpu.classical.tophat.TopHat",
         "mpcm": "mclc_gpu.classical.mpcm.MPCM",
         "wslcm": "mclc_gpu.classical.wslcm.WSLCM",
+        "ipi": "mclc_gpu.classical.ipi.IPI",
+        "nram": "mclc_gpu.classical.nram.NRAM",
+        "pstnn": "mclc_gpu.classical.pstnn.PSTNN",
+        "ript": "mclc_gpu.classical.ript.RIPT",
+        "mslstipt": "mclc_gpu.classical.mslstipt.MSLSTIPT",
     },
 )
 RULES = ("adaptive", "k-sigma", "top-n", "fixed")

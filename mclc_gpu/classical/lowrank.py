@@ -42,7 +42,8 @@ def largest(*tensors: torch.Tensor) -> torch.Tensor:
 
 def soft(values: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
     """Shrink values toward 0 by a threshold >= 0, which may be infinite."""
-    return values.sign() * (values.abs() - threshold).clamp(min=0)
+    limit = torch.as_tensor(threshold, dtype=values.dtype, device=values.device)
+    return values - torch.minimum(torch.maximum(values, -limit), limit)
 
 
 def singular_values(matrices: torch.Tensor) -> torch.Tensor:
@@ -56,9 +57,9 @@ def shrink_singular_values(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Replace the singular values of each matrix.
 
-    They are the roots of the eigenvalues of the smaller Gram matrix, which costs a fraction of a singular value
-    decomposition; only the vectors of the values that stay above 0 enter the product. Singular values below
-    1e-8 of the largest one are rounding errors, also where they are kept: the result is off by as much.
+    They are the roots of the eigenvalues of the smaller Gram matrix, which costs a fraction of a singular
+    value decomposition; only the vectors of the values that stay above 0 enter the product. Singular values
+    below 1e-8 of the largest one are rounding errors, also where they are kept: the result is off by as much.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ def _gram(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def _eigh(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decompose symmetric matrices [..., n, n]; each by itself and by its singular values where that fails."""
+    """Decompose symmetric matrices [..., n, n]; where that fails, each by its singular values."""
     try:
         return torch.linalg.eigh(matrices)
     except torch.linalg.LinAlgError:

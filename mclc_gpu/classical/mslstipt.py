@@ -22,20 +22,20 @@ _REWEIGHTINGS, _THRESHOLDINGS = 3, 2
 
 @dataclass(frozen=True)
 class MSLSTIPT(PatchMethod):
-    """Multiple subspace learning and spatial-temporal patch tensor (Sun et al., "Infrared dim and small target
-    detection via multiple subspace learning and spatial-temporal patch-tensor model", IEEE TGRS 59(5), 2021,
-    doi:10.1109/TGRS.2020.3022069).
+    """Multiple subspace learning and spatial-temporal patch tensor (Sun et al., "Infrared dim and small
+    target detection via multiple subspace learning and spatial-temporal patch-tensor model", IEEE TGRS 59(5),
+    2021, doi:10.1109/TGRS.2020.3022069).
 
-    The patches of consecutive frames are the lateral slices of a tensor D. Its low-rank part by tensor robust PCA
-    gives a dictionary A of several subspaces, in which the background is represented: minimizes the weighted Schatten
-    p-norm of Z plus L |T|_1 with A * Z + T = D by ADMM, * being the product of the t-SVD and L weight / sqrt(side *
-    max(side, number of patches)).
+    The patches of consecutive frames are the lateral slices of a tensor D. Its low-rank part by tensor robust
+    PCA gives a dictionary A of several subspaces, in which the background is represented: minimizes the
+    weighted Schatten p-norm of Z plus L |T|_1 with A * Z + T = D by ADMM, * being the product of the t-SVD
+    and L weight / sqrt(side * max(side, number of patches)).
 
-    Patch and parameters are those of the authors' published program for sliding windows, but for these differences.
-    The paper solves 6 frames of a sequence together; here it is 1 unless `frames` says otherwise, since images of a
-    folder need not be a sequence. Patches become lateral slices by transposition; the program reshapes the array, which
-    mixes their columns. Where patches overlap, a pixel's value is their mean. Negative target values, which are dark,
-    become 0.
+    Patch and parameters are those of the authors' published program for sliding windows, but for these
+    differences. The paper solves 6 frames of a sequence together; here it is 1 unless `frames` says
+    otherwise, since images of a folder need not be a sequence. Patches become lateral slices by
+    transposition; the program reshapes the array, which mixes their columns. Where patches overlap, a pixel's
+    value is their mean. Negative target values, which are dark, become 0.
 
     Attributes
     ----------
@@ -91,7 +91,8 @@ def dictionary(data: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     Tensor [B, c // 2 + 1, r, k], complex128
-        Fourier slices along the columns; k is the largest dimension of a subspace. Atoms of a slice are orthogonal.
+        Fourier slices along the columns; k is the largest dimension of a subspace. Atoms of a slice are
+        orthogonal.
 
     Raises
     ------
@@ -135,8 +136,9 @@ def dictionary(data: torch.Tensor) -> torch.Tensor:
 def subspace_dimension(values: torch.Tensor, longer_side: int) -> torch.Tensor:
     """Count the singular values that span the background.
 
-    They end where one is 50 times the next one, and at the latest where the largest of these ratios is more than 20
-    times the mean of the others; else where they are rounding errors. The last two above rounding are not compared.
+    They end where one is 50 times the next one, and at the latest where the largest of these ratios is more
+    than 20 times the mean of the others; else where they are rounding errors. The last two above rounding are
+    not compared.
 
     Parameters
     ----------

@@ -10,22 +10,27 @@ from mclc_gpu.classical.patches import PatchMethod
 _PENALTY, _GROWTH = 3.0, 1.1  # at first, times the root of the longer side; from step to step
 _GAMMA = 2e-3  # of the rank surrogate
 _EDGES = 3.0  # weight of the edges, over the root of the shorter side
-_SPARSITY, _FAINT = 0.4, 0.04  # weights of the l1 norm are _SPARSITY * root of the shorter side / (|T| + _FAINT)
+# Weights of the l1 norm are _SPARSITY * root of the shorter side / (|T| + _FAINT).
+_SPARSITY, _FAINT = 0.4, 0.04
 _TOLERANCE, _MOST = 1e-7, 1000
 _INNER_TOLERANCE, _INNER_MOST = 1e-6, 100
 
 
 @dataclass(frozen=True)
 class NRAM(PatchMethod):
-    """Non-convex rank approximation minimization (Zhang et al., "Infrared small target detection via non-convex rank
-    approximation minimization joint l2,1 norm", Remote Sensing 10(11), 2018, doi:10.3390/rs10111821).
+    """Non-convex rank approximation minimization (Zhang et al., "Infrared small target detection via
+    non-convex rank approximation minimization joint l2,1 norm", Remote Sensing 10(11), 2018,
+    doi:10.3390/rs10111821).
 
-    The columns of a matrix D are the patches of the image. Minimizes sum (1 + g) s / (g + s) over the singular values
-    s of B, plus L |W * T|_1 + E |edges|_2,1 with B + T + edges = D, by ADMM with difference-of-convex programming for B;
-    L is weight / sqrt(shorter side of D), and W is renewed from T in every step.
+    The columns of a matrix D are the patches of the image. Minimizes sum (1 + g) s / (g + s) over the
+    singular values s of B, plus L |W * T|_1 + E |edges|_2,1 with B + T + edges = D, by ADMM with
+    difference-of-convex programming for B; L is weight / sqrt(shorter side of D), and W is renewed from T in
+    every step.
 
-    Parameters are those of the paper. A pixel's target value is the median over its patches, where the authors'
-    program keeps that of the last patch. Negative target values, which are dark, become 0.
+    Patch, step and parameters are those of the authors' published program; the steps are those of the paper,
+    where the program renews W within a step and does not divide the threshold of negative values by the
+    penalty. A pixel's target value is the median over its patches; the program keeps that of the last patch.
+    Negative target values, which are dark, become 0.
 
     Attributes
     ----------
@@ -87,7 +92,7 @@ def separate(data: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def shrink_rank(values: torch.Tensor, before: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Minimize sum (1 + g) x / (g + x) + penalty / 2 (x - values)^2, the surrogate linearized again and again.
+    """Minimize sum (1 + g) x / (g + x) + penalty / 2 (x - values)^2, linearizing the first term.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class PatchMethod(Method):
     step: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight or not isfinite(self.weight):
+        if not self.weight > 0 or not isfinite(self.weight):
             raise ValueError(f"weight must be above 0, got {self.weight}")
         if not 2 <= self.patch <= 512:
             raise ValueError(f"patch must be in 2..512, got {self.patch}")
@@ -75,9 +75,9 @@ class PatchMethod(Method):
 class PatchGrid:
     """Square patches that slide over images of one size.
 
-    The first starts at the first pixel, the others `step` pixels further each; where the last step would leave
-    the image, the patch ends at its last pixel. Patches go down the columns of the grid first. An image shorter
-    than a patch is continued by its mirror image to the length of one.
+    The first starts at the first pixel, the others `step` pixels further each; where the last step would
+    leave the image, the patch ends at its last pixel. Patches go down the columns of the grid first. An image
+    shorter than a patch is continued by its mirror image to the length of one.
 
     Attributes
     ----------

@@ -25,14 +25,14 @@ _TOLERANCE, _MOST = 1e-7, 500
 
 @dataclass(frozen=True)
 class RIPT(PatchMethod):
-    """Reweighted infrared patch-tensor model (Dai and Wu, "Reweighted infrared patch-tensor model with both nonlocal
-    and local priors for single-frame small target detection", IEEE JSTARS 10(8), 2017,
+    """Reweighted infrared patch-tensor model (Dai and Wu, "Reweighted infrared patch-tensor model with both
+    nonlocal and local priors for single-frame small target detection", IEEE JSTARS 10(8), 2017,
     doi:10.1109/JSTARS.2017.2700023).
 
-    The patches of the image are the frontal slices of a tensor D. Minimizes the nuclear norms of the three unfoldings
-    of B plus L |W * T|_1 with B + T = D and T >= 0 by higher-order robust PCA; L is weight / sqrt(shortest side of
-    D). The weights W, renewed in every step, fall with T and grow with the edges of the structure tensor, by the factor
-    exp(edge_weight) at the strongest.
+    The patches of the image are the frontal slices of a tensor D. Minimizes the nuclear norms of the three
+    unfoldings of B plus L |W * T|_1 with B + T = D and T >= 0 by higher-order robust PCA; L is weight /
+    sqrt(shortest side of D). The weights W, renewed in every step, fall with T and grow with the edges of the
+    structure tensor, by the factor exp(edge_weight) at the strongest.
 
     Parameters are those of the authors' published program. A pixel's value is the mean over its patches.
 
@@ -49,7 +49,7 @@ class RIPT(PatchMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.edge_weight or not isfinite(self.edge_weight):
+        if not self.edge_weight >= 0 or not isfinite(self.edge_weight):
             raise ValueError(f"edge_weight must be 0 or more, got {self.edge_weight}")
 
     def saliency(self, images: torch.Tensor) -> torch.Tensor:

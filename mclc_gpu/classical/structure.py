@@ -11,8 +11,9 @@ def structure_tensor(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the eigenvalues of the structure tensor at every pixel.
 
-    Images and the products of their gradients are smoothed with 3 x 3 Gaussian kernels; the image is continued by
-    its mirror image. Gradients are central differences, one-sided at the border, and 0 across a single pixel.
+    Images and the products of their gradients are smoothed with 3 x 3 Gaussian kernels; the image is
+    continued by its mirror image. Gradients are central differences, one-sided at the border, and 0 across a
+    single pixel.
 
     Parameters
     ----------
@@ -36,9 +37,7 @@ def structure_tensor(
     """
     smooth = _smoothed(images, smoothing)
     down, across = _gradient(smooth, 1), _gradient(smooth, 2)
-    xx, xy, yy = (
-        _smoothed(product, window) for product in (across * across, across * down, down * down)
-    )
+    xx, xy, yy = (_smoothed(product, window) for product in (across * across, across * down, down * down))
     spread = ((xx - yy).square() + 4 * xy.square()).sqrt()
     return 0.5 * (xx + yy + spread), 0.5 * (xx + yy - spread)
 

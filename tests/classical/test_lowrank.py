@@ -38,7 +38,9 @@ def scene(seed: int, size: tuple[int, int] = (65, 75)) -> np.ndarray:
     """Clouds and a horizon with two targets and noise, float32 gray levels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
-    waves = sum(rng.uniform(5, 15) * np.sin(y / rng.uniform(5, 20) + x / rng.uniform(5, 20)) for _ in range(4))
+    waves = sum(
+        rng.uniform(5, 15) * np.sin(y / rng.uniform(5, 20) + x / rng.uniform(5, 20)) for _ in range(4)
+    )
     image = 80 + waves + 30 * (y > size[0] * 0.6) + rng.normal(0, 1, size)
     for _ in range(2):
         row, column = rng.uniform(5, size[0] - 5), rng.uniform(5, size[1] - 5)
@@ -112,7 +114,9 @@ def test_targets_stand_out(kind):
     image = scene(6)
     image[30:33, 40:43] = 255
     (found,) = saliency(small(kind), image)
-    assert np.unravel_index(found.argmax(), found.shape) in {(y, x) for y in range(30, 33) for x in range(40, 43)}
+    assert np.unravel_index(found.argmax(), found.shape) in {
+        (y, x) for y in range(30, 33) for x in range(40, 43)
+    }
 
 
 @pytest.mark.parametrize("count", [1, 3])
