@@ -80,10 +80,16 @@ def test_real_crops_equal_the_plain_version(kind, nuaa_frames):
 @each
 def test_real_frames_equal_the_plain_version(kind, nuaa_frames):
     method = kind()
+    compared = 0
     for image in nuaa_frames:
-        (found,) = saliency(method, image)
-        expected = METHODS[kind](image.astype(np.float64)).clip(0)
+        corner = image[:130, -140:]
+        if min(corner.shape) < method.patch:
+            continue
+        (found,) = saliency(method, corner)
+        expected = METHODS[kind](corner.astype(np.float64)).clip(0)
         np.testing.assert_allclose(found, expected, atol=1e-3)
+        compared += 1
+    assert compared >= 20
 
 
 @each
