@@ -101,6 +101,7 @@ class ImageLabels:
     def __init__(self, name: str, config: LabelConfig, seed: int) -> None:
         self.name, self.config, self.seed = name, config, seed
         self._known: dict[_Key, TargetMask] = {}
+        self._etag = ""  # of the frame that they belong to
 
     def label(self, frame: Frame, targets: Mapping[int, Annotation], keep: bool = True) -> dict[int, Labeled]:
         """Label the targets of the image, as `mclc-gpu label` does.
@@ -118,6 +119,8 @@ class ImageLabels:
         InputError
             The image cannot be labeled.
         """
+        if frame.etag != self._etag:
+            self._known, self._etag = {}, frame.etag
         points = [target.point for target in targets.values()]
         placed, skipped = place_targets([frame.pixels], [points], [self.name], self.config, self.seed, _CPU)
         keys = self._keys(placed)

@@ -3,7 +3,7 @@
 import base64
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -101,7 +101,7 @@ class Session:
         self.skipped: list[Skipped] = []
         self.checks: dict[str, Checked] = {}
         self.listeners: list[Listener] = []
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._locks: dict[str, threading.Lock] = {}
         self._labels: OrderedDict[str, ImageLabels] = OrderedDict()
         self._imported = ""
         self._requests: OrderedDict[str, Change] = OrderedDict()
@@ -203,9 +203,14 @@ class Session:
         InputError
             The image cannot be read or labeled.
         """
-        with self._locks[name]:
+        with self._lock_of(name):
             frame, state = self.frames.frame(name), self.state.image(name)
             return frame, state, self._labels_of(name).label(frame, state.targets)
+
+    def _lock_of(self, name: str) -> threading.Lock:
+        """Return the lock of an image."""
+        # Two threads that ask at once get the same one.
+        return self._locks.setdefault(name, threading.Lock())
 
     def _labels_of(self, name: str) -> ImageLabels:
         """Return the labels of an image whose lock is held."""
@@ -244,7 +249,7 @@ class Session:
         OSError
             The journal cannot be written; nothing was changed.
         """
-        with self._locks[name]:
+        with self._lock_of(name):
             frame, labels = self.frames.frame(name), self._labels_of(name)
             before = self.state.image(name)
             old = labels.label(frame, before.targets)
@@ -294,7 +299,7 @@ class Session:
         with self.lock:
             known = self._requests.get(request)
             name = self._next(client, way).image if known is None else known.image
-        with self._locks[name]:
+        with self._lock_of(name):
             frame, labels = self.frames.frame(name), self._labels_of(name)
             before = self.state.image(name)
             old = labels.label(frame, before.targets)

@@ -83,8 +83,13 @@ def test_a_changed_file_is_read_again(open_session, tmp_path: Path) -> None:
     np.save(folder / "a.npy", np.zeros((9, 9), np.uint8))
     client = client_of(open_session(images=folder))
     assert client.get("/api/images/0").json()["max"] == 0
-    np.save(folder / "a.npy", np.full((9, 10), 3, np.uint8))
-    assert client.get("/api/images/0").json()["max"] == 3
+    edit(client, 0, {"op": "add", "x": 4, "y": 4})
+    pixels = np.zeros((9, 10), np.uint8)
+    pixels[4, 3:6] = 200
+    np.save(folder / "a.npy", pixels)
+    about = client.get("/api/images/0").json()
+    assert (about["max"], about["width"]) == (200, 10)
+    assert about["targets"][0]["mask"] == {"top": 4, "left": 3, "height": 1, "width": 3, "runs": [0, 3]}
 
 
 def test_what_was_used_last_is_kept() -> None:
