@@ -129,9 +129,8 @@ def labeling_time(maker: Maker) -> Iterator[Row]:
             yield _detector(maker, network, full, f"{masks} masks, {seconds:.0f} s")
             for name in ("mclc", "default"):
                 title = LABEL_NAMES[name]
-                yield _detector(
-                    maker, network, Source(name, targets=points), f"{points} points, {seconds:.0f} s: {title}"
-                )
+                source = Source(name, targets=None if points == total else points)
+                yield _detector(maker, network, source, f"{points} points, {seconds:.0f} s: {title}")
                 if left > 0:
                     text = f"{left} points and {known} masks, {seconds:.0f} s: {title}, searched"
                     source = Source(name, targets=left, searched=known)

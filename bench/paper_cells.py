@@ -40,7 +40,7 @@ FULL = "full"  # true masks in place of labels
 # Networks for salient objects. Trained on the clicked pixels alone, they make the masks for other detectors.
 SALIENT = ("pfan", "f3net")
 PARTIAL = "partial-bce"  # loss for the clicked pixels
-_QUICK_MPIXELS = 0.1
+_QUICK_MPIXELS = 0.05
 _FOUND = "found"  # folder of a network's masks in that of its cell
 _RUN = "run"  # folder of a training run in that of its cell
 _UNTRAINED = MethodOptions(threshold_rule="adaptive")
