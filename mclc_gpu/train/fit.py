@@ -491,8 +491,9 @@ class _Run:
     def finish(self) -> None:
         """Run the epochs that are left."""
         schedule, ranks = self.trainer.schedule, self.trainer.ranks
-        mpixels = schedule.pixels / 1e6
-        with RunLog(self.out, schedule.rounds, mpixels, self.rows) if ranks.main else nullcontext() as log:
+        unit = "epoch" if self.trainer.config.schedule == "paper" else "round"
+        whole = (self.out, schedule.rounds, unit, schedule.pixels / 1e6, self.rows)
+        with RunLog(*whole) if ranks.main else nullcontext() as log:
             for epoch in range(len(self.rows), schedule.rounds):
                 started = time.perf_counter()
                 row, result = self._epoch(epoch)

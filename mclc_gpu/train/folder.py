@@ -151,17 +151,19 @@ class RunLog:
         Folder of the run.
     epochs : int
         Epochs or rounds of the whole run.
+    unit : str
+        "epoch" or "round".
     mpixels : float
         Million pixels of the whole run.
     rows : sequence of dict
         Curve of the epochs that are finished.
     """
 
-    def __init__(self, out: Path, epochs: int, mpixels: float, rows: Sequence[Row]) -> None:
+    def __init__(self, out: Path, epochs: int, unit: str, mpixels: float, rows: Sequence[Row]) -> None:
         self.path, self.rows = out / METRICS, list(rows)
         self._write()
         self.events = Events(out / EVENTS, purge_step=len(rows) + 1)
-        self.progress = Progress("train", epochs, "epoch", done=len(rows))
+        self.progress = Progress("train", epochs, unit, done=len(rows))
         self.mpixels = mpixels
         self.seconds = 0.0
         self.earlier = rows[-1]["mpixels"] if rows else 0.0
@@ -175,7 +177,7 @@ class RunLog:
         self.seconds += seconds
         done = row["mpixels"]
         rate = (done - self.earlier) / max(self.seconds, 1e-9)
-        left = (self.mpixels - done) / max(rate, 1e-9)
+        left = max(self.mpixels - done, 0) / max(rate, 1e-9)
         speed = f"{done:.4g} of {self.mpixels:.4g} Mpixel at {rate:.2f} per s, {_duration(left)} left"
         self.progress.advance(1, f"{_in_words(row)}, {speed}")
 

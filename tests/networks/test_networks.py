@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
-from mclc_gpu.networks.blocks import Detector, Logits, ZeroConv2d
+from mclc_gpu.networks.blocks import Detector, Logits, PooledBatchNorm2d, ZeroConv2d
 from mclc_gpu.networks.zoo import NETWORKS, build
 
 
@@ -111,6 +111,25 @@ def apart(one: Tensor, other: Tensor) -> float:
 def test_parameter_counts(name: str) -> None:
     expected = FACTS[name].parameters
     assert {c: sum(p.numel() for p in meta(name, c).parameters()) for c in expected} == expected
+
+
+@every_network
+def test_batch_norm_of_one_value_an_image_is_marked(name: str) -> None:
+    """Training with small batches ends with those layers on their running statistics."""
+    detector = meta(name)
+    seen: dict[str, tuple[bool, bool]] = {}
+    for path, module in detector.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda own, given, out, path=path: seen.__setitem__(
+                    path, (isinstance(own, PooledBatchNorm2d), given[0].shape[-2:].numel() == 1)
+                )
+            )
+    with torch.no_grad():
+        detector.eval()(torch.empty(1, 1, 256, 256, device="meta"))
+    assert {path for path, (marked, _) in seen.items() if marked} == {
+        path for path, (_, pooled) in seen.items() if pooled
+    }
 
 
 @every_published
