@@ -70,13 +70,20 @@ def dilated(images: torch.Tensor, runs: tuple[Run, ...]) -> torch.Tensor:
     """Compute the maximum of images [B, H, W] over a symmetric flat element, which its runs make up."""
     height, width = images.shape[1:]
     reach = max(max(abs(row), abs(first), abs(last)) for row, first, last in runs)
-    padded = F.pad(images, (reach,) * 4, value=-inf)
-    result = torch.full_like(images, -inf)
+    doubled = [
+        F.pad(images, (reach,) * 4, value=-inf)
+    ]  # maxima over 1, 2, 4, ... pixels from each to the right
+    while 1 << len(doubled) <= 2 * reach + 1:
+        step = 1 << (len(doubled) - 1)
+        doubled.append(torch.maximum(doubled[-1][:, :, :-step], doubled[-1][:, :, step:]))
     of_length: dict[int, torch.Tensor] = {}
+    result = torch.full_like(images, -inf)
     for row, first, last in runs:
         length = last - first + 1
         if length not in of_length:
-            of_length[length] = F.max_pool2d(padded[:, None], (1, length), stride=1)[:, 0]
+            half = doubled[length.bit_length() - 1]
+            rest = length - (1 << (length.bit_length() - 1))
+            of_length[length] = torch.maximum(half[:, :, : half.shape[2] - rest], half[:, :, rest:])
         top, left = reach + row, reach + first
         torch.maximum(result, of_length[length][:, top : top + height, left : left + width], out=result)
     return result
