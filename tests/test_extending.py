@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from devices import BACKENDS, device_of
 from torch import nn
 from training_data import write_frames
 
+from mclc_gpu.classical.config import METHODS
+from mclc_gpu.classical.method import Method
 from mclc_gpu.cli.main import main, parser
 from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.exports import EXPORTS, ExportedImage, ExportedTarget, export
@@ -83,6 +86,16 @@ def write_centers(folder, images):
     return path
 
 
+@dataclass(frozen=True)
+class AboveMean(Method):
+    """Gray levels above the mean of the image, less a margin."""
+
+    margin: float = 10.0
+
+    def saliency(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - images.mean((1, 2), keepdim=True) - self.margin).clamp(min=0)
+
+
 DICE = Score("Dice", lambda c: ratio(2 * c.intersection, c.predicted + c.true))
 
 
@@ -96,6 +109,7 @@ def _registered() -> Iterator[None]:
         patch.setitem(FORMATS, "spots", PointFormat(parse_spots, suffixes=(".spots",)))
         patch.setitem(SCORES, "dice", DICE)
         patch.setitem(EXPORTS, "centers", write_centers)
+        patch.setitem(METHODS, "above", AboveMean)
         yield
 
 
@@ -190,6 +204,14 @@ def test_a_detector_learns_and_predicts(data: Path, labels: Path) -> None:
     assert len(find_files(data / "found" / "masks")) == 6
 
 
+def test_a_method_predicts_without_training(data: Path) -> None:
+    given = ["--method", "above", "--parameter", "margin=20", "--threshold-rule", "adaptive"]
+    given += ["--images", data / "images", "--out", data / "proposals", "--device", "cpu"]
+    assert main(["predict", *map(str, given)]) == 0
+    for stem, path in find_files(data / "proposals" / "masks").items():
+        assert (read_mask(path) & read_mask(find_files(data / "masks")[stem])).any()
+
+
 def test_a_training_run_makes_its_labels_by_a_new_maker(data: Path) -> None:
     given = ["--images", data / "images", "--points", data / "clicks.spots", "--preset", "halfway"]
     given += [
@@ -225,7 +247,7 @@ def test_contributing_shows_this_code() -> None:
     own = [line.strip() for line in Path(__file__).read_text(encoding="utf-8").splitlines()]
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         lines = [line.strip() for line in example.splitlines() if line.strip()]
         lines = [
