@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ if browser() is None:
     pytest.skip("no Chromium found: install it or set MCLC_BROWSER to its path", allow_module_level=True)
 
 Click = tuple[str, int, int]
+APART = 8  # pixels; a click nearer to another may select its target
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +65,6 @@ def centers(mask: Path) -> list[tuple[int, int]]:
     return [(round(x), round(y)) for y, x in places]
 
 
-def labeled(images: Path, clicks: list[Click], out: Path) -> Path:
-    """Label clicks as the command `label` does."""
-    points = out.with_suffix(".csv")
-    with points.open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "x", "y"), *clicks])
-    label_dataset(LabelOptions(images=images, points=points, out=out, device="cpu"))
-    return out
-
-
 def assert_same(out: Path, expected: Path) -> None:
     """Compare the files of two label runs byte for byte, but for pictures and label.json, with its times."""
     files = [expected / "points.csv", expected / "targets.csv"]
@@ -85,7 +78,7 @@ def assert_same(out: Path, expected: Path) -> None:
 
 def clicks_in(out: Path) -> list[Click]:
     """Return the clicks that were written, to the whole pixel."""
-    with (out / "points.csv").open(newline="") as file:
+    with (out / "clicks.csv").open(newline="") as file:
         return [
             (row["image"], round(float(row["x"])), round(float(row["y"]))) for row in csv.DictReader(file)
         ]
@@ -125,18 +118,28 @@ def correct_and_undo(hands: Hands) -> None:
 
 
 def annotate(hands: Hands, server: Server, masks: Path, names: list[str]) -> list[Click]:
-    """Annotate images by mouse, the server killed in the middle; return the clicks in their order."""
+    """Annotate images by mouse, the server killed in the middle; return the clicks in their order.
+
+    The first target is a suggestion that is accepted.
+    """
     clicks: list[Click] = []
     hands.open(server.address)
     for number, name in enumerate(names):
         hands.wait_text("#image-name", f"^{name}$")
-        here = centers(masks / f"{name}.png")
-        for done, (x, y) in enumerate(here):
-            if number == len(names) // 2 and done == 0:
+        here: list[tuple[int, int]] = []
+        if number == 0:
+            here.append(hands.suggestion())
+            hands.press("a")
+            hands.wait_targets(1)
+        for x, y in centers(masks / f"{name}.png"):
+            if any(math.dist((x, y), other) < APART for other in here):
+                continue
+            if number == len(names) // 2 and not here:
                 click_while_away(hands, server, x, y)
             else:
                 hands.click(x, y)
-            hands.wait_targets(done + 1)
+            here.append((x, y))
+            hands.wait_targets(len(here))
         if number == 1:
             correct_and_undo(hands)
         clicks += [(name, x, y) for x, y in here]
@@ -146,20 +149,38 @@ def annotate(hands: Hands, server: Server, masks: Path, names: list[str]) -> lis
     return clicks
 
 
-def test_output_equals_that_of_label(hands: Hands, frames: Path, tmp_path: Path) -> None:
-    names = sorted(path.stem for path in (frames / "images").iterdir())
-    server = Server(frames / "images", tmp_path / "out")
+def assert_output_of_label(hands: Hands, images: Path, masks: Path, out: Path) -> None:
+    """Annotate a folder, and compare with a label run of the same clicks."""
+    names = sorted(path.stem for path in images.iterdir())
+    server = Server(images, out, "--suggest", "tophat")
     try:
-        clicks = annotate(hands, server, frames / "masks", names)
+        clicks = annotate(hands, server, masks, names)
     finally:
         server.kill()
-    assert clicks_in(tmp_path / "out") == clicks
-    assert_same(tmp_path / "out", labeled(frames / "images", clicks, tmp_path / "expected"))
+    written = clicks_in(out)
+    assert [name for name, *_ in written] == [name for name, *_ in clicks]
+    assert all(math.dist(a[1:], b[1:]) <= 1 for a, b in zip(written, clicks, strict=True))
+    expected = out.with_name("expected")
+    label_dataset(LabelOptions(images=images, points=out / "clicks.csv", out=expected, device="cpu"))
+    assert_same(out, expected)
+
+
+def test_output_equals_that_of_label(hands: Hands, frames: Path, tmp_path: Path) -> None:
+    assert_output_of_label(hands, frames / "images", frames / "masks", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_output_equals_that_of_label_on_real_frames(hands: Hands, nuaa: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((nuaa / "images").iterdir())[:30]:
+        shutil.copy(path, images)
+    assert_output_of_label(hands, images, nuaa / "masks", tmp_path / "out")
 
 
 def test_keyboard_alone(hands: Hands, frames: Path, tmp_path: Path) -> None:
     (x, y), *_ = centers(frames / "masks" / "synthetic_00000.png")
-    server = Server(frames / "images", tmp_path / "out")
+    server = Server(frames / "images", tmp_path / "out", "--suggest", "tophat")
     try:
         hands.open(server.address)
         hands.walk_to(x, y)
@@ -188,6 +209,13 @@ def test_keyboard_alone(hands: Hands, frames: Path, tmp_path: Path) -> None:
         assert hands.page.get_by_role("dialog", name="Keys and mouse").is_visible()
         hands.press("Escape", "f")
         hands.wait_text("#image-name", "^synthetic_00001$")
+        suggested = hands.suggestion()
+        hands.press("a")
+        hands.wait_targets(1)
+        left = int(hands.text("#suggestions-count"))
+        hands.press("x")
+        hands.wait_text("#suggestions-count", f"^{left - 1 or ''}$")
+        hands.wait_targets(1)
         hands.tab_to("export")
         hands.press("Enter")
         hands.tab_to("export-start")
@@ -195,7 +223,10 @@ def test_keyboard_alone(hands: Hands, frames: Path, tmp_path: Path) -> None:
         hands.wait_exported()
     finally:
         server.kill()
-    assert clicks_in(tmp_path / "out") == [("synthetic_00000", x, y)]
+    first, second = clicks_in(tmp_path / "out")
+    assert first == ("synthetic_00000", x, y)
+    assert second[0] == "synthetic_00001"
+    assert math.dist(second[1:], suggested) <= 1
 
 
 def test_windows_see_each_other(hands: Hands, frames: Path, tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ class Hands:
             self.press(*[f"Shift+{arrow}"] * far, *[arrow] * near)
         assert self.cursor() == (x, y)
 
+    def suggestion(self) -> tuple[int, int]:
+        """Wait for a suggestion; return its place to the pixel."""
+        self.wait_text("#suggestion-text", "^Next:")
+        x, y = re.findall(r"[xy] ([\d.]+)", self.text("#suggestion-text"))
+        return round(float(x)), round(float(y))
+
     def area(self) -> int:
         """Return the pixels of the selected target's mask."""
         return int(self.text("#target-area").split()[0])

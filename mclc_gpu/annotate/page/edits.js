@@ -91,7 +91,11 @@ export class Edits extends EventTarget {
    */
   async open(index, target = {}) {
     const opening = ++this.#opening;
-    const loading = setTimeout(() => this.say(`Loading ${this.images.names[index]} …`), LOADING_MS);
+    let slow = false;
+    const loading = setTimeout(() => {
+      slow = true;
+      this.say(`Loading ${this.images.names[index]} …`);
+    }, LOADING_MS);
     let info;
     try {
       info = await this.#api.get(`/api/images/${index}`);
@@ -109,6 +113,7 @@ export class Edits extends EventTarget {
     this.selected = null;
     this.details.clear();
     this.current = 0;
+    if (slow) this.say("");
     if (info) this.problem = null;
     this.frame = info && new Frame(this.#api, info, this.session.tile, this.pool);
     this.#take(info ?? { targets: [], suggestions: [], suggestions_state: "none", done: false });
