@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from mclc_gpu.data.names import find_files
 from mclc_gpu.data.synthetic import write_dataset
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.run import label_dataset
@@ -25,6 +26,7 @@ if browser() is None:
     pytest.skip("no Chromium found: install it or set MCLC_BROWSER to its path", allow_module_level=True)
 
 Click = tuple[str, int, int]
+WIDE = (90, 160)  # x and y of the target
 APART = 8  # pixels; a click nearer to another may select its target
 
 
@@ -56,6 +58,26 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
     write_dataset(folder, 5, seed=11)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Server of the frames, which tests use that keep to their own images, and of one frame of 14 bits."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(frames / "images", folder / "images")
+    Image.fromarray(wide_frame()).save(folder / "images" / "wide.png")
+    server = Server(folder / "images", folder / "out", "--suggest", "tophat")
+    yield server
+    server.kill()
+
+
+def wide_frame() -> np.ndarray:
+    """Draw a frame of 14 bits, with a target 60 counts above a slope at WIDE: less than a level of 8 bits."""
+    rows, columns = np.mgrid[:384, :384]
+    target = 60 * np.exp(-((columns - WIDE[0]) ** 2 + (rows - WIDE[1]) ** 2) / 4)
+    noise = np.random.default_rng(3).normal(0, 3, rows.shape)
+    slope = 5000 * (columns / 384) * (0.75 + 0.25 * np.sin(rows / 60))
+    return (1500 + slope + noise + target).astype(np.uint16)
 
 
 def centers(mask: Path) -> list[tuple[int, int]]:
@@ -117,12 +139,13 @@ def correct_and_undo(hands: Hands) -> None:
     hands.press("v")
 
 
-def annotate(hands: Hands, server: Server, masks: Path, names: list[str]) -> list[Click]:
+def annotate(hands: Hands, server: Server, masks: dict[str, Path]) -> list[Click]:
     """Annotate images by mouse, the server killed in the middle; return the clicks in their order.
 
     The first target is a suggestion that is accepted.
     """
     clicks: list[Click] = []
+    names = list(masks)
     hands.open(server.address)
     for number, name in enumerate(names):
         hands.wait_text("#image-name", f"^{name}$")
@@ -131,7 +154,7 @@ def annotate(hands: Hands, server: Server, masks: Path, names: list[str]) -> lis
             here.append(hands.suggestion())
             hands.press("a")
             hands.wait_targets(1)
-        for x, y in centers(masks / f"{name}.png"):
+        for x, y in centers(masks[name]):
             if any(math.dist((x, y), other) < APART for other in here):
                 continue
             if number == len(names) // 2 and not here:
@@ -151,10 +174,10 @@ def annotate(hands: Hands, server: Server, masks: Path, names: list[str]) -> lis
 
 def assert_output_of_label(hands: Hands, images: Path, masks: Path, out: Path) -> None:
     """Annotate a folder, and compare with a label run of the same clicks."""
-    names = sorted(path.stem for path in images.iterdir())
+    mask_files = find_files(masks)
     server = Server(images, out, "--suggest", "tophat")
     try:
-        clicks = annotate(hands, server, masks, names)
+        clicks = annotate(hands, server, {name: mask_files[name] for name in find_files(images)})
     finally:
         server.kill()
     written = clicks_in(out)
@@ -178,93 +201,73 @@ def test_output_equals_that_of_label_on_real_frames(hands: Hands, nuaa: Path, tm
     assert_output_of_label(hands, images, nuaa / "masks", tmp_path / "out")
 
 
-def test_keyboard_alone(hands: Hands, frames: Path, tmp_path: Path) -> None:
+def test_keyboard_alone(hands: Hands, frames: Path, shared: Server) -> None:
     (x, y), *_ = centers(frames / "masks" / "synthetic_00000.png")
-    server = Server(frames / "images", tmp_path / "out", "--suggest", "tophat")
-    try:
-        hands.open(server.address)
-        hands.walk_to(x, y)
-        hands.press("Enter")
-        hands.wait_targets(1)
-        area = hands.area()
-        hands.press("]", "r")
-        hands.wait_saved()
-        assert hands.area() == area
-        hands.press("Delete")
-        hands.wait_targets(0)
-        hands.press("u")
-        hands.wait_targets(1)
-        hands.press(".", "c")
-        hands.wait_saved()
-        assert hands.page.get_by_role("radio", name="Point").is_checked()
-        hands.press("Escape")
-        hands.walk_to(x - 30, y)  # a box: Enter at two corners
-        hands.press("w", "Enter")
-        hands.walk_to(x - 26, y + 4)
-        hands.press("Enter")
-        hands.wait_targets(2)
-        hands.press("u")
-        hands.wait_targets(1)
-        hands.press("?")
-        assert hands.page.get_by_role("dialog", name="Keys and mouse").is_visible()
-        hands.press("Escape", "f")
-        hands.wait_text("#image-name", "^synthetic_00001$")
-        suggested = hands.suggestion()
-        hands.press("a")
-        hands.wait_targets(1)
-        left = int(hands.text("#suggestions-count"))
-        hands.press("x")
-        hands.wait_text("#suggestions-count", f"^{left - 1 or ''}$")
-        hands.wait_targets(1)
-        hands.tab_to("export")
-        hands.press("Enter")
-        hands.tab_to("export-start")
-        hands.press("Enter")
-        hands.wait_exported()
-    finally:
-        server.kill()
-    first, second = clicks_in(tmp_path / "out")
+    hands.open(shared.address)
+    hands.walk_to(x, y)
+    hands.press("Enter")
+    hands.wait_targets(1)
+    area = hands.area()
+    hands.press("]", "r")
+    hands.wait_saved()
+    assert hands.area() == area
+    hands.press("Delete")
+    hands.wait_targets(0)
+    hands.press("u")
+    hands.wait_targets(1)
+    hands.press(".", "c")
+    hands.wait_saved()
+    assert hands.page.get_by_role("radio", name="Point").is_checked()
+    hands.press("Escape")
+    hands.walk_to(x - 30, y)  # a box: Enter at two corners
+    hands.press("w", "Enter")
+    hands.walk_to(x - 26, y + 4)
+    hands.press("Enter")
+    hands.wait_targets(2)
+    hands.press("u")
+    hands.wait_targets(1)
+    hands.press("?")
+    assert hands.page.get_by_role("dialog", name="Keys and mouse").is_visible()
+    hands.press("Escape", "f")
+    hands.wait_text("#image-name", "^synthetic_00001$")
+    suggested = hands.suggestion()
+    hands.press("a")
+    hands.wait_targets(1)
+    left = int(hands.text("#suggestions-count"))
+    hands.press("x")
+    hands.wait_text("#suggestions-count", f"^{left - 1 or ''}$")
+    hands.wait_targets(1)
+    hands.tab_to("export")
+    hands.press("Enter")
+    hands.tab_to("export-start")
+    hands.press("Enter")
+    hands.wait_exported()
+    first, second = clicks_in(shared.out)[:2]
     assert first == ("synthetic_00000", x, y)
     assert second[0] == "synthetic_00001"
     assert math.dist(second[1:], suggested) <= 1
 
 
-def test_windows_see_each_other(hands: Hands, frames: Path, tmp_path: Path) -> None:
-    (x, y), *_ = centers(frames / "masks" / "synthetic_00000.png")
-    server = Server(frames / "images", tmp_path / "out")
-    try:
-        hands.open(server.address)
-        other = Hands(hands.page.context.new_page())
-        other.open(server.address)
-        other.click(x, y)
-        hands.wait_text("#targets-count", "^1$")
-        hands.wait_text("#message", "Another window changed this image")
-    finally:
-        server.kill()
+def test_windows_see_each_other(hands: Hands, frames: Path, shared: Server) -> None:
+    (x, y), *_ = centers(frames / "masks" / "synthetic_00003.png")
+    address = shared.address + "#synthetic_00003"
+    hands.open(address)
+    other = Hands(hands.page.context.new_page())
+    other.open(address)
+    other.click(x, y)
+    hands.wait_text("#targets-count", "^1$")
+    hands.wait_text("#message", "Another window changed this image")
 
 
-def test_a_target_that_8_bits_do_not_show(hands: Hands, tmp_path: Path) -> None:
-    """A frame of 14 bits: the target is 60 counts above a slope, less than one level of 8 bits."""
-    x, y, size = 90, 160, 384
-    rows, columns = np.mgrid[:size, :size]
-    target = 60 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 4)
-    noise = np.random.default_rng(3).normal(0, 3, (size, size))
-    frame = 1500 + 5000 * (columns / size) * (0.75 + 0.25 * np.sin(rows / 60)) + noise + target
-    assert target.max() < 16384 / 256
-    (tmp_path / "images").mkdir()
-    Image.fromarray(frame.astype(np.uint16)).save(tmp_path / "images" / "frame.png")
-
-    server = Server(tmp_path / "images", tmp_path / "out")
-    try:
-        hands.open(server.address)
-        assert math.dist(hands.pixel_at(*hands.brightest_spot()), (x, y)) > 20
-        hands.press("l", "l")  # local contrast
-        spot = hands.brightest_spot()
-        assert math.dist(hands.pixel_at(*spot), (x, y)) < 2
-        hands.page.mouse.click(*spot)
-        hands.wait_targets(1)
-        assert 4 <= hands.area() <= 60
-        hands.export()
-    finally:
-        server.kill()
-    assert np.asarray(Image.open(tmp_path / "out" / "masks" / "frame.png"))[y, x] == 255
+def test_a_target_that_8_bits_do_not_show(hands: Hands, shared: Server) -> None:
+    hands.open(shared.address + "#wide")
+    assert math.dist(hands.pixel_at(*hands.brightest_spot()), WIDE) > 20
+    hands.press("l", "l")  # local contrast
+    spot = hands.brightest_spot()
+    assert math.dist(hands.pixel_at(*spot), WIDE) < 2
+    hands.page.mouse.click(*spot)
+    hands.wait_targets(1)
+    assert 4 <= hands.area() <= 60
+    hands.export()
+    mask = np.asarray(Image.open(shared.out / "masks" / "wide.png"))
+    assert mask[WIDE[1], WIDE[0]] == 255

@@ -35,6 +35,7 @@ class Server:
     """`mclc-gpu annotate` on a folder, on one port over all its starts."""
 
     def __init__(self, images: Path, out: Path, *options: str) -> None:
+        self.out = out
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}/"
         places = ["--images", images, "--out", out, "--port", self.port]

@@ -51,6 +51,7 @@ function showMessage({ text, bad }) {
 
 function lookAtTarget(view) {
   const { x, y } = edits.target ?? view.cursor;
+  view.moveCursor(Math.round(x), Math.round(y), view.cursorShown);
   view.lookAt(x, y, CLOSE_UP * devicePixelRatio);
 }
 

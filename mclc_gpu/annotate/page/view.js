@@ -96,9 +96,9 @@ export class View extends EventTarget {
    * Zooms, with a pixel staying where it is on the stage.
    *
    * @param {number} factor
-   * @param {{x: number, y: number}} [at] image coordinates, the cursor if left out
+   * @param {{x: number, y: number}} [at] image coordinates; if left out the cursor, or the middle where it is not seen
    */
-  zoom(factor, at = this.cursor) {
+  zoom(factor, at = this.#anchor) {
     const least = Math.min(this.fitScale, 1) / 2;
     const scale = Math.min(Math.max(this.scale * factor, least), LARGEST_SCALE);
     const used = this.scale / scale;
@@ -106,6 +106,13 @@ export class View extends EventTarget {
     this.center.y = at.y + 0.5 + (this.center.y - at.y - 0.5) * used;
     this.scale = scale;
     this.#changed();
+  }
+
+  get #anchor() {
+    const { x, y } = this.cursor;
+    const { left, top, right, bottom } = this.box;
+    const seen = x >= left && x < right && y >= top && y < bottom;
+    return seen ? this.cursor : { x: this.center.x - 0.5, y: this.center.y - 0.5 };
   }
 
   /** Shows a place in the middle, at least at a scale. */
