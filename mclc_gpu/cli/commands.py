@@ -285,6 +285,7 @@ COMMANDS: Registry[Command] = Registry(
             "click targets in a browser, see and correct their masks",
             AnnotateOptions,
             "mclc_gpu.cli.annotate.annotate",
+            strict=False,
         ),
         "show": Command(
             "draw the steps from click to mask for targets of a label run",

@@ -23,6 +23,7 @@ LEAST = {
     "predict": ["--checkpoint", "c", "--images", "i", "--out", "o"],
     "export": ["--checkpoint", "c"],
     "tune": ["--images", "i", "--masks", "m", "--out", "o"],
+    "annotate": ["--images", "i", "--out", "o"],
     "show": ["--labels", "r", "--images", "i", "--out", "o.png"],
     "demo": [],
     "bench": [],
@@ -53,6 +54,9 @@ PUBLIC = {
     "predict": RUN | DETECTOR | {"images"},
     "export": {"checkpoint", "format", "out", "threshold", "overwrite"},
     "tune": RUN | {"images", "masks", "preset", "category", "jitter", "seeds", "budget", "seed"},
+    "annotate": LABEL_SETTINGS - {"jitter", "clicks", "shards"} | {
+        "images", "out", "points", "suggest", "seed", "host", "port", "open",
+    },
     "show": {"labels", "images", "out", "truth", "target", "worst", "best", "list", "device"},
     "demo": {"out", "count", "epochs", "device", "seed"},
     "bench": {
@@ -75,6 +79,7 @@ WITHOUT_OPTION = {
         "config.components.opening",
     },
 }  # fmt: skip
+WITHOUT_OPTION["annotate"] = WITHOUT_OPTION["label"]
 WITHOUT_OPTION["train"] = {f"labels.{name}" for name in WITHOUT_OPTION["label"]} | {"sets", "validation"}
 
 
