@@ -32,7 +32,7 @@ def targets(levels: list[float], background: float = 0.0) -> tuple[np.ndarray, n
     return probability, truth
 
 
-def test_the_threshold_lies_between_the_middle_of_the_plateau_and_one_half():
+def test_the_threshold_lies_between_the_middle_of_the_plateau_and_half_of_f1():
     # Background clears at 0.1; 4 % of the pixels of each target vanish at 0.3, the others at 0.8.
     pair = targets([0.3] * 4 + [0.8] * 96, background=0.1)
     for count, expected in ((1, 0.5 - 0.3 / 31), (30, 0.35), (270, 0.2 + 0.3 / 10)):
@@ -55,7 +55,7 @@ def test_a_narrow_maximum_at_the_end_is_not_followed():
 
 
 @pytest.mark.parametrize(("level", "background"), [(0.3, 0.05), (0.95, 0.7)])
-def test_one_half_does_not_cost_the_targets(level, background):
+def test_half_of_f1_does_not_cost_the_targets(level, background):
     chosen = choose_threshold(curve_of(targets([level], background)))
     assert chosen is not None
     assert background <= chosen.threshold < level
