@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mclc_gpu.bench import filters
+from mclc_gpu.bench import filters, lowrank
 from mclc_gpu.bench.compare import Benchmark, Contender, clocked, machine, markdown, versions
 from mclc_gpu.bench.dataset import Context, pair_set, read_pairs
 from mclc_gpu.bench.printed import DETECTORS
@@ -48,6 +48,11 @@ PLAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tophat": filters.tophat,
     "mpcm": filters.mpcm,
     "wslcm": filters.wslcm,
+    "ipi": lowrank.ipi,
+    "nram": lowrank.nram,
+    "pstnn": lowrank.pstnn,
+    "ript": lowrank.ript,
+    "mslstipt": lambda image: lowrank.mslstipt(image[None])[0],
 }
 _RULES = {
     "adaptive": MethodOptions(threshold_rule="adaptive"),
@@ -64,8 +69,9 @@ def rate(context: Context, method: str) -> Benchmark:
     predictor = MethodPredictor(make_method(method), device=context.device)
     own = clocked(partial(predictor.probabilities, images), context.device)
     contenders = [Contender("mclc-gpu", own, len(images), own=True)]
-    if method in PLAIN:
-        gray = [network_levels(image, 1)[0] for image in images[:2]]
+    least = getattr(predictor.method, "patch", 1)  # plain versions need a whole patch
+    gray = [network_levels(image, 1)[0] for image in images[:2] if min(image.shape[:2]) >= least]
+    if method in PLAIN and gray:
 
         def alone() -> None:
             for image in gray:
