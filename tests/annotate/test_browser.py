@@ -180,9 +180,9 @@ def assert_output_of_label(hands: Hands, images: Path, masks: Path, out: Path) -
         clicks = annotate(hands, server, {name: mask_files[name] for name in find_files(images)})
     finally:
         server.kill()
-    written = clicks_in(out)
-    assert [name for name, *_ in written] == [name for name, *_ in clicks]
-    assert all(math.dist(a[1:], b[1:]) <= 1 for a, b in zip(written, clicks, strict=True))
+    first, *written = clicks_in(out)
+    assert math.dist(first[1:], clicks[0][1:]) <= 1  # the page shows a digit less
+    assert written == clicks[1:]
     expected = out.with_name("expected")
     label_dataset(LabelOptions(images=images, points=out / "clicks.csv", out=expected, device="cpu"))
     assert_same(out, expected)

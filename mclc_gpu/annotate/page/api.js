@@ -74,8 +74,8 @@ function tabName() {
 /**
  * The server's interface.
  *
- * Events: "lost" and "back" (detail: the session) of the connection; "server" with `detail.type` and `detail.data` of
- * the event stream.
+ * Events: "lost" and "back" (detail: the session) of the connection; "listening" when the event stream begins, and
+ * "server" with `detail.type` and `detail.data` of each of its events.
  */
 export class Api extends EventTarget {
   client = tabName();
@@ -163,6 +163,7 @@ export class Api extends EventTarget {
         this.dispatchEvent(new CustomEvent("server", { detail: { type, data: JSON.parse(event.data) } }));
       });
     }
+    this.#stream.onopen = () => this.dispatchEvent(new Event("listening"));
     this.#stream.onerror = () => this.#lost();
   }
 

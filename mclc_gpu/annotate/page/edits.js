@@ -57,6 +57,7 @@ export class Edits extends EventTarget {
     this.outbox.addEventListener("change", () => this.#tell("targets"));
     this.#api.addEventListener("server", (event) => this.#heard(event.detail.type, event.detail.data));
     this.#api.addEventListener("back", (event) => this.#back(event.detail));
+    this.#api.addEventListener("listening", () => this.reload()); // what happened before was not heard
     await this.loadImages();
     this.outbox.flush();
   }
@@ -324,16 +325,12 @@ export class Edits extends EventTarget {
     else this.edit({ op: "reject", x, y });
   }
 
-  /** Makes the suggestion nearest to a place the current one, if its ring holds the place. */
+  /** Makes the suggestion whose ring holds a place, if there is one, the current one. */
   pointAt(x, y) {
-    const inside = (one) => Math.hypot(one.x - x, one.y - y) <= Math.max(one.radius, 3);
-    const found = this.suggestions.findIndex(inside);
-    if (found < 0) return null;
-    if (found !== this.current) {
-      this.current = found;
-      this.#tell("targets");
-    }
-    return this.suggestions[found];
+    const found = this.suggestions.findIndex((one) => Math.hypot(one.x - x, one.y - y) <= Math.max(one.radius, 3));
+    if (found < 0 || found === this.current) return;
+    this.current = found;
+    this.#tell("targets");
   }
 
   undo() {
@@ -427,7 +424,6 @@ export class Edits extends EventTarget {
     this.session = session;
     this.outbox.flush();
     await this.loadImages();
-    await this.reload();
   }
 
   /** Shows a line to the user. */

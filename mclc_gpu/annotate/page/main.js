@@ -13,7 +13,8 @@ import { View } from "./view.js";
 const CLOSE_UP = 12; // device pixels of an image pixel when a target is looked at
 
 const MOUSE = [
-  ["Click", "new target; selects one; accepts a ring"],
+  ["Click", "new target, or selects the one there"],
+  ["Hover", "a ring becomes the bright one"],
   ["Shift Click", "new target, also on another's mask"],
   ["Drag", "move the image, or the selected click"],
   ["Right-drag", "move the image with any tool; or Space"],
@@ -118,7 +119,7 @@ function bindings({ view, tools, list, panel, doubtful, help }) {
       { keys: ["c"], text: "category: auto, point, spot, extended", run: () => edits.cycleCategory() },
       { keys: ["m"], text: "move the click to the cursor", run: () => edits.move(view.cursor.x, view.cursor.y) },
       { keys: ["Delete", "Backspace"], shown: "Delete", text: "delete the target", run: () => edits.remove() },
-      { keys: ["a"], text: "accept the bright ring", run: () => edits.decide(true) },
+      { keys: ["a"], text: "accept the bright ring (a suggestion)", run: () => edits.decide(true) },
       { keys: ["x"], text: "reject the bright ring", run: () => edits.decide(false) },
       { keys: ["u", "Ctrl+z"], shown: "U Ctrl+Z", text: "undo", run: () => edits.undo() },
       { keys: ["y", "Ctrl+y", "Ctrl+Shift+z"], shown: "Y Ctrl+Y", text: "redo", run: () => edits.redo() },

@@ -43,11 +43,9 @@ class ClickTool {
   }
 
   #click(at, always) {
-    const { edits } = this;
-    const found = !always && edits.at(at.x, at.y);
-    if (found) edits.select(found.id);
-    else if (!always && edits.pointAt(at.x, at.y)) edits.decide(true);
-    else edits.add(at);
+    const found = !always && this.edits.at(at.x, at.y);
+    if (found) this.edits.select(found.id);
+    else this.edits.add(at);
   }
 
   draw(context, view) {
@@ -315,7 +313,10 @@ export class Tools extends EventTarget {
     const at = this.#view.toPixel(event);
     this.#view.moveCursor(at.x, at.y, false);
     const pressed = this.#pressed;
-    if (!pressed) return;
+    if (!pressed) {
+      this.#edits.pointAt(at.x, at.y);
+      return;
+    }
     if (!pressed.dragged && Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y) < DRAG_PX && !this.tool.drags) return;
     const [dx, dy] = [event.clientX - pressed.x, event.clientY - pressed.y];
     pressed.dragged = true;
