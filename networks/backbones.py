@@ -23,11 +23,12 @@ class Backbone(nn.Module):
 
     first_name: str
 
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Take weights from a state dict of torchvision; a classifier in it is ignored.
+    def fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state dict of this backbone with the weights of one of torchvision.
 
-        Where this backbone takes one channel and the weights are for three, those of the first convolution
-        are summed over the channels. A gray image then gives what its three equal channels would give.
+        A classifier in it is left out. Where this backbone takes one channel and the weights are for three,
+        those of the first convolution are summed over the channels. A gray image then gives what its three
+        equal channels would give.
 
         Parameters
         ----------
@@ -40,19 +41,19 @@ class Backbone(nn.Module):
         """
         chosen: dict[str, Tensor] = {}
         for name, own in self.state_dict().items():
-            # A count that only old state dicts lack; it does not enter any result.
+            # A count that older state dicts lack; it does not enter any result.
             if name.endswith("num_batches_tracked") and name not in state:
                 chosen[name] = own
                 continue
-            if not isinstance(state.get(name), Tensor):
+            found = state.get(name)
+            if not isinstance(found, Tensor):
                 raise ValueError(f"holds no {name}")
-            found = state[name]
             if name == self.first_name and own.shape[1] == 1 and found.dim() == 4:
                 found = found.sum(1, keepdim=True)
             if found.shape != own.shape:
                 raise ValueError(f"{name} is {list(found.shape)}, not {list(own.shape)}")
             chosen[name] = found
-        self.load_state_dict(chosen)
+        return chosen
 
 
 class VGG16(Backbone):
@@ -145,16 +146,21 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(inner)) + self.downsample(x))
 
 
-def load_backbone(detector: Detector, path: Path) -> None:
-    """Take the weights of a detector's backbone from a file of torchvision. No code in the file is run.
+def read_backbone(detector: Detector, path: Path) -> dict[str, Tensor]:
+    """Read weights for the backbone of a detector from a file of torchvision. No code in the file is run.
 
     Parameters
     ----------
     detector : Detector
         With a `Backbone` as its attribute `backbone`.
     path : Path
-        State dict of torchvision's `vgg16` or `resnet50`, as ``torch.save(model.state_dict(), path)`` or
-        torchvision's download writes it.
+        State dict of the network that `detector.pretrained` names, as torchvision's download or
+        ``torch.save(model.state_dict(), path)`` writes it.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Part of the detector's state dict: that of its backbone, with "backbone." before each name.
 
     Raises
     ------
@@ -167,7 +173,7 @@ def load_backbone(detector: Detector, path: Path) -> None:
             f"{path}: {type(detector).__name__} has no backbone that takes weights; leave it out"
         )
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give a state dict of torchvision")
+        raise InputError(f"{path}: no such file; give a state dict of torchvision's {detector.pretrained}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping):
@@ -176,7 +182,8 @@ def load_backbone(detector: Detector, path: Path) -> None:
     except Exception as error:
         raise InputError(f"{path}: damaged, or no state dict; save one with torch.save") from error
     try:
-        backbone.load_weights(state)
+        chosen = backbone.fitting(state)
     except ValueError as error:
-        kind = type(backbone).__name__
-        raise InputError(f"{path}: {error}; give the state dict of torchvision's {kind.lower()}") from error
+        kind = detector.pretrained
+        raise InputError(f"{path}: {error}; give the state dict of torchvision's {kind}") from error
+    return {f"backbone.{name}": value for name, value in chosen.items()}

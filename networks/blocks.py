@@ -45,6 +45,8 @@ class Detector(nn.Module, ABC):
     smallest_batch : int
         Least number of images in training mode: 2 for networks with batch norm after global pooling, where
         each image leaves one value per channel.
+    pretrained : str or None
+        Network of torchvision whose weights the attribute `backbone` takes; None where there is no backbone.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class Detector(nn.Module, ABC):
     divisor: int = 1
     smallest_size: int = 1
     smallest_batch: int = 1
+    pretrained: str | None = None
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()

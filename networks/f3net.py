@@ -17,7 +17,7 @@ class F3Net(Detector):
     """F3Net with a ResNet-50 backbone and two cascaded feedback decoders of 64 channels.
 
     25,530,438 parameters for one channel, 25,536,710 for three; 8.5 G multiply-adds for 256x256.
-    `mclc_gpu.networks.backbones.load_backbone` gives the backbone the weights of torchvision.
+    `mclc_gpu.networks.backbones.read_backbone` reads the weights of torchvision for the backbone.
 
     The mask is that of the second decoder. In training mode five side outputs follow it: the mask of the
     first decoder, and those of the second decoder's four levels from the finest to the coarsest. Published
@@ -27,6 +27,7 @@ class F3Net(Detector):
 
     divisor = 32
     smallest_size = 64
+    pretrained = "resnet50"
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__(in_channels)

@@ -20,7 +20,7 @@ class PFAN(Detector):
     """PFAN with a VGG-16 backbone.
 
     16,183,847 parameters for one channel, 16,184,999 for three; 32.6 G multiply-adds for 256x256.
-    `mclc_gpu.networks.backbones.load_backbone` gives the backbone the weights of torchvision.
+    `mclc_gpu.networks.backbones.read_backbone` reads the weights of torchvision for the backbone.
 
     Published training: cross-entropy of the mask and of its outline, 7 to 3; 30 % dropout after each stage of
     the backbone, which is kept here. The published code normalizes by the statistics of the batch at test
@@ -29,6 +29,7 @@ class PFAN(Detector):
 
     divisor = 16
     smallest_size = 32
+    pretrained = "vgg16"
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__(in_channels)

@@ -23,6 +23,8 @@ def train(options: TrainArguments, started: float) -> int:
             what = "held-out images and their labels" if fitted.held_out else "validation"
         if fitted.threshold is not None:
             what += f", threshold {fitted.threshold:.3f} chosen there"
+        if fitted.backbone is not None:
+            print(f"backbone: {fitted.backbone}")
         print(f"epoch {fitted.best_epoch} of {len(fitted.rows)}, {what}:")
         print(scores.compute())
         print(f"{fitted.best}\nreport: {page}")

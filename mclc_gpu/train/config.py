@@ -31,6 +31,7 @@ WARM_UP_LOSSES: Registry[Callable[..., Any]] = Registry(
     "loss", {"sls": "mclc_gpu.train.losses.iou_of_images"}
 )
 WARM_UP = 5
+POINT_LOSSES = ("partial-bce",)  # for labels that tell single pixels of targets, not their extent
 OPTIMIZERS: Registry[Callable[..., Any]] = Registry(
     "optimizer",
     {
@@ -233,7 +234,8 @@ class TrainConfig:
         None: 0.05 for Adagrad, 0.02 for Muon, and for the others 0.005 in "fast" and 0.0005 in "paper".
     loss : str or None
         A name in `LOSSES`; see `mclc_gpu.train.losses.detector_loss`. None: soft-IoU, in "fast" with
-        cross-entropy.
+        cross-entropy. With "partial-bce", whose labels are single pixels, no target is pasted, and by default
+        no image is held out, since no threshold can be chosen on such labels.
     channels : {1, 3}
         Channels of the network's input; see `mclc_gpu.data.images.network_levels`.
     amp : bool
@@ -317,7 +319,10 @@ class TrainConfig:
     )
     loss: str | None = field(
         default=None,
-        metadata={"help": "loss (fast: soft-iou+bce, paper: soft-iou)", "choices": LOSSES},
+        metadata={
+            "help": "loss; partial-bce is for --preset point (fast: soft-iou+bce, paper: soft-iou)",
+            "choices": LOSSES,
+        },
     )
     channels: int = field(
         default=1, metadata={"help": "channels of the network's input: 1 gray, 3 color", "choices": CHANNELS}
@@ -389,6 +394,9 @@ class TrainConfig:
             name: value for name, value in _BY_SCHEDULE[self.schedule].items() if getattr(self, name) is None
         }
         made = replace(self, **chosen)
+        if made.loss in POINT_LOSSES:
+            # Neither a threshold nor a target to paste can be had from the labels.
+            made = replace(made, hold_out=self.hold_out or 0.0, fast=replace(self.fast, paste_share=0.0))
         if made.lr is None:
             rates = _LEARNING_RATES[self.schedule]
             made = replace(made, lr=rates.get(str(made.optimizer), rates[""]))
@@ -472,6 +480,9 @@ class TrainOptions:
         "auto", "cpu", "cuda" or, outside torchrun, "cuda:N".
     init : Path, optional
         Checkpoint whose weights, of the same network, training starts from.
+    backbone_weights : Path, optional
+        State dict of torchvision from which the backbone of the network starts: that of `vgg16` for "pfan",
+        of `resnet50` for "f3net".
     resume, overwrite : bool
         Continue or replace the run in `out`.
 
@@ -490,7 +501,16 @@ class TrainOptions:
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
     init: Path | None = field(
-        default=None, metadata={"help": "start from the weights of this checkpoint", "metavar": "FILE"}
+        default=None,
+        metadata={"help": "start from the weights of this checkpoint", "metavar": "FILE", "either": "start"},
+    )
+    backbone_weights: Path | None = field(
+        default=None,
+        metadata={
+            "help": "weights of torchvision for the backbone: vgg16 (pfan) or resnet50 (f3net)",
+            "metavar": "FILE",
+            "either": "start",
+        },
     )
     resume: bool = field(
         default=False,

@@ -1,13 +1,12 @@
 """Train a detector in a resumable run folder: labels where needed, epochs, curve and checkpoints."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -24,7 +23,6 @@ from mclc_gpu.kernels.backend import device_name, free_memory
 from mclc_gpu.labels.config import LabelOptions
 from mclc_gpu.labels.folder import LabelRun
 from mclc_gpu.labels.run import label_dataset
-from mclc_gpu.networks.blocks import Detector
 from mclc_gpu.runs import keep_apart, locked, provenance
 from mclc_gpu.score.metrics import Result, Scores
 from mclc_gpu.score.roc import Roc, RocScores
@@ -47,6 +45,7 @@ from mclc_gpu.train.folder import (
     start_folder,
 )
 from mclc_gpu.train.heldout import hold_out, in_both
+from mclc_gpu.train.initial import Initial, backbone_origin, read_initial
 from mclc_gpu.train.schedule import Budget
 from mclc_gpu.train.trainer import Trainer, measure_budget, share_of_batch
 
@@ -80,6 +79,8 @@ class Fitted:
         to calibrate it on, or the schedule is "paper", whose threshold is 0.5.
     in_both : list of str
         Validation images that are trained on too.
+    backbone : str or None
+        Where the first weights of the network's backbone come from; None for a network without one.
     skipped : list of Skipped
         Inputs that were skipped, except by labeling.
     labels : list of LabelRun
@@ -104,6 +105,7 @@ class Fitted:
     held_out: bool = False
     threshold: float | None = None
     in_both: list[str] = field(default_factory=list)
+    backbone: str | None = None
     labels: list[LabelRun] = field(default_factory=list)
 
 
@@ -163,7 +165,7 @@ def train_detector(
     inputs = [path for one in (*options.sets, *options.validation) for path in (one.images, one.source)]
     keep_apart("--out", (out, out / REPORT, out / EVENTS), inputs)
     ranks = ranks or join(options.device)
-    initial = _initial(options.init, options.config, ranks)
+    initial = read_initial(options.init, options.backbone_weights, options.config)
     labels: list[LabelRun] = []
     samples: list[Sample] = []
     summaries: list[dict[str, Any]] = []
@@ -195,27 +197,6 @@ def train_detector(
         if report is not None:
             ranks.on_main(lambda: report(fitted))
     return fitted
-
-
-class _Initial(NamedTuple):
-    """Detector that training starts from, and the digest of its file."""
-
-    network: Detector
-    digest: str
-
-
-def _initial(path: Path | None, config: TrainConfig, ranks: Ranks) -> _Initial | None:
-    """Read the checkpoint that training starts from."""
-    if path is None:
-        return None
-    trained = load_checkpoint(path, ranks.device)
-    made, wanted = (trained.name, trained.in_channels), (config.network, config.channels)
-    if made != wanted:
-        raise InputError(
-            f"{path}: holds {made[0]} with {made[1]} channels, not {wanted[0]} with {wanted[1]}; give a "
-            "checkpoint of the network to train"
-        )
-    return _Initial(trained.network, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
 
 
 def _prefixed(sets: Sequence[DataSet]) -> Iterator[tuple[DataSet, str]]:
@@ -269,6 +250,7 @@ def fit(
     *,
     validation: Sequence[Sample] = (),
     init: Path | None = None,
+    backbone_weights: Path | None = None,
     device: str = "auto",
     ranks: Ranks | None = None,
     resume: bool = False,
@@ -299,6 +281,9 @@ def fit(
         hold out some of `train`.
     init : Path, optional
         Checkpoint whose weights training starts from.
+    backbone_weights : Path, optional
+        File of torchvision from which the network's backbone starts; see
+        `mclc_gpu.networks.backbones.read_backbone`.
     device : str
         "auto", "cpu", "cuda" or, outside torchrun, "cuda:N"; ignored if `ranks` is given.
     ranks : Ranks, optional
@@ -321,7 +306,7 @@ def fit(
     if ranks is None:
         ranks = join(device)
     with _claimed(config, out, ranks, resume, overwrite):
-        initial = _initial(init, config, ranks)
+        initial = read_initial(init, backbone_weights, config)
         return _fit(train, config, out, validation, ranks, resume, overwrite, {}, initial)
 
 
@@ -351,7 +336,7 @@ def _fit(
     resume: bool,
     overwrite: bool,
     about: Mapping[str, Any],
-    initial: _Initial | None,
+    initial: Initial | None,
 ) -> Fitted:
     """Train in a folder that is locked; `about`: further entries for config.json."""
     held_out = not validation
@@ -368,6 +353,7 @@ def _fit(
     }
     if initial is not None:
         settings["init"] = initial.digest
+    backbone = backbone_origin(initial, config)
     begun = None
     if resume:
         check_settings(out, settings)
@@ -383,10 +369,14 @@ def _fit(
     with torch.random.fork_rng(devices):
         if config.minutes is not None and begun is None:
             begun = measure_budget(config, data, ranks)
-        trainer = Trainer(config, data, ranks, begun, initial and initial.network)
+        trainer = Trainer(config, data, ranks, begun, initial and initial.weights)
         settings |= {"pixels": trainer.schedule.pixels, "rounds": trainer.schedule.rounds}
         notes = {**_facts(trainer, usable), "skipped": [asdict(item) for item in skipped], **about}
-        notes |= {"held_out": [one.name for one in validation] if held_out else [], "in_both": twice}
+        notes |= {
+            "backbone": backbone,
+            "held_out": [one.name for one in validation] if held_out else [],
+            "in_both": twice,
+        }
         ranks.on_main(lambda: start_folder(out, settings, notes, overwrite))
         run = _Run(trainer, held if validation else None, out, settings, choose=not held_out)
         if resume and (out / LAST).exists():
@@ -407,6 +397,7 @@ def _fit(
         held_out=held_out and bool(validation),
         threshold=run.threshold,
         in_both=twice,
+        backbone=backbone,
     )
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
-from mclc_gpu.networks.blocks import Detector, PooledBatchNorm2d
+from mclc_gpu.networks.blocks import PooledBatchNorm2d
 from mclc_gpu.networks.zoo import NETWORKS, build
 from mclc_gpu.train.config import OPTIMIZERS, TrainConfig
 from mclc_gpu.train.data import PAPER_PLACING, Placing, Plan, TrainingSet, philox, plan_epoch, vary_gain
@@ -79,8 +79,8 @@ class Trainer:
     ranks : Ranks
     begun : Budget, optional
         See `make_schedule`.
-    initial : Detector, optional
-        Network whose weights training starts from, of the kind that `config` names.
+    initial : mapping of str to Tensor, optional
+        Weights that training starts from, of the network that `config` names; others are drawn.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Trainer:
         data: TrainingSet,
         ranks: Ranks,
         begun: Budget | None = None,
-        initial: Detector | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.data, self.ranks = config.resolved(), data, ranks
         config = self.config
@@ -125,7 +125,7 @@ class Trainer:
             self.placing = Placing(fast.target_share, fast.margin, fast.hard_share, fast.paste_share)
             network.set_prior(fast.prior)
         if initial is not None:
-            network.load_state_dict(initial.state_dict())
+            network.load_state_dict(initial, strict=False)
         if ranks.world > 1 and ranks.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(ranks.device, memory_format=torch.channels_last)

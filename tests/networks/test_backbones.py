@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mclc_gpu.errors import InputError
-from mclc_gpu.networks.backbones import VGG16, ResNet50, load_backbone
+from mclc_gpu.networks.backbones import VGG16, ResNet50, read_backbone
 from mclc_gpu.networks.zoo import build
 
 
@@ -61,7 +61,7 @@ every_backbone = pytest.mark.parametrize("name", BACKBONES)
 def test_weights_of_torchvision_fit(name: str) -> None:
     kind, state_of = BACKBONES[name]
     state, backbone = state_of(), kind(3)
-    backbone.load_weights(state)
+    backbone.load_state_dict(backbone.fitting(state))
     assert all(torch.equal(value, state[key]) for key, value in backbone.named_parameters())
     used = {key for key in state if not key.startswith(("fc.", "classifier."))}
     assert used == {key for key in backbone.state_dict() if not key.endswith("num_batches_tracked")}
@@ -71,8 +71,8 @@ def test_weights_of_torchvision_fit(name: str) -> None:
 def test_one_channel_sees_what_three_equal_ones_show(name: str) -> None:
     kind, state_of = BACKBONES[name]
     gray, color = kind(1).eval(), kind(3).eval()
-    gray.load_weights(state_of())
-    color.load_weights(state_of())
+    for backbone in (gray, color):
+        backbone.load_state_dict(backbone.fitting(state_of()))
     x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         pairs = zip(gray(x), color(x.expand(1, 3, 32, 32)), strict=True)
@@ -91,30 +91,32 @@ def test_the_stages_of_vgg16_end_before_the_poolings() -> None:
 
 def test_a_file_gives_a_detector_its_backbone(tmp_path: Path) -> None:
     state, detector = vgg16_state(), build("pfan")
-    head = detector.head.weight.clone()
     torch.save(state, tmp_path / "vgg16.pth")
-    load_backbone(detector, tmp_path / "vgg16.pth")
-    loaded = detector.backbone.features
-    assert torch.equal(loaded[0].weight, state["features.0.weight"].sum(1, keepdim=True))
-    assert torch.equal(loaded[28].bias, state["features.28.bias"])
-    assert torch.equal(detector.head.weight, head)
+    found = read_backbone(detector, tmp_path / "vgg16.pth")
+    assert torch.equal(found["backbone.features.0.weight"], state["features.0.weight"].sum(1, keepdim=True))
+    assert torch.equal(found["backbone.features.28.bias"], state["features.28.bias"])
+    names = {name for name in detector.state_dict() if name.startswith("backbone.")}
+    assert found.keys() == names
+    assert len(names) == 26
 
 
 def test_unusable_files(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    with pytest.raises(InputError, match=r"weights\.pth: no such file; give a state dict of torchvision"):
-        load_backbone(build("pfan"), path)
+    with pytest.raises(
+        InputError, match=r"weights\.pth: no such file; give a state dict of torchvision's vgg16"
+    ):
+        read_backbone(build("pfan"), path)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match=r"weights\.pth: damaged, or no state dict"):
-        load_backbone(build("pfan"), path)
+        read_backbone(build("pfan"), path)
     state = vgg16_state()
     torch.save(state, path)
     with pytest.raises(
         InputError, match=r"holds no conv1\.weight; give the state dict of torchvision's resnet50"
     ):
-        load_backbone(build("f3net"), path)
+        read_backbone(build("f3net"), path)
     with pytest.raises(InputError, match=r"weights\.pth: ACM has no backbone that takes weights"):
-        load_backbone(build("acm"), path)
+        read_backbone(build("acm"), path)
     torch.save(state | {"features.5.weight": torch.zeros(128, 64, 1, 1)}, path)
     with pytest.raises(InputError, match=r"features\.5\.weight is \[128, 64, 1, 1\], not \[128, 64, 3, 3\]"):
-        load_backbone(build("pfan"), path)
+        read_backbone(build("pfan"), path)
