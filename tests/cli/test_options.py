@@ -46,9 +46,9 @@ PUBLIC = {
     "train": LABEL_SETTINGS | RUN | {
         "images", "points", "points-from-masks", "masks", "val-images", "val-masks", "val-list", "network",
         "epochs", "batch-size", "size", "optimizer", "lr", "loss", "channels", "amp", "compile", "val-every",
-        "seed", "schedule", "mpixels", "minutes", "hold-out", "init", "backbone-weights", "stages", "step-pixels", "rounds",
+        "seed", "schedule", "mpixels", "minutes", "hold-out", "init", "stages", "step-pixels", "rounds",
         "target-share", "margin", "hard-share", "average", "prior", "warmup", "weight-decay", "freeze",
-        "scale-jitter", "gain-jitter", "paste-share",
+        "scale-jitter", "gain-jitter", "paste-share", "backbone-weights",
     },
     "evaluate": SCORING | DETECTOR | {"images", "masks", "device", "out", "overwrite"},
     "predict": RUN | DETECTOR | {"images"},
