@@ -6,6 +6,7 @@ export class Task {
   #body;
   #label;
   #seen = "idle";
+  #news = 0;
 
   /**
    * @param {string} name of the task; its elements are NAME, NAME-dialog, NAME-start, NAME-progress, NAME-message
@@ -30,10 +31,16 @@ export class Task {
   }
 
   async #start() {
+    const news = this.#news;
+    this.#find("-start").disabled = true;
+    this.#find("-progress").removeAttribute("value");
+    this.#find("-message").textContent = "";
     try {
       const { task } = await this.#api.post(`/api/${this.#name}`, this.#body());
-      this.heard(task);
+      if (news === this.#news) this.heard(task); // else its end may have been heard already
     } catch (error) {
+      this.#find("-start").disabled = false;
+      this.#find("-progress").value = 0;
       this.#find("-message").textContent = error.message;
     }
   }
@@ -41,6 +48,7 @@ export class Task {
   /** Takes the state of a task, which may be another one. */
   heard(task) {
     if (task?.name !== this.#name) return;
+    this.#news++;
     const running = task.state === "running";
     const share = task.total ? task.done / task.total : 0;
     const progress = this.#find("-progress");
