@@ -131,9 +131,9 @@ export class Panel {
   }
 
   #showSuggestions() {
-    const { session, suggestions, suggestion, suggestionsState } = this.#edits;
+    const { session, frame, suggestions, suggestion, suggestionsState } = this.#edits;
     const section = this.#find("suggestions");
-    section.hidden = !session?.suggest;
+    section.hidden = !session?.suggest || !frame;
     if (section.hidden) return;
     const states = { pending: "being computed …", failed: "could not be computed", none: "", ready: "none left in this image" };
     this.#find("suggestions-count").textContent = suggestions.length ? String(suggestions.length) : "";
