@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mclc_gpu.data.files import write_json
+from mclc_gpu.detect.config import THRESHOLD
 from mclc_gpu.errors import Skipped
 from mclc_gpu.score.metrics import Scores
 from mclc_gpu.score.roc import Roc
@@ -44,7 +45,7 @@ def print_scores(
     skipped : int
         Number of inputs that are not in the scores.
     about : mapping
-        Further entries of the JSON file.
+        Further entries of the JSON file; the plot marks a "threshold" among them.
     """
     result = scores.compute()
     print(result)
@@ -53,7 +54,8 @@ def print_scores(
     if roc is not None and plot is not None:
         from mclc_gpu.report.plots import plot_roc  # here, since it imports matplotlib
 
-        plot_roc(roc, plot)
+        threshold = about.get("threshold")
+        plot_roc(roc, plot, threshold=THRESHOLD if threshold is None else threshold)
     if json_file is not None:
         curve = {} if roc is None else {"roc": roc.as_dict()}
         write_json(json_file, {**result.as_dict(), **curve, "skipped": skipped, **about})

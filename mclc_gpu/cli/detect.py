@@ -3,7 +3,13 @@
 from typing import Any
 
 from mclc_gpu.cli.common import print_scores, print_skipped
-from mclc_gpu.detect.config import EvaluateOptions, ExportOptions, PredictOptions, Threshold
+from mclc_gpu.detect.config import (
+    THRESHOLD,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    Threshold,
+)
 from mclc_gpu.detect.evaluate import Evaluation, evaluate_images
 from mclc_gpu.detect.export import export_detector
 from mclc_gpu.detect.predict import LAYOUT, predict_images
@@ -83,6 +89,7 @@ def _report(options: EvaluateOptions, evaluation: Evaluation, extremes: Extremes
             "skipped": len(evaluation.skipped),
             "parameters" if detector.trained is None else "training": detector.parameters,
         },
+        threshold=THRESHOLD if options.method else detector.settings["threshold"],
     )
     print(f"\nreport: {report}")
 

@@ -10,7 +10,7 @@ import torch
 from mclc_gpu.data.datasets import Sample, ValidationSet
 from mclc_gpu.data.files import atomic_path, write_csv, write_json
 from mclc_gpu.detect.checkpoint import load_checkpoint
-from mclc_gpu.detect.config import used_threshold
+from mclc_gpu.detect.config import THRESHOLD, used_threshold
 from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.report.plots import plot_curves, plot_roc
@@ -35,6 +35,7 @@ def write_report(
     extremes: Extremes | None = None,
     metrics_csv: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    threshold: float = THRESHOLD,
 ) -> Path:
     """Write report.md, and the tables and figures that it shows, as far as their content is given.
 
@@ -54,6 +55,8 @@ def write_report(
         Table of a training run, drawn in curves.png.
     settings : mapping, optional
         Names and values to state, which may be nested.
+    threshold : float, 0..1
+        Threshold of the scores, which roc.png marks.
 
     Returns
     -------
@@ -76,7 +79,7 @@ def write_report(
         plot_curves(metrics_csv, folder / _CURVES)
         lines += ["## Training", "", f"![Loss and scores by epoch]({_CURVES})", ""]
     if roc is not None:
-        plot_roc(roc, folder / _ROC)
+        plot_roc(roc, folder / _ROC, threshold=threshold)
         lines += ["## Over thresholds", "", "```", str(roc), "```", ""]
         lines += [f"![Pd over Fa, and scores by pixel over the threshold]({_ROC})", ""]
     if extremes is not None:
@@ -188,5 +191,6 @@ def report_run(
         extremes=extremes,
         metrics_csv=out / METRICS,
         settings=trained.settings,
+        threshold=threshold,
     )
     return report, scores

@@ -21,7 +21,7 @@ _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _GRID, _FAINT, _DPI = "#d9d9d4", "#8a8a90", 110
 
 
-def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
+def plot_roc(roc: Roc, path: Path, title: str = "", threshold: float = 0.5) -> None:
     """Draw the Pd-Fa curve, beside the scores by pixel over the threshold.
 
     The curve is the highest Pd that any threshold reaches within a Fa; the thresholds themselves are dots.
@@ -35,16 +35,19 @@ def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
     path : Path
         PNG file to write; one that exists is replaced.
     title : str
+    threshold : float, 0..1
+        Threshold to mark, to the nearest of the curve.
     """
     figure = _figure(10, 4.2, title)
     curve, scores = figure.subplots(1, 2)
-    half = int(np.flatnonzero(roc.thresholds == 0.5)[0])
+    used = int(np.abs(roc.thresholds - threshold).argmin())
     order = np.argsort(roc.fa, kind="stable")
     reached = np.maximum.accumulate(roc.pd[order])
     fa = roc.fa * SCORES["fa"].factor
     curve.step(fa[order], reached, where="post", color=_COLORS[0], linewidth=1.8, label="highest within Fa")
     curve.plot(fa, roc.pd, ".", color=_FAINT, markersize=4, label="each threshold")
-    curve.plot(fa[half], roc.pd[half], "o", color=_COLORS[1], markersize=7, label="threshold 0.5")
+    name = f"threshold {threshold:.3g}"
+    curve.plot(fa[used], roc.pd[used], "o", color=_COLORS[1], markersize=7, label=name)
     curve.set_xscale("symlog", linthresh=1)
     curve.set_xlim(left=0)
     curve.set_ylim(-0.02, 1.02)
@@ -53,6 +56,7 @@ def plot_roc(roc: Roc, path: Path, title: str = "") -> None:
     for color, (name, values) in zip(itertools.cycle(_COLORS), by_pixel.items(), strict=False):
         score = SCORES[name]
         scores.plot(roc.thresholds, values * score.factor, color=color, linewidth=1.8, label=score.heading)
+    scores.axvline(threshold, color=_COLORS[1], linewidth=1)
     scores.set_xlim(0, 1)
     scores.set_ylim(-0.02, 1.02)
     _dress(scores, "by pixel", "threshold", "")
