@@ -1,15 +1,20 @@
-"""Weights that training starts from, and settings of training on point labels."""
+"""Weights that training starts from, and training on point labels."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from training_data import Plain, write_frames
 
+from mclc_gpu.data.datasets import ValidationSet
+from mclc_gpu.detect.checkpoint import load_checkpoint
+from mclc_gpu.detect.inference import Predictor
 from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.backbones import Backbone
@@ -17,7 +22,7 @@ from mclc_gpu.networks.blocks import Detector, Logits
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.train.config import FastConfig, TrainConfig
 from mclc_gpu.train.data import open_training_set
-from mclc_gpu.train.fit import fit
+from mclc_gpu.train.fit import fit, validate
 from mclc_gpu.train.initial import read_initial
 from mclc_gpu.train.trainer import Trainer
 
@@ -107,3 +112,22 @@ def test_point_labels_are_neither_pasted_nor_held_out() -> None:
     made = TrainConfig("plain", loss="partial-bce", fast=FastConfig(paste_share=0.5)).resolved()
     assert (made.fast.paste_share, made.hold_out) == (0, 0)
     assert TrainConfig("plain", loss="partial-bce", hold_out=0.2).resolved().hold_out == 0.2
+
+
+def test_masks_grow_from_points(tmp_path: Path) -> None:
+    samples = write_frames(tmp_path)
+    points = []
+    for sample in samples:
+        mask = np.asarray(Image.open(sample.mask)) > 0
+        rows, columns = mask.nonzero()
+        point = np.zeros(mask.shape, np.uint8)
+        point[round(rows.mean()), round(columns.mean())] = 255
+        path = tmp_path / "points" / f"{sample.name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(point).save(path)
+        points.append(replace(sample, mask=path))
+    config = TrainConfig("plain", "paper", epochs=20, batch_size=3, size=32, loss="partial-bce")
+    trained = load_checkpoint(fit(points, config, tmp_path / "run", device="cpu").last, "cpu")
+    predictor = Predictor(trained.network, trained.normalization)
+    found, _ = validate(predictor, ValidationSet(samples, 1e9), Ranks(CPU))
+    assert found.iou > 0.5  # of 25 pixels a target the labels tell one
