@@ -92,7 +92,7 @@ def shrink_singular_values(
     values = squares.clamp(min=0).sqrt().flip(-1)
     new = shrink(values)
     share = torch.where(values > 0, new / values.where(values > 0, 1.0), 0.0)
-    kept = (share > 0).flatten(0, -2).any(0).nonzero()
+    kept = (share > 0).reshape(-1, share.shape[-1]).any(0).nonzero()
     last = int(kept[-1]) + 1 if len(kept) else 0
     basis = vectors.flip(-1)[..., :last]
     weights = share[..., None, :last]

@@ -77,7 +77,7 @@ def test_real_crops_equal_the_plain_version(kind, nuaa_frames):
 
 
 @pytest.mark.slow
-@each
+@pytest.mark.parametrize("kind", [NRAM, PSTNN, RIPT, MSLSTIPT], ids=lambda kind: kind.__name__)
 def test_real_frames_equal_the_plain_version(kind, nuaa_frames):
     method = kind()
     compared = 0
@@ -159,7 +159,7 @@ def test_values_out_of_range_are_refused(kind, settings):
         kind(**settings)
 
 
-@pytest.mark.parametrize("shape", [(3, 9, 4), (2, 4, 9), (2, 3, 6, 6)])
+@pytest.mark.parametrize("shape", [(9, 4), (3, 9, 4), (2, 4, 9), (2, 3, 6, 6)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_shrinkage_equals_that_of_a_full_decomposition(shape, dtype):
     matrices = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
