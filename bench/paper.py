@@ -51,8 +51,8 @@ LABEL_NAMES = {
 }
 _LEGEND = (
     "IoU and Pd in percent, Fa in false-alarm pixels per million; labels: IoU of the labels of the train "
-    "images. printed: by Li et al.; blank where their number is not known here. Detectors are those of the "
-    "last epoch, with one seed, at the threshold of their checkpoint. MCLC uses the targets' true size "
+    "images. printed: by Li et al.; blank where their number is not known here. Detectors are those at the "
+    "end of training, with one seed and the threshold of their checkpoint. MCLC uses the targets' true size "
     "categories, as the paper does; preset default uses the clicks alone."
 )
 
