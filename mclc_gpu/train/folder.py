@@ -63,7 +63,7 @@ def begun_settings(out: Path) -> dict[str, Any] | None:
     begun = read_json(path, REMEDY).get("settings")
     if not isinstance(begun, dict):
         raise InputError(f"{path}: damaged; {REMEDY}")
-    begun = {"schedule": "paper", **begun}  # the only one of the first version
+    begun = {"schedule": "paper", "hold_out": 0.0, **begun}  # as it was in the first version
     if begun["schedule"] == "fast" and not all(isinstance(begun.get(n), int) for n in ("pixels", "rounds")):
         raise InputError(f"{path}: damaged; {REMEDY}")
     return begun

@@ -254,7 +254,7 @@ class Trainer:
         most = max(1, int(_MINING_SHARE * self.schedule.pixels / data.pixels * len(order)))
         ranks.broadcast_buffers(self.result)
         found = false_alarms(self.result, data, ranks.share(order[:most]), self.config.amp)
-        self.hard = torch.cat(ranks.gather(found))
+        self.hard = torch.unique(torch.cat(ranks.gather(found)), dim=0)  # sorted, whoever found them
 
 
 def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,24 @@ def test_resuming_with_another_setting_names_it(
 ) -> None:
     with pytest.raises(InputError, match=named):
         fit(samples, settings(**change), undisturbed, validation=samples[:3], device="cpu", resume=True)
+
+
+def test_a_run_of_the_first_version_resumes(undisturbed: Path, samples: list[Sample], tmp_path: Path) -> None:
+    """Its config.json knows no schedules, its curve no pixels."""
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    config = json.loads((out / "config.json").read_text())
+    for name in ("schedule", "hold_out", "pixels", "rounds"):
+        del config["settings"][name]
+    (out / "config.json").write_text(json.dumps(config))
+    content = torch.load(out / "last.pt", weights_only=True)
+    for row in content["state"]["rows"]:
+        del row["mpixels"]
+    torch.save(content, out / "last.pt")
+    longer = settings(epochs=4)
+    fitted = fit(samples, longer, out, validation=samples[:3], device="cpu", resume=True)
+    pixels = [row["mpixels"] for row in fitted.rows]
+    np.testing.assert_allclose(pixels, np.arange(1, 5) * 8 * 32 * 32 / 1e6)
 
 
 def test_resuming_with_other_data_is_refused(undisturbed: Path, samples: list[Sample]) -> None:

@@ -13,7 +13,7 @@ from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.train.config import TrainConfig
-from mclc_gpu.train.data import open_training_set, plan_epoch
+from mclc_gpu.train.data import open_training_set, plan_epoch, vary_gain
 from mclc_gpu.train.schedule import make_schedule
 from mclc_gpu.train.trainer import Trainer, share_of_batch
 
@@ -117,5 +117,23 @@ def test_the_host_never_waits_for_the_device_between_steps(tmp_path: Path) -> No
     try:
         for batch in batches:
             trainer.step(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: waiting for one cannot be seen")
+def test_the_host_never_waits_for_the_device_between_fast_steps(tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    config = TrainConfig("acm", mpixels=1)
+    trainer = Trainer(config, open_training_set(write_frames(tmp_path), 1, device), Ranks(device))
+    hard = torch.tensor([[0, 5], [1, 70]])
+    batches = trainer.data.batches(
+        plan_epoch(6, 24, 0, 0, trainer.placing, hard), 6, 64, trainer.placing, [50, 64, 70, 80]
+    )
+    trainer.step(*next(batches))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for crops, truth in batches:
+            trainer.step(vary_gain(crops, 1.0), truth)
     finally:
         torch.cuda.set_sync_debug_mode("default")
