@@ -157,7 +157,8 @@ class DetectorOptions:
             raise InputError(f"--method {self.method}: use one of {', '.join(METHODS)}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold:g}: a probability is 0 to 1")
-        AUGMENTATIONS.find(self.tta)
+        if self.tta not in AUGMENTATIONS:  # to find it would import PyTorch
+            raise InputError(f"tta {self.tta!r}: use one of {', '.join(AUGMENTATIONS)}")
         if self.tile < 1 or not 0 <= self.overlap <= self.tile // 2:
             raise InputError(
                 f"--tile {self.tile} --overlap {self.overlap}: give 1 px or more, and 0 to half of a tile"
@@ -291,7 +292,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold:g}: a probability is 0 to 1")
-        FORMATS.find(self.format)
+        if self.format not in FORMATS:
+            raise InputError(f"format {self.format!r}: use one of {', '.join(FORMATS)}")
 
     @property
     def file(self) -> Path:
