@@ -15,7 +15,7 @@ from mclc_gpu.data.datasets import Sample
 from mclc_gpu.distributed import Ranks, join
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.zoo import NETWORKS
-from mclc_gpu.train.config import TrainConfig
+from mclc_gpu.train.config import FastConfig, TrainConfig
 from mclc_gpu.train.fit import fit
 
 TESTS = Path(__file__).parent
@@ -49,13 +49,17 @@ print("done")
 
 
 def run_plain(frames: Path, out: Path) -> None:
-    """Train three epochs without batch norm, whose statistics differ between processes."""
+    """Train by both schedules without batch norm, whose statistics differ between processes."""
     names = [path.stem for path in sorted((frames / "images").iterdir())]
     samples = [Sample(n, frames / "images" / f"{n}.png", frames / "masks" / f"{n}.png") for n in names]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "plain", Plain)
         config = TrainConfig("plain", "paper", epochs=3, batch_size=4, size=32, optimizer="adam")
         fit(samples, config, out, validation=samples[:5], device="cpu")
+        # Each process draws its own noise.
+        parts = FastConfig(stages="32:.5,48:.5", step_pixels=18432, rounds=4, gain_jitter=0)
+        config = TrainConfig("plain", mpixels=0.2, optimizer="adam", fast=parts)
+        fit(samples, config, out / "fast", validation=samples[:5], device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def test_gradients_of_two_processes_are_those_of_one(runs: dict[int, Path]) -> None:
-    one, two = (torch.load(run / "last.pt", weights_only=True) for run in runs.values())
+    assert_alike(*runs.values())
+
+
+def test_the_fast_schedule_of_two_processes_is_that_of_one(runs: dict[int, Path]) -> None:
+    assert_alike(*(run / "fast" for run in runs.values()))
+
+
+def assert_alike(first: Path, second: Path) -> None:
+    """Compare the weights and the sums of gradients of two runs."""
+    one, two = (torch.load(run / "last.pt", weights_only=True) for run in (first, second))
     for name, value in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], value, rtol=1e-4, atol=1e-6)
     # Sums of gradients: without the average over processes, Adam's weights might still agree.
