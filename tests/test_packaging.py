@@ -125,7 +125,7 @@ def test_wheel_holds_the_sources_and_nothing_else(archives: tuple[Path, Path]) -
     names = zipfile.ZipFile(archives[1]).namelist()
     package = {name for name in names if ".dist-info/" not in name}
     assert {name for name in package if not name.startswith("mclc_gpu/")} == set()
-    data = {"mclc_gpu/py.typed", "mclc_gpu/report/page.html"}
+    data = {"mclc_gpu/py.typed", "mclc_gpu/report/page.html", "mclc_gpu/annotate/napari.yaml"}
     data |= {f"mclc_gpu/annotate/page/{path.name}" for path in (ROOT / "mclc_gpu/annotate/page").iterdir()}
     assert {name for name in package if not name.endswith(".py")} == data
     modules = {name.removesuffix(".py").replace("/", ".") for name in package}

@@ -101,7 +101,7 @@ def _decoded(data: bytes) -> np.ndarray:
         pixels = _decode_deep_color_png(data)
     else:
         pixels = _decode_pillow(data)
-    return _canonical(pixels)
+    return canonical_pixels(pixels)
 
 
 def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -446,8 +446,19 @@ def _single_page(tiff: tifffile.TiffFile) -> Any:
     return first
 
 
-def _canonical(pixels: np.ndarray) -> np.ndarray:
-    """Convert decoded pixels to the shapes and dtypes that `read_image` returns."""
+def canonical_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Convert decoded pixels to the shapes and dtypes that `read_image` returns.
+
+    Parameters
+    ----------
+    pixels : ndarray, [H, W] or [H, W, 1 to 4]
+        Gray, gray and alpha, RGB, or RGBA.
+
+    Raises
+    ------
+    InputError
+        Another shape or type, or a value that is NaN, infinite or beyond float32.
+    """
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2):
         pixels = pixels[:, :, 0]
     elif pixels.ndim == 3 and pixels.shape[2] == 4:
