@@ -64,11 +64,15 @@ export function randomName() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Name of this tab, kept while it is open: undo stacks and working times are per tab. */
-function tabName() {
-  const name = sessionStorage.getItem("mclc-client") ?? randomName();
-  sessionStorage.setItem("mclc-client", name);
-  return name;
+/** @returns {Promise<boolean>} whether no other tab has the name; it is then held until this tab closes. */
+function hold(name) {
+  return new Promise((resolve) => {
+    const take = (lock) => {
+      resolve(Boolean(lock));
+      return lock && new Promise(() => {});
+    };
+    navigator.locks.request(`mclc-client-${name}`, { ifAvailable: true }, take).catch(() => resolve(true));
+  });
 }
 
 /**
@@ -78,12 +82,25 @@ function tabName() {
  * "server" with `detail.type` and `detail.data` of each of its events.
  */
 export class Api extends EventTarget {
-  client = tabName();
+  /** Name of this tab, kept while it is open: undo stacks and working times are per tab. */
+  client = sessionStorage.getItem("mclc-client") ?? randomName();
   connected = true;
+  /** Line that says why asking again is no use while the connection is lost. */
+  problem = null;
   slots = new Slots();
   #stream = null;
   #attempt = 0;
   #timer = 0;
+
+  /** Takes another name where the tab is a copy of one that is open: it came with that one's name. */
+  async claimName() {
+    // Browsers have locks on this machine's own pages and with https only.
+    if (navigator.locks && !(await hold(this.client))) {
+      this.client = randomName();
+      await hold(this.client);
+    }
+    sessionStorage.setItem("mclc-client", this.client);
+  }
 
   /**
    * Sends a request, again where the server asks to wait.
@@ -193,11 +210,15 @@ export class Api extends EventTarget {
     let session;
     try {
       session = await this.get("/api/session");
-    } catch {
-      this.#wait();
+    } catch (error) {
+      if (error.status === 401) {
+        this.problem = "The token is no longer valid: open the address that the server printed.";
+        this.dispatchEvent(new Event("lost"));
+      } else this.#wait();
       return;
     }
     this.connected = true;
+    this.problem = null;
     this.listen();
     this.dispatchEvent(new CustomEvent("back", { detail: session }));
   }

@@ -15,7 +15,7 @@ const CATEGORY_CYCLE = [null, "point", "spot", "extended"];
 
 /**
  * Events: "open" (another image), "targets" (targets, suggestions or the selection changed), "images" (detail: index
- * or null for all; facts of the list), "message" (detail: {text, bad}).
+ * or null for all; facts of the list), "settings" (of the label maker), "message" (detail: {text, bad}).
  */
 export class Edits extends EventTarget {
   /** Answer of /api/session. */
@@ -50,6 +50,7 @@ export class Edits extends EventTarget {
 
   /** Loads the session and the list of images. */
   async start() {
+    await this.#api.claimName();
     this.session = await this.#api.get("/api/session");
     this.outbox = new Outbox(this.#api, this.session.folder);
     this.outbox.addEventListener("answer", (event) => this.#answered(event.detail.entry, event.detail.answer));
@@ -359,16 +360,19 @@ export class Edits extends EventTarget {
   #answered(entry, answer) {
     const undone = entry.index === null;
     if (answer.index !== this.index) {
+      const targets = this.images.targets[answer.index] + answer.added.length - answer.removed.length;
+      this.#fact(answer.index, { targets, done: Number(answer.done) });
       if (undone) this.open(answer.index);
       return;
     }
-    const steps = new Set(this.outbox.of(this.index).filter((edit) => edit.op === "step").map((edit) => edit.id));
+    const waiting = this.outbox.of(this.index);
+    const newer = new Set(waiting.filter((edit) => edit.op === "step" || edit.op === "mask").map((edit) => edit.id));
     for (const id of answer.removed) {
       this.targets.delete(id);
       if (this.selected === id) this.selected = null;
     }
-    for (const target of answer.targets) if (!steps.has(target.id)) this.targets.set(target.id, target);
-    this.suggestions = answer.suggestions;
+    for (const target of answer.targets) if (!newer.has(target.id)) this.targets.set(target.id, target);
+    if (!waiting.length) this.suggestions = answer.suggestions;
     this.current = Math.min(this.current, Math.max(this.suggestions.length - 1, 0));
     this.done = answer.done;
     const corrected = [...this.targets.values()].filter((target) => target.corrected).length;
@@ -412,7 +416,7 @@ export class Edits extends EventTarget {
       this.#fact(index, { ...facts, done: Number(facts.done) });
       if (index === this.index && !this.outbox.entries.length) this.reload();
     } else if (type === "suggestions" && data.index === this.index) this.reload();
-    else if (type === "settings") this.loadImages();
+    else if (type === "settings") this.#follow();
     else if (type === "task") this.dispatchEvent(new CustomEvent("task", { detail: data }));
   }
 
@@ -421,9 +425,21 @@ export class Edits extends EventTarget {
       location.reload();
       return;
     }
-    this.session = session;
     this.outbox.flush();
-    await this.loadImages();
+    await this.#follow(session);
+  }
+
+  /** Takes the settings and facts of the server, which another window may have changed. */
+  async #follow(session = null) {
+    try {
+      this.session = session ?? (await this.#api.get("/api/session"));
+      this.#tell("settings");
+      await this.loadImages();
+    } catch (error) {
+      if (error.status) this.say(error.message, true);
+      return;
+    }
+    if (this.frame && this.frame.pool !== this.pool) await this.open(this.index, { id: this.selected });
   }
 
   /** Shows a line to the user. */

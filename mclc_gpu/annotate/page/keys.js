@@ -3,9 +3,11 @@
 /**
  * A key: its names (as in KeyboardEvent.key; "Shift+" and "Ctrl+" before them), what it does, how the help names it.
  *
- * `stage`: only while the image, or nothing, has the focus. Without a text the help leaves it out.
+ * `stage`: only while the image, or nothing, has the focus. `repeats`: again and again while the key is held. Without a
+ * text the help leaves it out.
  *
- * @typedef {{keys: string[], run: (event: KeyboardEvent) => void, text?: string, shown?: string, stage?: boolean}} Binding
+ * @typedef {{keys: string[], run: (event: KeyboardEvent) => void, text?: string, shown?: string, stage?: boolean,
+ *   repeats?: boolean}} Binding
  */
 
 /** Binds the keys of groups. */
@@ -36,7 +38,7 @@ export class Keys {
     const onStage = target === document.body || target.id === "marks";
     if (binding.stage && !onStage) return;
     event.preventDefault();
-    binding.run(event);
+    if (!event.repeat || binding.repeats) binding.run(event);
   }
 
   /** Fills the help. @param {HTMLElement} box */

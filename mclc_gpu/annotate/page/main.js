@@ -37,7 +37,12 @@ const display = new Display(find("display"));
 
 /** Image and target that the address names: #NAME or #NAME:NUMBER. */
 function placeInAddress() {
-  const text = decodeURIComponent(location.hash.slice(1));
+  let text = location.hash.slice(1);
+  try {
+    text = decodeURIComponent(text);
+  } catch {
+    // A name with a bare %, typed by hand.
+  }
   const whole = edits.images.names.indexOf(text);
   if (whole >= 0) return { index: whole };
   const [, name, number] = /^(.*):(\d+)$/.exec(text) ?? [];
@@ -100,6 +105,7 @@ function bindings({ view, tools, list, panel, doubtful, help }) {
   const arrow = (name, x, y) => ({
     keys: [name, `Shift+${name}`],
     stage: true,
+    repeats: true,
     run: (event) => {
       const far = event.shiftKey ? 10 : 1;
       view.moveCursor(view.cursor.x + far * x, view.cursor.y + far * y);
@@ -112,9 +118,9 @@ function bindings({ view, tools, list, panel, doubtful, help }) {
     Targets: [
       { keys: ["Enter"], stage: true, text: "click at the cursor", run: enter },
       { keys: ["Shift+Enter"], shown: "Shift Enter", stage: true, text: "new target, also on another's mask", run: enter },
-      { keys: [".", ","], shown: ". ,", text: "next, previous target", run: (event) => edits.cycle(event.key === "." ? 1 : -1) },
-      { keys: ["]", "Ctrl+ArrowUp"], shown: "] Ctrl ↑", text: "larger mask, or brush", run: () => tools.grow(1) },
-      { keys: ["[", "Ctrl+ArrowDown"], shown: "[ Ctrl ↓", text: "smaller mask, or brush", run: () => tools.grow(-1) },
+      { keys: [".", ","], shown: ". ,", repeats: true, text: "next, previous target", run: (event) => edits.cycle(event.key === "." ? 1 : -1) },
+      { keys: ["]", "Ctrl+ArrowUp"], shown: "] Ctrl ↑", repeats: true, text: "larger mask, or brush", run: () => tools.grow(1) },
+      { keys: ["[", "Ctrl+ArrowDown"], shown: "[ Ctrl ↓", repeats: true, text: "smaller mask, or brush", run: () => tools.grow(-1) },
       { keys: ["r"], text: "automatic mask again", run: () => edits.automatic() },
       { keys: ["c"], text: "category: auto, point, spot, extended", run: () => edits.cycleCategory() },
       { keys: ["m"], text: "move the click to the cursor", run: () => edits.move(view.cursor.x, view.cursor.y) },
@@ -131,8 +137,8 @@ function bindings({ view, tools, list, panel, doubtful, help }) {
       },
     ],
     Images: [
-      { keys: ["n", "PageDown"], shown: "N PgDn", text: "next image", run: () => list.go(1) },
-      { keys: ["p", "PageUp"], shown: "P PgUp", text: "previous image", run: () => list.go(-1) },
+      { keys: ["n", "PageDown"], shown: "N PgDn", repeats: true, text: "next image", run: () => list.go(1) },
+      { keys: ["p", "PageUp"], shown: "P PgUp", repeats: true, text: "previous image", run: () => list.go(-1) },
       { keys: ["Home", "End"], shown: "Home End", stage: true, text: "first, last image", run: (event) => list.end(event.key === "End") },
       { keys: ["f"], text: "done, and on to the next that is not", run: () => finish(list) },
       { keys: ["d"], text: "next doubtful target", run: doubtful },
@@ -150,7 +156,7 @@ function bindings({ view, tools, list, panel, doubtful, help }) {
       arrow("ArrowRight", 1, 0),
       arrow("ArrowUp", 0, -1),
       arrow("ArrowDown", 0, 1),
-      { keys: ["+", "=", "-"], shown: "+ -", text: "zoom", run: (event) => view.zoom(event.key === "-" ? 1 / 1.5 : 1.5) },
+      { keys: ["+", "=", "-"], shown: "+ -", repeats: true, text: "zoom", run: (event) => view.zoom(event.key === "-" ? 1 / 1.5 : 1.5) },
       { keys: ["0"], text: "whole image", run: () => view.fit() },
       { keys: ["z"], text: "look at the target or cursor closely", run: () => lookAtTarget(view) },
       { keys: ["l"], text: "contrast: image, view, local", run: () => display.nextMode() },
@@ -173,7 +179,8 @@ function showConnection() {
   find("discard").hidden = lost || !outbox.trouble;
   if (lost) {
     const kept = waiting ? ` ${changes} kept here until it answers.` : " Nothing is lost.";
-    find("banner-text").textContent = `The server does not answer. Is mclc-gpu annotate running?${kept}`;
+    const problem = api.problem ?? "The server does not answer. Is mclc-gpu annotate running?";
+    find("banner-text").textContent = problem + kept;
   } else if (outbox.trouble) find("banner-text").textContent = `${outbox.trouble} (${changes} kept here)`;
   find("saved").textContent = waiting ? `${changes} not saved yet` : "All changes saved";
 }
@@ -298,6 +305,7 @@ async function start() {
   document.addEventListener("keyup", space);
 
   settingMenus();
+  edits.addEventListener("settings", settingMenus);
   for (const name of ["polarity", "outline"]) {
     find(name).addEventListener("change", async () => {
       await edits.settings({ [name]: find(name).value });

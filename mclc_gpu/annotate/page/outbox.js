@@ -13,11 +13,13 @@ import { ConnectionError, randomName } from "./api.js";
  * @typedef {{path: string, index: number | null, since: number, body: {request: string, edits?: object[]}}} Entry
  */
 
+const FINAL = [400, 404, 409, 413, 422]; // answers that a second try would get again
+
 /** Events: "change" after every change of what waits; "answer" (detail: {entry, answer}); "refused" ({entry, error}). */
 export class Outbox extends EventTarget {
   /** @type {Entry[]} the first one may be under way */
   entries = [];
-  /** Line of an error of the server that may pass, such as a full disk. */
+  /** Line of an error of the server that may pass, such as a full disk or an old token. */
   trouble = null;
   #api;
   #key;
@@ -104,7 +106,7 @@ export class Outbox extends EventTarget {
         this.dispatchEvent(new CustomEvent("answer", { detail: { entry, answer } }));
       } catch (error) {
         if (error instanceof ConnectionError) break;
-        if (error.status >= 500) {
+        if (!FINAL.includes(error.status)) {
           this.trouble = error.message;
           this.#changed();
           break;

@@ -279,7 +279,7 @@ export class Tools extends EventTarget {
 
   /** Enter at the cursor. */
   enter(event) {
-    if (!this.#edits.frame) return;
+    if (!this.#edits.frame || this.#pressed) return;
     const at = this.#view.cursor;
     if (this.tool.drags && !this.tool.resize && !this.#byKey) {
       this.tool.press(at, event);
@@ -305,7 +305,9 @@ export class Tools extends EventTarget {
     const pan = event.button !== 0 || this.panning || !this.#view.inside(at);
     this.#view.canvas.setPointerCapture(event.pointerId);
     this.#pressed = { x: event.clientX, y: event.clientY, dragged: false, pan };
-    if (!pan) this.tool.press(at, event);
+    if (pan) return;
+    this.#byKey = false; // the mouse begins anew
+    this.tool.press(at, event);
   }
 
   #move(event) {
