@@ -232,8 +232,8 @@ class DemoOptions:
     """
 
     out: Path = field(default=Path("demo-out"), metadata={"help": "output folder", "metavar": "DIR"})
-    count: int = field(default=80, metadata={"help": "synthetic frames", "metavar": "N"})
-    epochs: int = field(default=14, metadata={"help": "epochs of training", "metavar": "N"})
+    count: int = field(default=320, metadata={"help": "synthetic frames", "metavar": "N"})
+    epochs: int = field(default=7, metadata={"help": "epochs of training", "metavar": "N"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N", "metavar": "DEVICE"})
     seed: int = field(default=0, metadata={"help": "seed of the frames and of training", "metavar": "N"})
 

@@ -341,6 +341,8 @@ def test_demo(tmp_path, capsys):
     assert json.loads((out / "test.json").read_text())["images"] == 2
     assert (out / "run" / "labels" / "overview.png").exists()
     assert (out / "run" / "report" / "report.md").exists()
+    assert (out / "test" / "best.png").exists()
+    assert len(find_files(out / "predictions" / "overlays")) == 2
     assert main(["demo", "--out", str(out), "--count", "4", "--epochs", "1"]) == 0
     assert len(find_files(out / "run" / "labels" / "masks")) == 3
     capsys.readouterr()
