@@ -226,7 +226,7 @@ class TrainConfig:
     batch_size : int >= 1
         Crops per step of the schedule "paper", summed over all processes.
     size : int >= 16, pixels
-        Side of the square crops of an epoch.
+        Side of the square crops of an epoch; in the fast schedule it only counts the pixels of `epochs`.
     optimizer : str or None
         A name in `OPTIMIZERS`. None: Muon in "fast", Adagrad in "paper".
     lr : float > 0 or None
@@ -234,8 +234,8 @@ class TrainConfig:
         None: 0.05 for Adagrad, 0.02 for Muon, and for the others 0.005 in "fast" and 0.0005 in "paper".
     loss : str or None
         A name in `LOSSES`; see `mclc_gpu.train.losses.detector_loss`. None: soft-IoU, in "fast" with
-        cross-entropy. With "partial-bce", whose labels are single pixels, no target is pasted, and by default
-        no image is held out, since no threshold can be chosen on such labels.
+        cross-entropy. With "partial-bce", whose labels are single pixels, no target is pasted, no crop is
+        resampled, and by default no image is held out, since no threshold can be chosen on such labels.
     channels : {1, 3}
         Channels of the network's input; see `mclc_gpu.data.images.network_levels`.
     amp : bool
@@ -305,7 +305,13 @@ class TrainConfig:
         default=16,
         metadata={"help": "crops per step of --schedule paper, summed over all processes", "metavar": "N"},
     )
-    size: int = field(default=256, metadata={"help": "side of the crops of an epoch", "metavar": "PX"})
+    size: int = field(
+        default=256,
+        metadata={
+            "help": "side of the crops of an epoch; in the fast schedule it counts the pixels of --epochs",
+            "metavar": "PX",
+        },
+    )
     optimizer: str | None = field(
         default=None,
         metadata={"help": "optimizer (fast: muon, paper: adagrad)", "choices": OPTIMIZERS},
@@ -395,8 +401,9 @@ class TrainConfig:
         }
         made = replace(self, **chosen)
         if made.loss in POINT_LOSSES:
-            # Neither a threshold nor a target to paste can be had from the labels.
-            made = replace(made, hold_out=self.hold_out or 0.0, fast=replace(self.fast, paste_share=0.0))
+            # Labels of single pixels give neither a threshold nor a target to paste; resampling loses them.
+            fast = replace(self.fast, paste_share=0.0, scale_jitter=0.0)
+            made = replace(made, hold_out=self.hold_out or 0.0, fast=fast)
         if made.lr is None:
             rates = _LEARNING_RATES[self.schedule]
             made = replace(made, lr=rates.get(str(made.optimizer), rates[""]))
@@ -417,7 +424,10 @@ class TrainConfig:
     def unused(self) -> dict[str, str]:
         """Return the settings without effect, each with the reason."""
         if self.schedule == "fast":
-            return {"batch_size": "only applies with --schedule paper (use --step-pixels)"}
+            unused = {"batch_size": "only applies with --schedule paper (use --step-pixels)"}
+            if self.epochs is None:
+                unused["size"] = "only applies with --epochs or --schedule paper (use --stages)"
+            return unused
         return {"fast": "only applies with --schedule fast"}
 
 
@@ -529,6 +539,9 @@ class TrainOptions:
 
     def unused(self) -> dict[str, str]:
         """Return the settings without effect, each with the reason."""
+        unused = {}
         if all(one.masks is not None for one in self.sets):
-            return {"labels": "has no effect with --masks (nothing is labeled)"}
-        return {}
+            unused["labels"] = "has no effect with --masks (nothing is labeled)"
+        if self.validation:
+            unused["config.hold_out"] = "has no effect with --val-images (no image is held out)"
+        return unused

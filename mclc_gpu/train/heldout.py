@@ -14,7 +14,8 @@ FEWEST = 20  # images, of which some are held out
 def hold_out(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
     """Divide samples into those to train on and a share that is held out.
 
-    A digest of the name decides, so that a held-out image stays one when others are added before it in order.
+    Images are ranked by a digest of their names, so that the choice depends on neither order nor neighbors.
+    Images that are added change it only as far as the share of the ranking moves: most held-out images stay.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ class Muon(Optimizer):
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
     https://kellerjordan.github.io/posts/muon/; Liu et al., arXiv:2502.16982. The weights of a convolution are
-    a matrix of one row per output channel. Matrices of equal shape take their steps together.
+    a matrix of one row per index of the first dimension. Matrices of equal shape take their steps together.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ class Muon(Optimizer):
             matrices: dict[tuple[int, int], list[Tensor]] = {}
             others: list[Tensor] = []
             for parameter in parameters:
-                shape = len(parameter), parameter.numel() // max(len(parameter), 1)
-                if parameter.ndim > 1 and min(shape) >= _LEAST:
+                shape = (len(parameter), parameter[0].numel()) if parameter.ndim > 1 else (0, 0)
+                if min(shape) >= _LEAST:
                     matrices.setdefault(shape, []).append(parameter)
                 else:
                     others.append(parameter)

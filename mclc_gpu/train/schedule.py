@@ -248,7 +248,7 @@ def make_schedule(
 def _pixels(config: TrainConfig, images: int) -> int | None:
     """Return the budget of the fast schedule in pixels; None for one of minutes."""
     if config.mpixels is not None:
-        return round(config.mpixels * 1e6)
+        return max(1, round(config.mpixels * 1e6))
     if config.epochs is not None:
         return config.epochs * images * config.size**2
     return None

@@ -301,7 +301,7 @@ def measure_budget(config: TrainConfig, data: TrainingSet, ranks: Ranks) -> Budg
             trainer.run_stretch(stretch, plan, philox(config.seed, _ZOOMS)).sum().item()
             if timed:
                 each += share * (time.perf_counter() - started) / stretch.pixels
-    pixels = int(0.95 * seconds / each)
+    pixels = max(1, int(0.95 * seconds / each))
     return budget_of(config, ranks.gather(pixels)[0], least, ranks.world)
 
 

@@ -86,6 +86,13 @@ def test_a_loaded_state_continues_alike():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_a_single_number_takes_a_step():
+    number = nn.Parameter(torch.tensor(1.0))
+    number.grad = torch.tensor(2.0)
+    Muon([number], lr=0.02).step()
+    assert number.item() == pytest.approx(1 - 0.15 * 0.02)
+
+
 def test_a_closure_is_refused():
     with pytest.raises(ValueError, match="closure"):
         Muon(network().parameters(), lr=0.02).step(lambda: 0.0)

@@ -1,13 +1,14 @@
 """Steps of the fast schedule: stages, learning rates, rounds and budgets."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mclc_gpu.errors import InputError
-from mclc_gpu.train.config import FastConfig, TrainConfig
+from mclc_gpu.train.config import DataSet, FastConfig, TrainConfig, TrainOptions
 from mclc_gpu.train.schedule import Budget, FastSchedule, Schedule, Stretch, make_schedule
 
 
@@ -136,6 +137,21 @@ def test_one_budget_is_given() -> None:
         TrainConfig(schedule="paper", mpixels=2)
     with pytest.raises(InputError, match="mpixels 0"):
         TrainConfig(mpixels=0)
+
+
+def test_the_least_budget_is_one_step() -> None:
+    made = schedule(settings(mpixels=1e-9))
+    assert (made.pixels, made.rounds, sum(len(one.rates) for one in stretches(made))) == (1, 1, 1)
+
+
+def test_settings_without_effect_are_told() -> None:
+    assert TrainConfig().unused().keys() == {"batch_size", "size"}
+    assert TrainConfig(epochs=3).unused().keys() == {"batch_size"}
+    assert TrainConfig(schedule="paper").unused().keys() == {"fast"}
+    images = DataSet(Path("images"), masks=Path("masks"))
+    assert TrainOptions([images], Path("run")).unused().keys() == {"labels"}
+    validated = TrainOptions([images], Path("run"), validation=[images])
+    assert validated.unused().keys() == {"labels", "config.hold_out"}
 
 
 def test_settings_that_are_recorded_are_those_that_are_used() -> None:
