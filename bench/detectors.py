@@ -110,6 +110,9 @@ def changed(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
     return replace(config, fast=inner, **{name: value for name, value in changes.items() if name not in fast})
 
 
+_BOOLEANS = {"True": True, "False": False}
+
+
 def parsed_variant(text: str) -> tuple[str, dict[str, Any]]:
     """Read "NAME: field=value, field=value" as the name of a row and its changes.
 
@@ -126,10 +129,10 @@ def parsed_variant(text: str) -> tuple[str, dict[str, Any]]:
         setting, equals, value = (word.strip() for word in part.partition("="))
         if not (colon and equals and name.strip()):
             raise InputError(f"--variant {text!r}: give NAME: setting=value, setting=value")
-        kinds = get_args(hints.get(setting, str)) or (hints.get(setting, str),)
+        kind = next(iter(get_args(hints.get(setting, str))), hints.get(setting, str))
         try:
-            changes[setting] = next(iter(kinds))(value)
-        except ValueError as error:
+            changes[setting] = _BOOLEANS[value] if kind is bool else kind(value)
+        except (KeyError, ValueError) as error:
             raise InputError(f"--variant {text!r}: {value!r} is no value of {setting}") from error
     return name.strip(), changes
 

@@ -11,7 +11,7 @@ from mclc_gpu.classical.config import METHODS, MethodOptions
 from mclc_gpu.detect.config import DetectorOptions
 from mclc_gpu.detect.opening import open_detector
 from mclc_gpu.detect.predict import Detection, find_detections
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import pick_device
 
 _MOST = 60  # suggestions in one image, those of highest score
@@ -57,6 +57,8 @@ def detector_of(word: str, images: Path, names: Sequence[str]) -> Detector:
 
     def detect(name: str, pixels: np.ndarray) -> list[Detection]:
         ((_, probability),) = opened.maps.stream([((name,), pixels)])
+        if isinstance(probability, Skipped):
+            raise InputError(f"{name}: {probability.why}")
         return find_detections(probability, opened.limit(probability))
 
     return detect

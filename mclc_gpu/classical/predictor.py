@@ -11,7 +11,7 @@ import torch
 from mclc_gpu.classical.config import METHODS
 from mclc_gpu.classical.method import Method
 from mclc_gpu.data.images import network_levels
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 
 ONE = 65535  # steps of a map, which are those of the 16-bit files that it is kept in
 _NOTHING = 1e-6  # gray levels, or what a method counts in: smaller maxima are rounding errors
@@ -180,19 +180,17 @@ class MethodPredictor:
         maps[constant] = 0
         return maps.cpu().numpy()
 
-    def stream(self, items: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
+    def stream(self, items: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray | Skipped]]:
         """Yield (item, map) pairs in the order of the input, with bounded memory.
+
+        An image that the method cannot solve has a `Skipped` with its name instead of a map; with a `length`
+        above 1, so have all frames of its group.
 
         Parameters
         ----------
         items : iterable of (item, image)
             Of the item, a sequence, the first element is the image's name. Images of equal size among a few
             dozen consecutive ones run together; with a `length` above 1, the frames of a group.
-
-        Raises
-        ------
-        InputError
-            As `probabilities`.
         """
         if self.method.length() > 1:
             for _, group in groupby(items, key=lambda pair: self.groups.get(pair[0][0])):
@@ -208,9 +206,17 @@ class MethodPredictor:
                 chunk, pixels = [], 0
         yield from self._chunk(chunk)
 
-    def _chunk(self, chunk: list[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
-        found = self.probabilities([image for _, image in chunk])
-        return zip((item for item, _ in chunk), found, strict=True)
+    def _chunk(self, chunk: list[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray | Skipped]]:
+        try:
+            found = self.probabilities([image for _, image in chunk])
+        except InputError as error:
+            if len(chunk) > 1 and self.method.length() == 1:
+                for pair in chunk:
+                    yield from self._chunk([pair])
+            else:
+                yield from ((item, Skipped(str(item[0]), str(error))) for item, _ in chunk)
+            return
+        yield from zip((item for item, _ in chunk), found, strict=True)
 
 
 def sequences(names: Iterable[str], length: int) -> dict[str, int]:

@@ -30,7 +30,7 @@ def threshold_of(probability: np.ndarray, options: MethodOptions, fixed: float =
     Returns
     -------
     float
-        0 or more, rounded to 6 decimals.
+        0 or more, rounded to 6 decimals except by top-n.
 
     Examples
     --------
@@ -49,7 +49,8 @@ def threshold_of(probability: np.ndarray, options: MethodOptions, fixed: float =
         threshold = values.mean() + options.sigmas * values.std()
     elif rule == "top-n":
         n = options.top
-        threshold = np.partition(values, -n - 1, axis=None)[-n - 1] if n < values.size else 0.0
+        # Not rounded: a threshold below the value that it is taken from would mark it.
+        return float(np.partition(values, -n - 1, axis=None)[-n - 1]) if n < values.size else 0.0
     else:
         threshold = fixed
     return round(float(threshold), 6)

@@ -1,16 +1,11 @@
 """Choose the threshold of a detector on a few images that were held out of its training."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mclc_gpu.data.datasets import Named
-from mclc_gpu.detect.evaluate import Case, score_network
-from mclc_gpu.detect.inference import Predictor
-from mclc_gpu.score.config import CANONICAL, Convention
-from mclc_gpu.score.roc import Roc, RocScores
+from mclc_gpu.score.roc import Roc
 
 RANGE = (0.05, 0.95)  # of the thresholds to choose from
 LEVEL = 0.03  # share of the best IoU by which thresholds of the plateau may miss it
@@ -115,39 +110,3 @@ def _plateau(iou: np.ndarray, missing: float) -> tuple[int, int]:
     low = int(below[place - 1]) + 1 if place > 0 else 0
     high = int(below[place]) - 1 if place < len(below) else len(iou) - 1
     return low, high
-
-
-def calibrated_threshold(
-    predictor: Predictor,
-    samples: Iterable[Named],
-    *,
-    convention: Convention = CANONICAL,
-    callback: Callable[[Case], None] | None = None,
-) -> Calibration | None:
-    """Run a detector on images and choose its threshold by `choose_threshold`.
-
-    Images are streamed and counted once; memory does not grow with their number.
-
-    Parameters
-    ----------
-    predictor : Predictor
-    samples : iterable of (str, ndarray, ndarray)
-        Name, image and mask, bool [H, W], of each image.
-    convention : Convention
-        Definition of a detection and of a false alarm.
-    callback : callable, optional
-        Called with the `Case` of every image, in order.
-
-    Returns
-    -------
-    Calibration or None
-        None if there is nothing to choose by.
-
-    Raises
-    ------
-    InputError
-        As `mclc_gpu.detect.evaluate.score_network`.
-    """
-    counts = RocScores(convention)
-    score_network(predictor, samples, convention=convention, roc=counts, callback=callback)
-    return choose_threshold(counts.compute())

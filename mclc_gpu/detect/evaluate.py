@@ -13,7 +13,7 @@ from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.detect.checkpoint import Trained
 from mclc_gpu.detect.config import THRESHOLD, EvaluateOptions
 from mclc_gpu.detect.opening import Maps, Opened, open_detector
-from mclc_gpu.errors import Skipped, attempt
+from mclc_gpu.errors import InputError, Skipped, attempt
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.runs import Progress
 from mclc_gpu.score.config import CANONICAL, CONVENTIONS, Convention
@@ -61,6 +61,7 @@ def score_network(
     convention: Convention = CANONICAL,
     roc: RocScores | None = None,
     callback: Callable[[Case], None] | None = None,
+    skip: Callable[[Skipped], None] | None = None,
 ) -> Scores:
     """Score a detector on samples at their own size; a pixel is predicted where probability > threshold.
 
@@ -80,6 +81,8 @@ def score_network(
         Collects every image at all thresholds, by its own convention.
     callback : callable, optional
         Called with the `Case` of every image, in order.
+    skip : callable, optional
+        Called with each image that the detector has no map of; by default this is an error.
 
     Returns
     -------
@@ -88,18 +91,25 @@ def score_network(
     Raises
     ------
     InputError
-        If a mask and its image differ in size, or the network returns NaN.
+        If a mask and its image differ in size, the network returns NaN, or an image has no map.
     """
     scores = Scores(convention)
 
-    def count(part: tuple[Named, np.ndarray]) -> tuple[Case, RocCounts | None]:
+    def count(part: tuple[Named, np.ndarray | Skipped]) -> tuple[Case | Skipped, RocCounts | None]:
         (name, image, truth), probability = part
+        if isinstance(probability, Skipped):
+            return probability, None
         limit = threshold(probability) if callable(threshold) else threshold
         score = score_image(probability > np.float32(limit), truth, name, convention)
         counts = None if roc is None else roc_counts(probability, truth, name, roc.convention)
         return Case(name, image, truth, probability, score, limit), counts
 
     for case, counts in prefetch_map(count, predictor.stream((sample, sample[1]) for sample in samples)):
+        if isinstance(case, Skipped):
+            if skip is None:
+                raise InputError(f"{case.file}: {case.why}")
+            skip(case)
+            continue
         scores.add(case.score)
         if roc is not None and counts is not None:
             roc.add(counts)
@@ -149,7 +159,8 @@ def score_files(
 ) -> Evaluation:
     """Score a detector on image files and the mask files of the same stems.
 
-    Images that cannot be read, or have no mask of their size, are reported and skipped.
+    Images that cannot be read, have no mask of their size, or that the detector has no map of, are reported
+    and skipped.
 
     Parameters
     ----------
@@ -180,6 +191,9 @@ def score_files(
         if callback is not None:
             callback(case)
 
+    def skip(item: Skipped) -> None:
+        evaluation.skipped.append(Skipped(str(images[item.file]), item.why))
+
     with Progress("evaluate", len(pairs)) as progress:
 
         def usable() -> Iterator[Named]:
@@ -197,6 +211,7 @@ def score_files(
             convention=convention,
             roc=evaluation.roc,
             callback=keep,
+            skip=skip,
         )
     return evaluation
 

@@ -28,7 +28,8 @@ _TRACED = (2, 83, 107)
 _MOST = 16384  # pixels of a side, and images, that a file takes
 _SCALING = (
     "8-bit gray levels as they are; values of any other type scaled so that the least and the greatest value "
-    "that four pixels of some 3 x 3 neighborhood reach become 0 and 255, and clipped"
+    "that four pixels of some 3 x 3 neighborhood reach become 0 and 255, and clipped; mclc-gpu "
+    "predict first gives fill, such as black borders, the median of the other pixels"
 )
 _FULL_RANGE = (
     "8-bit gray levels as they are; values of any other type scaled so that the least becomes 0 and the "

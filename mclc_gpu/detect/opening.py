@@ -15,6 +15,7 @@ from mclc_gpu.classical.rules import threshold_of
 from mclc_gpu.detect.checkpoint import Trained, load_checkpoint
 from mclc_gpu.detect.config import THRESHOLD, DetectorOptions, used_threshold
 from mclc_gpu.detect.inference import predictor_of
+from mclc_gpu.errors import Skipped
 
 Item = TypeVar("Item", bound=Sequence[Any])
 
@@ -22,8 +23,11 @@ Item = TypeVar("Item", bound=Sequence[Any])
 class Maps(Protocol):
     """Source of probability maps: `Predictor` or `MethodPredictor`."""
 
-    def stream(self, items: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray]]:
-        """Yield (item, map) pairs in the order of the input; an item begins with the image's name."""
+    def stream(self, items: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[Item, np.ndarray | Skipped]]:
+        """Yield (item, map) pairs in the order of the input; an item begins with the image's name.
+
+        An image without a result has a `Skipped` instead of a map.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

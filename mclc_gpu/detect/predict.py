@@ -230,8 +230,10 @@ def _predict(out: Path, detector: Opened, todo: Mapping[str, Path]) -> Iterator[
             else:
                 yield (stem, image), image
 
-    def write(predicted: tuple[tuple[str, np.ndarray], np.ndarray]) -> Record:
+    def write(predicted: tuple[tuple[str, np.ndarray], np.ndarray | Skipped]) -> Record:
         (stem, image), probability = predicted
+        if isinstance(probability, Skipped):
+            return {"image": stem, "skipped": probability.why, "detections": []}
         return _write(out, detector.limit(probability), stem, image, probability)
 
     for record in prefetch_map(write, detector.maps.stream(usable())):

@@ -75,7 +75,7 @@ class Fitted:
         True if the validation images were held out of those given to train on, and are scored by their
         labels.
     threshold : float or None
-        Threshold calibrated on the validation images, which is in the checkpoints; None if there was nothing
+        Threshold of `best`, calibrated on the validation images; None if there was nothing
         to calibrate it on, or the schedule is "paper", whose threshold is 0.5.
     in_both : list of str
         Validation images that are trained on too.
@@ -350,9 +350,8 @@ def _fit(
         **config.settings(),
         "training_set": data.digest,
         "validation_set": fingerprint_of([sample.name for sample in validation]),
+        "init": None if initial is None else initial.digest,
     }
-    if initial is not None:
-        settings["init"] = initial.digest
     backbone = backbone_origin(initial, config)
     begun = None
     if resume:
@@ -364,7 +363,9 @@ def _fit(
     skipped = [*data.skipped, *unread]
     usable = sum(ranks.gather(len(held)))
     if validation and not usable:
-        raise InputError(f"nothing to validate on: {unread[0].file}: {unread[0].why}")
+        if not held_out:
+            raise InputError(f"nothing to validate on: {unread[0].file}: {unread[0].why}")
+        validation = []
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         if config.minutes is not None and begun is None:
@@ -395,7 +396,7 @@ def _fit(
         collapsed=run.collapsed,
         flooded=run.flooded,
         held_out=held_out and bool(validation),
-        threshold=run.threshold,
+        threshold=run.best["threshold"],
         in_both=twice,
         backbone=backbone,
     )
@@ -439,7 +440,7 @@ class _Run:
     rows : list of dict
         Curve so far.
     best : dict
-        "epoch", "iou" and "scores" of the best epoch so far.
+        "epoch", "iou", "scores" and "threshold" of the best epoch so far.
     threshold : float or None
         Calibrated by the last validation.
     collapsed, flooded : bool
@@ -459,7 +460,7 @@ class _Run:
         data = trainer.data
         self.normalization = Normalization(data.mean, data.std)
         self.rows: list[Row] = []
-        self.best: dict[str, Any] = {"epoch": 0, "iou": -1.0, "scores": None}
+        self.best: dict[str, Any] = {"epoch": 0, "iou": -1.0, "scores": None, "threshold": None}
         self.threshold: float | None = None
         self.collapsed = self.flooded = False
 
@@ -469,7 +470,10 @@ class _Run:
         trained = load_checkpoint(path, self.trainer.ranks.device)
         try:
             self.trainer.restore(trained.network.state_dict(), trained.state)
-            self.rows, self.best = trained.state["rows"], trained.state["best"]
+            self.rows, self.best = trained.state["rows"], dict(trained.state["best"])
+            if "threshold" not in self.best:  # of an earlier version
+                best = self.out / BEST
+                self.best["threshold"] = load_checkpoint(best, "cpu").threshold if best.exists() else None
             self.collapsed = trained.state["collapsed"]
             self.flooded = trained.state.get("flooded", False)
             self.threshold = trained.threshold
@@ -530,13 +534,14 @@ class _Run:
         self.rows = [*self.rows, row]
         if not self.choose:
             scores = None if result is None else result.as_dict()
-            self.best = {"epoch": row["epoch"], "iou": -1.0, "scores": scores}
+            self.best = {"epoch": row["epoch"], "iou": -1.0, "scores": scores, "threshold": self.threshold}
             return True
         # IoU is NaN if neither truth nor prediction has a pixel, which counts as 0.
         iou = 0.0 if result is None or math.isnan(result.iou) else result.iou
         if result is None or iou <= self.best["iou"]:
             return False
-        self.best = {"epoch": row["epoch"], "iou": iou, "scores": result.as_dict()}
+        scores = result.as_dict()
+        self.best = {"epoch": row["epoch"], "iou": iou, "scores": scores, "threshold": self.threshold}
         return True
 
     def _save(self, name: str, result: Result | None, more: Mapping[str, Any]) -> None:

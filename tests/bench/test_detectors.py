@@ -93,11 +93,13 @@ def test_variants_of_the_command_line():
         "x",
         {"stages": "64:.5,128:.5", "prior": -2.0},
     )
+    assert parsed_variant("x: amp=False") == ("x", {"amp": False})
+    assert parsed_variant("x: amp=True") == ("x", {"amp": True})
     full = TrainConfig("acm", schedule="fast")
     assert changed(full, {"prior": -2.0, "lr": 0.1}) == replace(
         full, lr=0.1, fast=replace(full.fast, prior=-2.0)
     )
-    for text in ("x", "x:", ": lr=1", "x: lr=a", "x: lr"):
+    for text in ("x", "x:", ": lr=1", "x: lr=a", "x: lr", "x: amp=no"):
         with pytest.raises(InputError, match="--variant"):
             parsed_variant(text)
 

@@ -12,7 +12,7 @@ from mclc_gpu.classical.predictor import MethodPredictor, make_method, scaled, s
 from mclc_gpu.classical.rules import threshold_of
 from mclc_gpu.classical.tophat import TopHat
 from mclc_gpu.data.synthetic import scene
-from mclc_gpu.errors import InputError
+from mclc_gpu.errors import InputError, Skipped
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,23 @@ def test_frames_of_a_sequence_run_together():
     assert streamed[4][1].any()
 
 
+@pytest.mark.parametrize(("frames", "unsolved"), [(1, "b"), (2, "bc")])
+def test_an_image_without_a_result_is_skipped_with_its_name(frames, unsolved):
+    images = [np.eye(8, 7 if name == "b" else 9, dtype=np.uint8) for name in "abcd"]
+    groups = {"a": 0, "b": 1, "c": 1, "d": 2} if frames > 1 else {}
+    predictor = MethodPredictor(Frames(frames), groups=groups)
+    found = {
+        name: one for (name,), one in predictor.stream(zip([(name,) for name in "abcd"], images, strict=True))
+    }
+    assert list(found) == list("abcd")
+    for name, one in found.items():
+        if name in unsolved:
+            assert isinstance(one, Skipped)
+            assert (one.file, "no finite result" in one.why) == (name, True)
+        else:
+            assert isinstance(one, np.ndarray)
+
+
 def test_a_stream_of_single_images_keeps_its_order():
     images = [np.roll(frames()[0], index, axis=1)[:, : 40 + index % 2] for index in range(70)]
     found = list(MethodPredictor(TopHat()).stream(((str(i), i), image) for i, image in enumerate(images)))
@@ -140,6 +157,16 @@ def test_thresholds():
     nothing = np.zeros((5, 5), np.float32)
     for rule in ("adaptive", "k-sigma", "top-n"):
         assert not (nothing > threshold(rule, nothing)).any()
+
+
+def test_as_many_pixels_are_marked_as_asked_for():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        levels = rng.choice(65536, 400, replace=False).reshape(20, 20)
+        probability = (levels / 65535).astype(np.float32)
+        for top in (1, 5, 20):
+            limit = threshold_of(probability, MethodOptions(threshold_rule="top-n", top=top))
+            assert np.count_nonzero(probability > np.float32(limit)) == top
 
 
 def test_parameters_as_texts():

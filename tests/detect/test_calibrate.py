@@ -10,8 +10,9 @@ from PIL import Image
 
 from mclc_gpu.cli.main import main
 from mclc_gpu.data.images import read_mask
-from mclc_gpu.detect.calibrate import calibrated_threshold, choose_threshold
+from mclc_gpu.detect.calibrate import choose_threshold
 from mclc_gpu.detect.checkpoint import Normalization, save_checkpoint
+from mclc_gpu.detect.evaluate import score_network
 from mclc_gpu.networks.zoo import NETWORKS
 from mclc_gpu.score.roc import RocScores
 
@@ -73,7 +74,9 @@ def test_a_detector_is_calibrated(tmp_path):
     truth = np.zeros((40, 50), bool)
     truth[5:8, 6:9] = True
     image = np.asarray(Image.open(tmp_path / "a.png"))
-    chosen = calibrated_threshold(bright_predictor(), [("a", image, truth)])
+    counts = RocScores()
+    score_network(bright_predictor(), [("a", image, truth)], roc=counts)
+    chosen = choose_threshold(counts.compute())
     assert chosen is not None
     assert chosen.low == pytest.approx(probability_of(125), abs=1 / 128)
     assert chosen.high == pytest.approx(probability_of(138), abs=1 / 128)

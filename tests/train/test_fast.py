@@ -1,9 +1,12 @@
 """Runs of the fast schedule on a tiny set: resuming, held-out images, budgets, first weights."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +19,12 @@ from mclc_gpu.distributed import Ranks
 from mclc_gpu.errors import InputError
 from mclc_gpu.networks.blocks import PooledBatchNorm2d
 from mclc_gpu.networks.zoo import NETWORKS
+from mclc_gpu.score.metrics import SCORES, Result
+from mclc_gpu.train import fit as fitting
 from mclc_gpu.train.config import FastConfig, TrainConfig
 from mclc_gpu.train.data import open_training_set
 from mclc_gpu.train.fit import fit
+from mclc_gpu.train.heldout import hold_out
 from mclc_gpu.train.trainer import MovingAverage, Trainer
 
 CPU = torch.device("cpu")
@@ -173,6 +179,38 @@ def test_given_validation_images_choose_the_epoch_and_overlap_is_told(
     assert fitted.best_epoch == 1 + scores.index(max(scores))
     assert fitted.in_both == recorded(tmp_path)["in_both"] == ["frame0", "frame1"]
     assert load_checkpoint(fitted.best, "cpu").threshold is not None
+
+
+def test_the_threshold_of_a_run_is_that_of_its_best_epoch(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validations = itertools.count(1)
+
+    def worse_and_worse(*_: Any) -> tuple[Any, int]:
+        number = next(validations)
+        return Result(values=dict.fromkeys(SCORES, math.nan) | {"iou": 1 / number}), number
+
+    monkeypatch.setattr(fitting, "validate", worse_and_worse)
+    monkeypatch.setattr(fitting, "choose_threshold", lambda number: SimpleNamespace(threshold=number / 100))
+    config = settings(validate_every=1, mpixels=0.05)
+    first = fit(samples, config, tmp_path, validation=samples[:2], device="cpu")
+    again = fit(samples, config, tmp_path, validation=samples[:2], device="cpu", resume=True)
+    for fitted in (first, again):
+        assert (fitted.best_epoch, fitted.threshold) == (1, 0.01)
+    assert load_checkpoint(first.best, "cpu").threshold == 0.01
+    assert load_checkpoint(first.last, "cpu").threshold == 0.02
+
+
+def test_held_out_images_that_cannot_be_read_stop_no_run(tmp_path: Path) -> None:
+    frames = write_frames(tmp_path, 20, side=60)
+    for held in hold_out(frames, 0.1)[1]:
+        held.image.write_bytes(b"damaged")
+    fitted = fit(frames, settings(mpixels=0.01), tmp_path / "run", device="cpu")
+    assert (fitted.validation, fitted.held_out, fitted.threshold) == ([], False, None)
+    assert len(fitted.skipped) == 2
+    given = hold_out(frames, 0.1)[1]
+    with pytest.raises(InputError, match="nothing to validate on"):
+        fit(frames, settings(mpixels=0.01), tmp_path / "other", validation=given, device="cpu")
 
 
 def test_a_network_that_marks_everything_is_reported(samples: list[Sample], tmp_path: Path) -> None:

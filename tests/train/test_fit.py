@@ -191,10 +191,11 @@ def test_a_run_of_the_first_version_resumes(undisturbed: Path, samples: list[Sam
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
     config = json.loads((out / "config.json").read_text())
-    for name in ("schedule", "hold_out", "pixels", "rounds"):
+    for name in ("schedule", "hold_out", "pixels", "rounds", "init"):
         del config["settings"][name]
     (out / "config.json").write_text(json.dumps(config))
     content = torch.load(out / "last.pt", weights_only=True)
+    del content["state"]["best"]["threshold"]
     for row in content["state"]["rows"]:
         del row["mpixels"]
     torch.save(content, out / "last.pt")

@@ -97,6 +97,8 @@ def test_a_run_says_where_its_backbone_is_from(stem: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "given/config.json").read_text())["backbone"] == given.backbone
     with pytest.raises(InputError, match="drawn: was begun with init None"):
         fit(samples, config, tmp_path / "drawn", device="cpu", backbone_weights=stem, resume=True)
+    with pytest.raises(InputError, match=r"given: was begun with init .*, not None"):
+        fit(samples, config, tmp_path / "given", device="cpu", resume=True)
 
 
 def test_weights_of_a_backbone_that_cannot_be_used(stem: Path) -> None:
@@ -108,9 +110,9 @@ def test_weights_of_a_backbone_that_cannot_be_used(stem: Path) -> None:
         read_initial(Path("best.pt"), stem, TrainConfig("backed"))
 
 
-def test_point_labels_are_neither_pasted_nor_held_out() -> None:
+def test_point_labels_are_neither_pasted_nor_resampled_nor_held_out() -> None:
     made = TrainConfig("plain", loss="partial-bce", fast=FastConfig(paste_share=0.5)).resolved()
-    assert (made.fast.paste_share, made.hold_out) == (0, 0)
+    assert (made.fast.paste_share, made.fast.scale_jitter, made.hold_out) == (0, 0, 0)
     assert TrainConfig("plain", loss="partial-bce", hold_out=0.2).resolved().hold_out == 0.2
 
 
