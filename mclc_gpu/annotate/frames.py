@@ -130,10 +130,10 @@ class Frame:
         LookupError
             There is no such tile.
         """
-        side, block = TILE << level, 1 << level
-        top, left = row * side, column * side
         if not (0 <= level < self.levels and row >= 0 and column >= 0):
             raise LookupError
+        side, block = TILE << level, 1 << level
+        top, left = row * side, column * side
         part = self.pixels[top : top + side, left : left + side]
         if not part.size:
             raise LookupError

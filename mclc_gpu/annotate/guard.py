@@ -3,10 +3,11 @@
 import asyncio
 import base64
 import hmac
+import json
 import math
 import time
 from collections import OrderedDict
-from http.cookies import CookieError, SimpleCookie
+from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -30,9 +31,18 @@ HEADERS = {
 }
 
 
-def problem(status: int, text: str, **headers: str) -> JSONResponse:
+class JsonAnswer(JSONResponse):
+    """Answer in JSON; bytes of file names that are no text become question marks."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode(errors="replace")
+
+
+def problem(status: int, text: str, **headers: str) -> JsonAnswer:
     """Return the answer to a request that cannot be met."""
-    return JSONResponse({"error": text}, status, headers)
+    return JsonAnswer({"error": text}, status, headers)
 
 
 class Guard:
@@ -118,7 +128,8 @@ class Guard:
             if not _equal(given, token):
                 return problem(401, "wrong token; open the address that the server printed")
             response = RedirectResponse("/", 303)
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            # Lax: a link from report.html, which is another site, brings the cookie.
+            response.set_cookie(COOKIE, token, httponly=True, samesite="lax")
             return response
         kind, _, content = headers.get("authorization", "").partition(" ")
         sent = [content.strip()] if kind.lower() == "bearer" else []
@@ -153,11 +164,9 @@ def _password(content: str) -> str:
 
 
 def _cookie(text: str) -> str:
-    try:
-        found = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+    """Return the token in a Cookie header, whatever other servers of this host have set."""
+    pairs = (one.strip().partition("=") for one in text.split(";"))
+    return next((value.strip('"') for name, _, value in pairs if name == COOKIE), "")
 
 
 def _most(scope: Scope) -> int:

@@ -7,10 +7,11 @@ import numpy as np
 from PIL import Image
 
 from mclc_gpu.annotate.labels import finals
+from mclc_gpu.annotate.seconds import COLUMNS, SECONDS
 from mclc_gpu.annotate.session import Session
-from mclc_gpu.data.annotations import Point
+from mclc_gpu.annotate.state import ImageState
 from mclc_gpu.data.exports import ExportedImage, ExportedTarget, export
-from mclc_gpu.data.files import atomic_path
+from mclc_gpu.data.files import atomic_path, write_csv
 from mclc_gpu.data.masks import BoxedMask
 from mclc_gpu.data.points import write_points
 from mclc_gpu.errors import InputError, Skipped, attempt
@@ -22,7 +23,8 @@ from mclc_gpu.labels.run import Inputs, label_dataset
 from mclc_gpu.report.page import report_labels
 from mclc_gpu.report.sheets import write_overview
 from mclc_gpu.tune.config import TuneOptions
-from mclc_gpu.tune.run import CONFIG, tune_labels
+from mclc_gpu.tune.run import tune_labels
+from mclc_gpu.tune.search import with_values
 
 CLICKS = "clicks.csv"  # what the labels were made from; points.csv has the categories that were estimated too
 EXPORTED, TUNE = "exports", "tune"
@@ -75,9 +77,11 @@ def write_labels(session: Session, formats: Sequence[str], progress: Progress, a
     progress(0, steps)
     with session.lock:
         points = session.state.points(session.names)
-        corrections = {name: own for name in points if (own := _corrections(session, name))}
+        states = {name: session.state.image(name) for name in points}
         config = session.config
-        session.seconds.write(session.out, session.state.images)
+        seconds = list(session.seconds.rows(session.state.images))
+    corrections = {name: own for name, state in states.items() if (own := _corrections(state))}
+    write_csv(session.out / SECONDS, COLUMNS, seconds)
     if not points:
         raise InputError("nothing is annotated; click a target, or mark an image without targets as done")
     clicks = session.out / CLICKS
@@ -102,7 +106,7 @@ def write_labels(session: Session, formats: Sequence[str], progress: Progress, a
     run = label_dataset(options, inputs, report=report)
     progress(1, steps)
     for number, name in enumerate(formats, 2):
-        export(name, session.out / EXPORTED, exported_images(session, points))
+        export(name, session.out / EXPORTED, exported_images(session, states, config))
         progress(number, steps)
     summary, by_hand = run.summary, sum(map(len, corrections.values()))
     also = f", {', '.join(formats)} in {EXPORTED}/" if formats else ""
@@ -112,18 +116,19 @@ def write_labels(session: Session, formats: Sequence[str], progress: Progress, a
     )
 
 
-def _corrections(session: Session, name: str) -> Mapping[Marks, BoxedMask]:
-    targets = session.state.image(name).targets.values()
-    return {marks_of(one.point): one.mask for one in targets if one.mask is not None}
+def _corrections(state: ImageState) -> Mapping[Marks, BoxedMask]:
+    return {marks_of(one.point): one.mask for one in state.targets.values() if one.mask is not None}
 
 
-def exported_images(session: Session, points: Mapping[str, Sequence[Point]]) -> Iterator[ExportedImage]:
-    """Yield the annotated images with their labels; those that cannot be read are left out."""
-    for name in points:
-        labeled = attempt(name, lambda name=name: session.label(name))  # type: ignore[misc]
+def exported_images(
+    session: Session, states: Mapping[str, ImageState], config: LabelConfig
+) -> Iterator[ExportedImage]:
+    """Yield images with the labels of these states; those that cannot be read are left out."""
+    for name, state in states.items():
+        labeled = attempt(name, lambda n=name, s=state: session.label_earlier(n, s, config))  # type: ignore[misc]
         if isinstance(labeled, Skipped):
             continue
-        frame, _, labels = labeled
+        frame, labels = labeled
         file = session.frames.files[name]
         targets = [_exported(target) for target in finals(labels)]
         folder, _, _ = name.rpartition("/")
@@ -139,6 +144,8 @@ def _exported(target: TargetMask) -> ExportedTarget:
 def tune_session(session: Session, progress: Progress) -> str:
     """Tune the label settings on the images with corrected masks; untouched targets get the better ones.
 
+    The search starts at the session's settings, and only what it changed is changed in the session.
+
     Raises
     ------
     InputError
@@ -148,6 +155,7 @@ def tune_session(session: Session, progress: Progress) -> str:
     if preset is None:
         raise InputError(f"the label maker {session.config.maker!r} has no settings to tune")
     with session.lock:
+        config = session.config
         names = [name for name in session.names if session.state.image(name).corrected]
     if not names:
         raise InputError("no mask was corrected by hand; mend a few, then tune")
@@ -176,11 +184,13 @@ def tune_session(session: Session, progress: Progress) -> str:
             budget=_BUDGET,
             overwrite=True,
             device="cpu",
-        )
+        ),
+        config,
     )
-    tuned = LabelConfig.read(folder / "search" / CONFIG)
-    if summary["tuned_kept"] and tuned != session.config:
-        session.set_config(tuned)
+    if summary["tuned_kept"]:
+        tuned = {name: value for name, (_, value) in summary["changes"].items()}
+        with session.lock:  # of other settings, those that somebody chose meanwhile stay
+            session.set_config(with_values(session.config, tuned))
     progress(len(names) + 1, len(names) + 1)
     before, after = summary["before"]["iou"], summary["after"]["iou"]
     found = f"{summary['images']} images: IoU {before:.3f} before, {after:.3f} after"

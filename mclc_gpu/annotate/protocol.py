@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_HEAD_SECONDS = 10.0  # in which the head of a connection's first request must arrive
+_HEAD_SECONDS = 10.0  # in which the head of a connection's next request must arrive
 
 
 class TimedProtocol(H11Protocol):
@@ -16,8 +17,15 @@ class TimedProtocol(H11Protocol):
         super().connection_made(transport)
         # asyncio does so only for sockets that were made with a protocol number.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.loop.call_later(_HEAD_SECONDS, self._end_if_silent)
+        self.loop.call_later(_HEAD_SECONDS, self._end_if_silent, None)
 
-    def _end_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def on_response_complete(self) -> None:
+        """Wait for the next request: the timer of the server stops at its first byte."""
+        answered = self.cycle
+        super().on_response_complete()
+        self.loop.call_later(_HEAD_SECONDS, self._end_if_silent, answered)
+
+    def _end_if_silent(self, answered: Any) -> None:
+        """Close the connection if no request was begun after this one."""
+        if self.cycle is answered and not self.transport.is_closing():
             self.transport.close()

@@ -2,10 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from mclc_gpu.annotate.state import ImageState
-from mclc_gpu.data.files import write_csv
 
 PAUSE_LIMIT = 30.0  # seconds: longer times between two actions count as that much
 SECONDS = "seconds.csv"
@@ -37,8 +35,11 @@ class Seconds:
 
     def rows(self, images: Mapping[str, ImageState]) -> Iterable[tuple[object, ...]]:
         """Yield image, place of the target in it (none: of those deleted since), seconds and actions."""
+        of_image: dict[str, list[tuple[str, int]]] = {}
+        for key in sorted(self.edits):
+            of_image.setdefault(key[0], []).append(key)
         for image, state in images.items():
-            gone, known = [0.0, 0], sorted(key for key in self.edits if key[0] == image)
+            gone, known = [0.0, 0], of_image.get(image, [])
             places = {number: place for place, number in enumerate(state.targets)}
             for key in known:
                 if key[1] in places:
@@ -47,7 +48,3 @@ class Seconds:
                     gone = [gone[0] + self.seconds[key], gone[1] + self.edits[key]]
             if gone[1]:
                 yield image, None, round(gone[0], 3), gone[1]
-
-    def write(self, out: Path, images: Mapping[str, ImageState]) -> None:
-        """Write the table into a folder, atomically."""
-        write_csv(out / SECONDS, COLUMNS, self.rows(images))

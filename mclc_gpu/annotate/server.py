@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mclc_gpu.annotate.edits import MOST_TARGETS, UnknownTarget
 from mclc_gpu.annotate.frames import POOLS, TILE
-from mclc_gpu.annotate.guard import MOST_BODY, Guard, problem
+from mclc_gpu.annotate.guard import MOST_BODY, Guard, JsonAnswer, problem
 from mclc_gpu.annotate.seconds import COLUMNS, PAUSE_LIMIT
 from mclc_gpu.annotate.session import CHOICES, Conflict, Session
 from mclc_gpu.annotate.tools import AnyLabeling, LabelStudio
@@ -42,14 +43,32 @@ _TYPES = {
 }
 _PRIVATE = {"Cache-Control": "private, max-age=0, must-revalidate"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_IMAGE = re.compile(rb'"image"\s*:\s*"[^"]*"')
 _MOST_EDITS = 1000  # in one step
 _BEAT = 15.0  # seconds between signs of life of a stream of events
 _WAITING_EVENTS = 1000  # for a slow browser, which is then cut off and asks anew
+
+
 Handler = Callable[[Request], Any]
 
 
 class _Bad(Exception):
     """A request that makes no sense."""
+
+
+class _Number(Convertor[int]):
+    """Whole number in an address, of as many digits as make sense."""
+
+    regex = "[0-9]{1,9}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
 
 
 class Server:
@@ -71,15 +90,15 @@ class Server:
 
     def app(self, port: int, token: str | None) -> Guard:
         """Return the ASGI application for a server on this port."""
-        image = "/api/images/{index:int}"
+        image = "/api/images/{index:number}"
         routes = [
             self._route("/", self._index),
             self._route("/page/{name}", self._file),
             self._route("/api/session", self._session),
             self._route("/api/images", self._images),
             self._route(image, self._image),
-            self._route(image + "/targets/{id:int}", self._target),
-            self._route(image + "/tiles/{level:int}/{row:int}/{column:int}", self._tile),
+            self._route(image + "/targets/{id:number}", self._target),
+            self._route(image + "/tiles/{level:number}/{row:number}/{column:number}", self._tile),
             self._route(image + "/thumbnail", self._thumbnail),
             self._route(image + "/open", self._open, "POST"),
             self._route(image + "/edits", self._edits, "POST"),
@@ -90,8 +109,8 @@ class Server:
             self._route("/api/tasks", self._tasks),
             *(self._route(f"/api/{task}", partial(self._start, task), "POST") for task in self.work.kinds),
             self._route("/api/seconds.csv", self._seconds),
-            self._route("/health", lambda request: JSONResponse(self.any_labeling.health())),
-            self._route("/v1/models", lambda request: JSONResponse(self.any_labeling.models())),
+            self._route("/health", lambda request: JsonAnswer(self.any_labeling.health())),
+            self._route("/v1/models", lambda request: JsonAnswer(self.any_labeling.models())),
             self._answer("/v1/predict", self.any_labeling.predict),
             self._answer("/setup", self.label_studio.setup),
             self._answer("/predict", self.label_studio.predict),
@@ -104,11 +123,16 @@ class Server:
     def _route(self, path: str, handler: Handler, method: str = "GET") -> Route:
         """Return a route whose handler runs in a thread; its errors become answers of one line."""
 
+        def handle(request: Request, body: bytes | None) -> Response:
+            request.state.content = None if body is None else _json(body)
+            answer: Response = handler(request)
+            return answer
+
         async def endpoint(request: Request) -> Response:
             request.state.began = time.perf_counter()
             try:
-                request.state.content = _json(await request.body()) if method == "POST" else None
-                return await run_in_threadpool(handler, request)
+                body = await request.body() if method == "POST" else None
+                return await run_in_threadpool(handle, request, body)
             except _Bad as error:
                 return problem(400, str(error))
             except (UnknownTarget, Conflict) as error:
@@ -127,7 +151,7 @@ class Server:
 
     def _answer(self, path: str, function: Callable[[dict[str, Any]], dict[str, Any]]) -> Route:
         """Return a route of another tool: a function from the JSON of a request to that of its answer."""
-        return self._route(path, lambda request: JSONResponse(function(request.state.content)), "POST")
+        return self._route(path, lambda request: JsonAnswer(function(request.state.content)), "POST")
 
     def _index(self, request: Request) -> Response:
         return self._page_file("index.html", request)
@@ -144,7 +168,7 @@ class Server:
     def _session(self, request: Request) -> Response:
         session = self.session
         choices = {"polarity": list(POLARITIES), "outline": list(OUTLINES)}
-        return JSONResponse(
+        return JsonAnswer(
             {
                 "session": self.id,
                 "folder": self.folder,
@@ -170,10 +194,10 @@ class Server:
             states = [session.state.image(name) for name in session.names]
             checks = [session.checked(name) for name in session.names]
             revision = session.state.revision
-        return JSONResponse(
+        return JsonAnswer(
             {
                 "revision": revision,
-                "names": [_text(name) for name in session.names],
+                "names": session.names,
                 "targets": [len(state.targets) for state in states],
                 "corrected": [state.corrected for state in states],
                 "done": [int(state.done) for state in states],
@@ -192,10 +216,10 @@ class Server:
         session, name = self.session, self._name(request)
         frame, state, labels = session.label(name)
         low, high = frame.range
-        return JSONResponse(
+        return JsonAnswer(
             {
                 "index": session.places[name],
-                "name": _text(name),
+                "name": name,
                 "width": frame.shape[1],
                 "height": frame.shape[0],
                 "channels": 1 if frame.pixels.ndim == 2 else 3,
@@ -213,7 +237,7 @@ class Server:
         )
 
     def _target(self, request: Request) -> Response:
-        return JSONResponse(self.session.target(self._name(request), request.path_params["id"]))
+        return JsonAnswer(self.session.target(self._name(request), request.path_params["id"]))
 
     def _tile(self, request: Request) -> Response:
         session, name, place = self.session, self._name(request), request.path_params
@@ -239,7 +263,7 @@ class Server:
         _take(request, client=True)
         self.session.open(name, request.state.content["client"])
         self.work.look_at(name)
-        return JSONResponse({})
+        return JsonAnswer({})
 
     def _edits(self, request: Request) -> Response:
         name = self._name(request)
@@ -258,7 +282,7 @@ class Server:
     def _changed(self, request: Request, answer: dict[str, Any]) -> Response:
         answer |= self.work.changed(self.session.names[answer["index"]])
         answer["ms"] = round((time.perf_counter() - request.state.began) * 1e3, 2)
-        return JSONResponse(answer)
+        return JsonAnswer(answer)
 
     def _settings(self, request: Request) -> Response:
         content = _take(request, client=True, **dict.fromkeys(CHOICES, False))
@@ -267,28 +291,29 @@ class Server:
             raise _Bad(f"settings: give {' or '.join(CHOICES)} as a text")
         self.session.change_settings(**choices)
         self.work.relabel()
-        return JSONResponse({"revision": self.session.state.revision, "settings": self.session.choices()})
+        return JsonAnswer({"revision": self.session.state.revision, "settings": self.session.choices()})
 
     def _queue(self, request: Request) -> Response:
         limit = request.query_params.get("limit", "200")
         if not re.fullmatch(r"[0-9]{1,5}", limit):
             raise _Bad("limit: give a whole number")
-        return JSONResponse(self.work.queue(int(limit)))
+        return JsonAnswer(self.work.queue(int(limit)))
 
     def _tasks(self, request: Request) -> Response:
-        return JSONResponse(self.work.tasks_json())
+        return JsonAnswer(self.work.tasks_json())
 
     def _start(self, task: str, request: Request) -> Response:
         formats = _take(request, client=True, formats=False).get("formats", [])
         if not (isinstance(formats, list) and all(one in self.work.formats for one in formats)):
             raise _Bad(f"formats: give a list of {', '.join(self.work.formats)}")
-        return JSONResponse({"task": self.work.start(task, formats)}, 202)
+        return JsonAnswer({"task": self.work.start(task, formats)}, 202)
 
     def _seconds(self, request: Request) -> Response:
         with self.session.lock:
             rows = list(self.session.seconds.rows(self.session.state.images))
         lines = [",".join(COLUMNS), *(",".join("" if c is None else _cell(c) for c in row) for row in rows)]
-        return Response("\n".join(lines) + "\n", media_type="text/csv")
+        text = "".join(f"{line}\n" for line in lines)
+        return Response(text.encode(errors="surrogateescape"), media_type="text/csv; charset=utf-8")
 
     async def _events(self, request: Request) -> Response:
         queue: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue(_WAITING_EVENTS)
@@ -336,7 +361,11 @@ def _page_files() -> dict[str, tuple[bytes, str]]:
 
 
 def _json(body: bytes) -> dict[str, Any]:
-    """Return the object in the body of a request."""
+    """Return the object in the body of a request, which may be large only by the text of an image."""
+    if len(body) > MOST_BODY:
+        image = _IMAGE.search(body)
+        if len(body) - (0 if image is None else len(image[0])) > MOST_BODY:
+            raise _Bad(f"the request has more than {MOST_BODY} bytes besides its image; send less")
 
     def no_number(text: str) -> float:
         raise _Bad(f"the request holds {text}, which is no number of JSON")
@@ -378,11 +407,6 @@ def _cached(
 def _cell(value: object) -> str:
     text = str(value)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n') else text
-
-
-def _text(name: str) -> str:
-    """Return a file name as text; bytes that are none become question marks."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

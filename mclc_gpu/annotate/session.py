@@ -125,11 +125,10 @@ class Session:
                 self.state.revision += 1
             elif record["op"] == "import":
                 self._imported = record["source"]
-            elif record["image"] not in self.places:
-                missing.add(record["image"])
-                continue
+                for own in record.get("images", ()):
+                    self._replay_image({**own, "op": "edit", "client": "", "t": record["t"]}, missing)
             else:
-                self._replay_image(record)
+                self._replay_image(record, missing)
         if missing and not self.state.images:
             raise InputError(
                 f"{self._journal.path}: annotates images that are not in {self.images}, such as "
@@ -140,7 +139,10 @@ class Session:
             for name in sorted(missing)
         ]
 
-    def _replay_image(self, record: Mapping[str, Any]) -> None:
+    def _replay_image(self, record: Mapping[str, Any], missing: set[str]) -> None:
+        if record["image"] not in self.places:
+            missing.add(record["image"])
+            return
         numbers: list[int] = []
         if record["op"] != "open":
             change = Change.of_json(record, self.state.image(record["image"]))
@@ -176,9 +178,8 @@ class Session:
             for name, own in points.items()
             if own
         ]
-        moment = time.time()
-        records = [{**change.json(), "op": "edit", "client": "", "t": moment} for change in changes]
-        self._journal.append([*records, {"op": "import", "source": digest, "t": moment}])
+        record = {"op": "import", "source": digest, "images": [change.json() for change in changes]}
+        self._journal.append([{**record, "t": time.time()}])  # one record, so that a kill leaves all or none
         for change in changes:
             self.state.apply("", "edit", change)
         self._imported = digest
@@ -206,6 +207,22 @@ class Session:
         with self._lock_of(name):
             frame, state = self.frames.frame(name), self.state.image(name)
             return frame, state, self._labels_of(name).label(frame, state.targets)
+
+    def label_earlier(
+        self, name: str, state: ImageState, config: LabelConfig
+    ) -> tuple[Frame, dict[int, Labeled]]:
+        """Return an image and the labels of annotations and a config that may have changed since.
+
+        Raises
+        ------
+        InputError
+            The image cannot be read or labeled.
+        """
+        with self._lock_of(name):
+            frame, labels = self.frames.frame(name), self._labels_of(name)
+            if labels.config != config:
+                labels = ImageLabels(name, config, self.seed)
+            return frame, labels.label(frame, state.targets, keep=False)
 
     def _lock_of(self, name: str) -> threading.Lock:
         """Return the lock of an image."""
@@ -303,7 +320,7 @@ class Session:
             frame, labels = self.frames.frame(name), self._labels_of(name)
             before = self.state.image(name)
             old = labels.label(frame, before.targets)
-            if known is not None:
+            if request in self._requests:  # known before, or made by another thread meanwhile
                 return self._repeated(request, before, old)
             with self.lock:
                 change = self._next(client, way)
@@ -329,9 +346,10 @@ class Session:
             self.state.apply(client, way, change)
             self._remember(request, change)
             self.seconds.add(client, moment, change.image, change.targets)
-            revision = self.state.revision
+            revision, state = self.state.revision, self.state.image(change.image)
         data = {"revision": revision, "index": self.places[change.image], "client": client}
-        self.publish("edit", data)
+        counts = {"targets": len(state.targets), "corrected": state.corrected, "done": state.done}
+        self.publish("edit", data | counts)
 
     def open(self, name: str, client: str) -> None:
         """Note that an annotator sees an image now."""

@@ -1,5 +1,6 @@
 """Annotations of a folder in memory: targets of each image, changes of them, and undo."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -114,10 +115,24 @@ class ImageState:
         )
 
     def allows(self, change: "Change") -> bool:
-        """Return whether all that a change replaces is as the change expects it."""
+        """Return whether what a change replaces is as it expects, and no target gets the marks of another."""
         targets = all(self.targets.get(number) == before for number, (before, _) in change.targets.items())
         done = change.done is None or self.done == change.done[0]
-        return targets and done and (change.rejected is None or self.rejected == change.rejected[0])
+        rejected = change.rejected is None or self.rejected == change.rejected[0]
+        return targets and done and rejected and not self._would_repeat(change)
+
+    def _would_repeat(self, change: "Change") -> bool:
+        """Return whether a change gives a target the marks of another one."""
+        marks = {
+            number: (one.point.marks, one.point.box) for number, one in self.changed(change).targets.items()
+        }
+        times = Counter(marks.values())
+        for number in change.targets.keys() & marks.keys():
+            before = self.targets.get(number)
+            moved = before is None or (before.point.marks, before.point.box) != marks[number]
+            if moved and times[marks[number]] > 1:
+                return True
+        return False
 
 
 class Change(NamedTuple):

@@ -27,6 +27,7 @@ from mclc_gpu.errors import InputError
 from mclc_gpu.labels.pipeline import TargetMask
 
 MODEL = "mclc-gpu"
+_MOST = 1e9  # pixels or percent
 _LABEL = "target"  # of shapes; the tools have their own names for them
 
 
@@ -158,11 +159,9 @@ def _marks(params: Any) -> tuple[list[dict[str, Any]], list[bool]]:
 
 
 def _numbers(values: Any, name: str) -> list[float]:
-    good = isinstance(values, list) and all(
-        type(one) in (int, float) and math.isfinite(one) for one in values
-    )
+    good = isinstance(values, list) and all(type(one) in (int, float) and abs(one) <= _MOST for one in values)
     if not good:
-        raise InputError(f"{name}: give numbers")
+        raise InputError(f"{name}: give numbers, at most {_MOST:.0e}")
     return [float(value) for value in values]
 
 

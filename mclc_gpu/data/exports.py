@@ -103,6 +103,7 @@ def write_yolo_polygons(folder: Path, images: Images) -> Path:
 def _write_yolo(
     folder: Path, images: Images, line: Callable[[ExportedTarget, int, int], list[float]]
 ) -> Path:
+    _clear(folder, ".txt")
     for image in images:
         lines = [" ".join(["0", *map(repr, line(target, *image.shape))]) for target in image.targets]
         _write_text(folder / f"{image.stem}.txt", "".join(f"{text}\n" for text in lines))
@@ -112,6 +113,7 @@ def _write_yolo(
 def write_labelme(folder: Path, images: Images) -> Path:
     """Write labelme/NAME.json: for each target a polygon along its pixels and a point, in one group."""
     folder = folder / "labelme"
+    _clear(folder, ".json")
     for image in images:
         shapes = []
         for number, target in enumerate(image.targets, 1):
@@ -190,6 +192,12 @@ def write_cvat(folder: Path, images: Images) -> Path:
     text = ET.tostring(root, encoding="unicode", xml_declaration=False)
     _write_text(folder / "cvat.xml", f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n')
     return folder / "cvat.xml"
+
+
+def _clear(folder: Path, suffix: str) -> None:
+    """Remove the files of an earlier export, some of whose images may have no labels any more."""
+    for path in sorted(folder.rglob(f"*{suffix}")):
+        path.unlink()
 
 
 def _write_text(path: Path, text: str) -> None:

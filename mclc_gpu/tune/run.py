@@ -15,7 +15,7 @@ from mclc_gpu.data.names import find_images_and_masks
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.errors import InputError, Skipped
 from mclc_gpu.kernels.backend import device_name, pick_device
-from mclc_gpu.labels.config import preset
+from mclc_gpu.labels.config import LabelConfig, changed, preset
 from mclc_gpu.report.plots import plot_search
 from mclc_gpu.runs import (
     Journal,
@@ -56,7 +56,7 @@ _KINDS = {"components.polarity", OUTLINE}  # of targets and of outlines
 Tried = tuple[Values, np.ndarray]
 
 
-def tune_labels(options: TuneOptions) -> dict[str, Any]:
+def tune_labels(options: TuneOptions, start: LabelConfig | None = None) -> dict[str, Any]:
     """Find label settings for a set of images, and measure their gain.
 
     The search prefers settings near the preset's, the more so the fewer images there are (see
@@ -71,6 +71,8 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
     Parameters
     ----------
     options : TuneOptions
+    start : LabelConfig, optional
+        Config at which the search starts, in place of the preset's.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def tune_labels(options: TuneOptions) -> dict[str, Any]:
     """
     started = time.perf_counter()
     keep_apart("--out", LAYOUT.places(options.out), (options.images, options.masks, options.list))
-    run = _Run(options)
+    run = _Run(options, start)
     with locked(options.out, LAYOUT.kind):
         if options.resume and (complete := completed_run(LAYOUT, options.out, run.fingerprint)) is not None:
             return complete
@@ -170,11 +172,11 @@ class _Run:
         Values of each evaluation, and the counts of pixels with them, see `Evaluator.counts`.
     """
 
-    def __init__(self, options: TuneOptions) -> None:
+    def __init__(self, options: TuneOptions, start: LabelConfig | None) -> None:
         self.options = options
         self.device = pick_device(options.device)
         changes = {} if options.category is None else {"category": options.category}
-        self.config = preset(options.preset, **changes)
+        self.config = preset(options.preset, **changes) if start is None else changed(start, **changes)
         self.space = space_of(self.config)
         self.start = values_of(self.config, self.space)
         # Without anything drawn at random, all seeds give the same labels.

@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import json
+import os
 import random
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 from annotating import PORT, client_of, edit
@@ -12,6 +15,7 @@ from starlette.testclient import TestClient
 
 from mclc_gpu.annotate.edits import _OPERATIONS
 from mclc_gpu.annotate.guard import COOKIE, MOST_BODY, Guard
+from mclc_gpu.data.names import find_files
 
 TOKEN = "a-token-of-the-test"
 
@@ -57,10 +61,40 @@ def test_a_token_is_asked_for_and_kept_as_a_cookie(open_session) -> None:
     assert status(client, f"/api/session?token={TOKEN}") == 401
     answer = client.get(f"/?token={TOKEN}")
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
-    assert {"httponly", "samesite=strict"} <= set(answer.headers["set-cookie"].lower().split("; "))
+    assert {"httponly", "samesite=lax"} <= set(answer.headers["set-cookie"].lower().split("; "))
     assert client.cookies[COOKIE] == TOKEN
     assert status(client) == 200
     assert status(client, "/") == 200
+    client.cookies.clear()
+    assert status(client, Cookie=f'odd{{}}=[1 2]"; {COOKIE}={TOKEN}; other') == 200
+    assert status(client, Cookie=f"other={TOKEN}") == 401
+
+
+def test_large_bodies_are_for_images_only(client: TestClient) -> None:
+    """Of a body above the limit of the others, all but the image's text must be below it."""
+    many = '{"model": [' + "[]," * (MOST_BODY // 3) + '[]], "image": "%s"}'
+    answer = client.post("/v1/predict", content=many % ("A" * 9))
+    assert (answer.status_code, "besides its image" in answer.json()["error"]) == (400, True)
+    answer = client.post("/v1/predict", content='{"model": "mclc-gpu", "image": "' + "A" * MOST_BODY + '"}')
+    assert (answer.status_code, answer.json()["error"]["code"]) == (200, "INVALID_IMAGE")
+
+
+def test_names_that_are_no_text_can_be_shown(open_session, frames: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    source = find_files(frames / "images")
+    try:
+        shutil.copy(next(iter(source.values())), folder / os.fsdecode(b"a\xff.png"))
+        (folder / os.fsdecode(b"b\xff.png")).write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    client = client_of(open_session(images=folder))
+    edit(client, 0, {"op": "add", "x": 20, "y": 20})
+    assert status(client, "/api/images/1") == 422
+    shown = client.get("/api/images").json()
+    assert shown["names"] == ["a?", "b?"]
+    assert "b?.png" in shown["problems"]["1"]
+    assert client.get("/api/seconds.csv").content.splitlines()[1].startswith(b"a\xff,0,")
 
 
 def test_too_large_and_too_many(client: TestClient, monkeypatch) -> None:
@@ -106,6 +140,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(client: TestClient, monke
         ("/api/images/0/tiles/0/0/0?pool=sum", 400), ("/api/images/0/targets/9", 404),
         ("/page/..%2f..%2fpyproject.toml", 404), ("/page/%2e%2e/session.py", 404), ("/page/none.js", 404),
         ("/etc/passwd", 404), ("/api/queue?limit=x", 400), ("/api/images/99999999999999999999", 404),
+        ("/api/images/" + "9" * 5000, 404), ("/api/images/0/tiles/999999999/0/0", 404),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_said_in_one_line(client: TestClient, path: str, expected: int) -> None:

@@ -10,12 +10,16 @@ from annotating import client_of, edit, mask_of
 
 from mclc_gpu.annotate.jobs import tune_session, write_labels
 from mclc_gpu.cli.main import main
+from mclc_gpu.data.annotations import Point
 from mclc_gpu.data.exports import EXPORTS
 from mclc_gpu.data.images import read_mask
 from mclc_gpu.data.names import find_files
 from mclc_gpu.data.simulate import simulate_points
 from mclc_gpu.errors import InputError
+from mclc_gpu.kernels.config import OUTLINES
+from mclc_gpu.labels.config import changed
 from mclc_gpu.labels.folder import LabelRun
+from mclc_gpu.labels.pipeline import label_images
 
 
 def silent(done: int, total: int) -> None:
@@ -110,13 +114,70 @@ def test_every_format_is_written(open_session, frames: Path) -> None:
     }  # fmt: skip
 
 
-def test_tuning_changes_untouched_targets_only(open_session, frames: Path, monkeypatch) -> None:
+def test_exports_are_of_the_labels_that_are_written(open_session, frames: Path) -> None:
     session = open_session()
     client = client_of(session)
     click_all(client, frames)
+
+    def change(done: int, total: int) -> None:
+        if done == 1:  # the labels are written, the exports are not yet
+            edit(client, 0, {"op": "add", "x": 1, "y": 1})
+
+    name = session.names[0]
+    count = len(session.state.image(name).targets)
+    write_labels(session, ["yolo-boxes"], change)
+    file = session.out / "exports" / "yolo-boxes" / f"{name}.txt"
+    assert len(file.read_text().splitlines()) == count
+    edit(client, 0, *({"op": "delete", "id": number} for number in session.state.image(name).targets))
+    write_labels(session, ["yolo-boxes"], silent)
+    assert not file.exists()
+    assert len(list(file.parent.iterdir())) == len(session.state.points(session.names))
+
+
+def test_tuning_starts_at_the_settings_of_the_session(open_session, frames: Path, monkeypatch) -> None:
+    session = open_session()
+    client = client_of(session)
+    click_all(client, frames)
+    session.change_settings(polarity="auto")
+    started = []
+
+    def tuned(options, start) -> dict:
+        started.append(start)
+        session.change_settings(outline=other)  # by somebody, during the search
+        facts = {"images": 1, "before": {"iou": 0.5}, "after": {"iou": 0.6}}
+        return {**facts, "tuned_kept": True, "changes": {"components.polarity": ["auto", "dark"]}}
+
+    other = next(one for one in OUTLINES if one != session.config.components.outline)
+    monkeypatch.setattr("mclc_gpu.annotate.jobs.tune_labels", tuned)
+    first, *_ = client.get("/api/images/0").json()["targets"]
+    drawn = {"top": 2, "left": 3, "height": 2, "width": 3, "runs": [0, 6]}
+    edit(client, 0, {"op": "mask", "id": first["id"], "mask": drawn})
+    before = session.config
+    assert "new settings" in tune_session(session, silent)
+    assert started == [before]
+    assert session.config == changed(before, components={"polarity": "dark", "outline": other})
+    shown = [client.get(f"/api/images/{index}").json()["targets"] for index in range(4)]
+    assert shown[0][0]["mask"] == drawn
+    expected = label_images(
+        [session.frames.frame(name).pixels for name in session.names],
+        [[Point(one["x"], one["y"]) for one in own] for own in shown],
+        session.config,
+        names=session.names,
+        device="cpu",
+    )
+    assert [one["area"] for own in shown for one in own][1:] == [int(one.mask.sum()) for one in expected][1:]
+
+
+def test_tuning_of_a_config_measures_that_config(open_session, frames: Path, monkeypatch) -> None:
+    session = open_session()
+    client = client_of(session)
+    click_all(client, frames)
+    session.change_settings(polarity="dark")
     first = client.get("/api/images/0").json()["targets"][0]
     drawn = {"top": 2, "left": 3, "height": 2, "width": 3, "runs": [0, 6]}
     edit(client, 0, {"op": "mask", "id": first["id"], "mask": drawn})
-    monkeypatch.setattr("mclc_gpu.annotate.jobs._BUDGET", 3)
+    monkeypatch.setattr("mclc_gpu.annotate.jobs._BUDGET", 2)
     assert "1 images" in tune_session(session, silent)
-    assert client.get("/api/images/0").json()["targets"][0]["mask"] == drawn
+    summary = json.loads((session.out / "tune" / "search" / "tune.json").read_text())
+    assert summary["settings"]["config"]["components"]["polarity"] == "dark"
+    assert session.config.components.polarity == "dark"

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -277,6 +278,54 @@ def test_points_to_begin_with_are_taken_once(open_session, frames: Path, tmp_pat
     write_points(table, {"elsewhere": [Point(5, 6)]})
     with pytest.raises(InputError, match="no image is named 'elsewhere'"):
         open_session(points=table, out=tmp_path / "third")
+
+
+def test_an_import_that_was_cut_off_leaves_nothing(open_session, tmp_path: Path) -> None:
+    names = open_session(out=tmp_path / "other").names
+    table = tmp_path / "points.csv"
+    write_points(table, {names[0]: [Point(5, 6, "spot")], names[2]: [Point(7, 8)]})
+    session = open_session(points=table)
+    path = tmp_path / "out" / JOURNAL
+    whole = path.read_bytes()
+    for end in range(whole.index(b"\n") + 1, len(whole), 40):
+        path.write_bytes(whole[:end])
+        assert open_session().state.images == {}
+    assert open_session(points=table).state.images == session.state.images
+
+
+def test_undo_sent_twice_at_once_is_done_once(clicked: TestClient, open_session) -> None:
+    session = open_session()
+    name = session.names[0]
+    session.edit(name, "a", [{"op": "add", "x": 3, "y": 60}])
+    before, answers = len(session.state.image(name).targets), []
+    ask = lambda: answers.append(session.undo("a", "undo", "one"))  # noqa: E731
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    with session._lock_of(name):  # both wait here, each having found that the request is new
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert len(session.state.image(name).targets) == before - 1
+    assert [answer["removed"] for answer in answers] == [[1], [1]]
+
+
+def test_undo_does_not_give_two_targets_the_same_marks(clicked: TestClient) -> None:
+    (target,) = targets(clicked)
+    edit(clicked, 0, {"op": "delete", "id": 0})
+    edit(clicked, 0, {"op": "add", "x": target["x"], "y": target["y"]}, who="b")
+    assert clicked.post("/api/undo", json={"client": "a"}).status_code == 409
+    assert [one["id"] for one in targets(clicked)] == [1]
+
+
+def test_windows_are_told_the_counts_of_an_edited_image(open_session) -> None:
+    session = open_session()
+    heard: list[tuple[str, dict]] = []
+    session.listeners.append(lambda event, data: heard.append((event, data)))
+    session.edit(session.names[1], "a", [{"op": "add", "x": 9, "y": 9}, {"op": "done", "done": True}])
+    assert heard == [
+        ("edit", {"revision": 1, "index": 1, "client": "a", "targets": 1, "corrected": 0, "done": True})
+    ]
 
 
 def test_a_journal_of_another_set_is_refused(open_session, tmp_path: Path) -> None:
