@@ -403,7 +403,7 @@ def test_a_score_added_at_run_time_is_in_every_output(monkeypatch, tmp_path, cap
     assert [line for line in lines if "| Dice in % |" in line]
     assert json.loads((tmp_path / "report" / "scores.json").read_text())["dice"] == content["dice"]
     assert columns()[-2:] == ["dice", "image_dice"]
-    row = make_row(1, 0.1, 0.5, 0.2, scores.compute().as_dict())
+    row = make_row(1, 2.5, 0.1, 0.5, 0.2, scores.compute().as_dict())
     assert row["dice"] == content["dice"]
     (tmp_path / "metrics.csv").write_text(f"epoch,dice\n1,{row['dice']}\n")
     plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
