@@ -65,7 +65,8 @@ def test_a_killed_server_loses_nothing_and_a_second_one_is_refused(
             assert [click(address, x)["added"] for x in (5, 30)] == [[0], [1]]
             head = [events.readline().decode() for _ in range(4)]
         assert head[2] == "event: edit\n"
-        assert json.loads(head[3].removeprefix("data: ")) == {"revision": 1, "index": 0, "client": "a"}
+        told = {"revision": 1, "index": 0, "client": "a", "targets": 1, "corrected": 0, "done": False}
+        assert json.loads(head[3].removeprefix("data: ")) == told
         argv = ["annotate", "--images", str(frames / "images"), "--out", str(out), "--port", "0"]
         assert main(argv) == 2
         assert "another annotate run is active" in capsys.readouterr().err
