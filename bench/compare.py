@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numba
 import torch
 
 from mclc_gpu.data.files import write_csv
+from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import synchronize
 
 Cell = str | int | float | None
@@ -25,6 +27,16 @@ _PACKAGES = (
     *("mclc-gpu", "torch", "triton", "numba", "numpy", "scikit-image", "pydensecrf"),
     *("opencv-python-headless", "opencv-contrib-python-headless", "fast-slic", "cuda-slic"),
 )
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Run a script's work; return 0, or 2 for bad input with one line that says what is wrong."""
+    try:
+        work()
+    except (InputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

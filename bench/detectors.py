@@ -21,7 +21,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 from matplotlib.figure import Figure
 
-from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_rows
+from mclc_gpu.bench.compare import Row, exit_code, machine, markdown, shown, versions, write_rows
 from mclc_gpu.bench.paper_cells import Cell, Cells
 from mclc_gpu.data.datasets import find_split, read_list
 from mclc_gpu.data.files import atomic_path
@@ -323,12 +323,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the tables; return 0, or 2 for bad input with one line that says what is wrong."""
     options = _arguments(arguments)
-    try:
-        _run(options, sys.argv[1:] if arguments is None else arguments)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _run(options, sys.argv[1:] if arguments is None else arguments))
 
 
 def _recipes(options: argparse.Namespace) -> list[Recipe]:

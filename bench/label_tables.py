@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mclc_gpu.bench.compare import Row, machine, markdown, shown, versions, write_rows
+from mclc_gpu.bench.compare import Row, exit_code, machine, markdown, shown, versions, write_rows
 from mclc_gpu.bench.dataset import Frames, read_set
 from mclc_gpu.bench.label_sets import (
     CLICKS,
@@ -466,12 +466,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the tables; return 0, or 2 for bad input with one line that says what is wrong."""
     options = _arguments(arguments)
-    try:
-        _measure(options, sys.argv[1:] if arguments is None else arguments)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _measure(options, sys.argv[1:] if arguments is None else arguments))
 
 
 def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:

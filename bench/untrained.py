@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mclc_gpu.bench import filters, lowrank
-from mclc_gpu.bench.compare import Benchmark, Contender, clocked, machine, markdown, versions
+from mclc_gpu.bench.compare import Benchmark, Contender, clocked, exit_code, machine, markdown, versions
 from mclc_gpu.bench.dataset import Context, pair_set, read_pairs
 from mclc_gpu.bench.printed import DETECTORS
 from mclc_gpu.classical.config import METHODS, MethodOptions
@@ -29,7 +29,6 @@ from mclc_gpu.data.files import atomic_path, fingerprint_of, read_json, write_js
 from mclc_gpu.data.images import display_rgb, network_levels
 from mclc_gpu.detect.config import EvaluateOptions
 from mclc_gpu.detect.evaluate import Case, evaluate_images
-from mclc_gpu.errors import InputError
 from mclc_gpu.kernels.backend import pick_device
 from mclc_gpu.report.sheets import (
     PANEL,
@@ -188,12 +187,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the files; return 0, or 2 for bad input with one line that says what is wrong."""
     options = _arguments(arguments)
-    try:
-        _run(options, sys.argv[1:] if arguments is None else arguments)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _run(options, sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:

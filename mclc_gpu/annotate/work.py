@@ -1,4 +1,4 @@
-"""What a session does in the background: checks of labels, suggestions, tuning and export."""
+"""Background work of a session: checks of labels, suggestions, tuning and export."""
 
 import logging
 import threading

@@ -71,7 +71,7 @@ def test_a_token_is_asked_for_and_kept_as_a_cookie(open_session) -> None:
 
 
 def test_large_bodies_are_for_images_only(client: TestClient) -> None:
-    """Of a body above the limit of the others, all but the image's text must be below it."""
+    """A body above the limit of the others is taken if all but the image's text is below it."""
     many = '{"model": [' + "[]," * (MOST_BODY // 3) + '[]], "image": "%s"}'
     answer = client.post("/v1/predict", content=many % ("A" * 9))
     assert (answer.status_code, "besides its image" in answer.json()["error"]) == (400, True)

@@ -1,4 +1,4 @@
-"""What a session writes: the files of `mclc-gpu label`, and those of other tools."""
+"""Files that a session writes: those of `mclc-gpu label`, and those of other tools."""
 
 import csv
 import json
